@@ -1,0 +1,1 @@
+"""What is trained: the activation γ, the recurrent layers, and the models around them."""

@@ -1,0 +1,228 @@
+"""The adaptive activation γ(x; n, s), its derivatives, and a module that learns n and s.
+
+    γ(x; n, s) = (1 − s) · log(1 + e^{n x}) / n  +  s / (1 + e^{−n x})
+
+n is the neuronal gain and s the degree of saturation (Geadah et al., arXiv 2006.12253).
+The family holds the softplus (s = 0), ReLU (s = 0, n → ∞), the sigmoid (s = 1, n = 1) and the
+Heaviside step (s = 1, n → ∞).
+
+This file needs torch alone and may be copied as it is. Run as a script, it checks its own
+gradients, prints how near it comes to its limits, and draws the family:
+
+    python3 NetworkCreation/gamma_function.py
+    python3 NetworkCreation/gamma_function.py --draw gamma.png
+"""
+
+import argparse
+
+import torch
+from torch import nn
+
+
+def softplus_over_n(x, n):
+    """p = log(1 + e^{n x}) / n, by  max(n x, 0)/n + log(1 + e^{−|n x|})/n.
+
+    max(n x, 0)/n is x or 0 and is taken from x itself, so that neither a large n x overflows nor
+    its rounding shows.
+    """
+    half_line = torch.where((x > 0) == (n > 0), x, torch.zeros_like(x))
+    return half_line + torch.log1p(torch.exp(-(n * x).abs())) / n
+
+
+def derivative_x(x, n, s):
+    """∂γ/∂x = (1 − s) σ + s n σ (1 − σ), with σ = σ(n x)."""
+    z = n * x
+    sigma, complement = torch.sigmoid(z), torch.sigmoid(-z)  # 1 − σ would cancel for large z
+    return (1 - s) * sigma + s * (n * (sigma * complement))
+
+
+def derivative_n(x, n, s):
+    """∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ).
+
+    x σ − p = −(|z| σ(−|z|) + log(1 + e^{−|z|})) / n with z = n x: two terms of one sign, where
+    x σ and p would cancel.
+    """
+    z = n * x
+    size = z.abs().clamp(max=torch.finfo(z.dtype).max)  # ∞ · 0 otherwise, where n x overflows
+    difference = size * torch.sigmoid(-size) + torch.log1p(torch.exp(-size))
+    return s * (x * (torch.sigmoid(z) * torch.sigmoid(-z))) - (1 - s) / n * (difference / n)
+
+
+def derivative_s(x, n, s):
+    """∂γ/∂s = σ − p; it does not depend on s."""
+    return torch.sigmoid(n * x) - _Gamma.apply(x, n, torch.zeros_like(s))  # p = γ(x; n, 0)
+
+
+class _Gamma(torch.autograd.Function):
+    """γ with the derivatives above instead of those of its parts, which are wrong at x = 0.
+
+    Differentiable any number of times, in forward and reverse mode, and under torch.func.vmap.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, n, s):
+        return (1 - s) * softplus_over_n(x, n) + s * torch.sigmoid(n * x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        derivatives = (derivative_x, derivative_n, derivative_s)
+        return tuple(
+            grad * derivative(*ctx.saved_tensors) if needed else None
+            for derivative, needed in zip(derivatives, ctx.needs_input_grad, strict=True)
+        )
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        derivatives = (derivative_x, derivative_n, derivative_s)
+        return sum(
+            tangent * derivative(*ctx.saved_tensors)
+            for derivative, tangent in zip(derivatives, tangents, strict=True)
+            if tangent is not None
+        )
+
+
+def _operands(x, n, s):
+    """x, n, s as tensors of one shape; a zero n that was given as a number is refused."""
+    if not isinstance(n, torch.Tensor):
+        check_gain(n)
+    n, s = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in (n, s))
+    return torch.broadcast_tensors(x, n, s)
+
+
+def check_gain(n):
+    """Raises ValueError where a gain n given by a person is zero or not finite."""
+    if not (torch.isfinite(torch.as_tensor(n, dtype=torch.float64)) and n != 0):
+        raise ValueError(f"the gain n is {n}: it must be finite and not 0, where γ has no value")
+
+
+def gamma(x, n, s):
+    """γ(x; n, s), element by element.
+
+    x: tensor of any shape, floating point. n, s: numbers or tensors that broadcast with x; n ≠ 0,
+    of either sign. Returns a tensor of the common shape.
+
+    For finite arguments the result is that of an n x rounded once, to a few units in the last
+    place of the larger of the two terms, without overflow on the way.
+    Raises ValueError for a number n that is 0 or not finite (a tensor n is not looked at).
+    """
+    return _Gamma.apply(*_operands(x, n, s))
+
+
+def gamma_prime(x, n, s):
+    """∂γ/∂x at (x; n, s); arguments, shapes and errors as for `gamma`."""
+    return derivative_x(*_operands(x, n, s))
+
+
+class Gamma(nn.Module):
+    """γ with a gain n and a saturation s of its own, in the manner of `torch.nn.PReLU`.
+
+    num_parameters: 1 (one n and one s for all features) or the number of features, on the last
+    axis of the input. n, s: initial values. learnable: whether n and s are parameters or, fixed,
+    buffers; both are in the state_dict. Raises ValueError for n = 0 or num_parameters < 1.
+
+    Input and output: (..., num_parameters), or any shape for num_parameters = 1.
+    """
+
+    def __init__(self, num_parameters=1, n=5.0, s=0.0, learnable=True, device=None, dtype=None):
+        super().__init__()
+        if num_parameters < 1:
+            raise ValueError(f"num_parameters is {num_parameters}: it must be at least 1")
+        register_gain_and_saturation(self, num_parameters, n, s, learnable, device, dtype)
+        self.num_parameters = num_parameters
+        self.learnable = learnable
+
+    def forward(self, x):
+        return gamma(x, self.n, self.s)
+
+    def extra_repr(self):
+        return f"num_parameters={self.num_parameters}, learnable={self.learnable}"
+
+
+def register_gain_and_saturation(module, num_parameters, n, s, learnable, device, dtype):
+    """Gives a module `n` and `s`, each (num_parameters,): parameters or, fixed, buffers."""
+    check_gain(n)
+    for name, value in (("n", n), ("s", s)):
+        tensor = torch.full((num_parameters,), float(value), device=device, dtype=dtype)
+        if learnable:
+            module.register_parameter(name, nn.Parameter(tensor))
+        else:
+            module.register_buffer(name, tensor)
+
+
+def check_gradients():
+    """Compares first and second derivatives with finite differences; raises where they differ."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4, generator=generator, dtype=torch.float64).mul_(2).requires_grad_()
+    for sign in (1.0, -1.0):
+        n = sign * (0.2 + 3 * torch.rand(4, generator=generator, dtype=torch.float64))
+        s = torch.randn(4, generator=generator, dtype=torch.float64)
+        inputs = (x, n.requires_grad_(), s.requires_grad_())
+        torch.autograd.gradcheck(gamma, inputs, check_forward_ad=True)
+        torch.autograd.gradgradcheck(gamma, inputs)
+
+
+def limits(gains=(1, 10, 100, 1000, 10000)):
+    """The largest distance of γ from its limits on −5 ≤ x ≤ 5, a row a gain.
+
+    Returns a list of (n, max |γ(x; n, 0) − ReLU(x)|, max |γ(x; n, 1) − Heaviside(x)| where
+    |x| ≥ 0.01).
+    """
+    x = torch.linspace(-5, 5, 10001, dtype=torch.float64)
+    away = x[x.abs() >= 0.01]
+    return [
+        (
+            n,
+            (gamma(x, n, 0.0) - torch.relu(x)).abs().max().item(),
+            (gamma(away, n, 1.0) - (away > 0).double()).abs().max().item(),
+        )
+        for n in gains
+    ]
+
+
+def draw_family(path):
+    """Draws γ and ∂γ/∂x for three ways through the family into an image file."""
+    import matplotlib.pyplot as plt  # needed here alone, and slow to import
+
+    x = torch.linspace(-4, 4, 801)
+    ways = {
+        "s = 0, n grows: softplus to ReLU": [(n, 0.0) for n in (0.5, 1, 2, 5, 20)],
+        "n = 1, s grows: softplus to sigmoid": [(1.0, s) for s in (0, 0.25, 0.5, 0.75, 1)],
+        "s = 1, n grows: sigmoid to step": [(n, 1.0) for n in (0.5, 1, 2, 5, 20)],
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, layout="constrained")
+    for column, (title, pairs) in enumerate(ways.items()):
+        for index, (n, s) in enumerate(pairs):
+            colour = plt.colormaps["viridis"](index / len(pairs))
+            axes[0, column].plot(x, gamma(x, n, s), color=colour, label=f"n = {n}, s = {s}")
+            axes[1, column].plot(x, gamma_prime(x, n, s), color=colour)
+        axes[0, column].set(title=title, ylabel="γ(x; n, s)")
+        axes[1, column].set(xlabel="x", ylabel="∂γ/∂x")
+        axes[0, column].legend(fontsize="small")
+    figure.savefig(path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Check and draw the activation γ(x; n, s).")
+    parser.add_argument("--draw", metavar="FILE", help="draw the family into an image file")
+    args = parser.parse_args(argv)
+    check_gradients()
+    print("gradients: equal to finite differences (first and second order, n of both signs)")
+    x = torch.linspace(-5, 5, 10001, dtype=torch.float64)
+    print(f"max |γ(x; 1, 1) − sigmoid|: {(gamma(x, 1, 1) - torch.sigmoid(x)).abs().max():.1e}")
+    print(f"{'n':>7}  {'|γ(x; n, 0) − ReLU|':>20}  {'|γ(x; n, 1) − step|, |x| ≥ 0.01':>32}")
+    for n, relu, step in limits():
+        print(f"{n:7d}  {relu:20.2e}  {step:32.2e}")
+    if args.draw:
+        draw_family(args.draw)
+        print(f"drawn: {args.draw}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Initial values of the recurrent matrices (`RECURRENT`) and of the input maps (`INPUT`).
+
+Every function fills a weight in place and returns it, in the manner of `torch.nn.init`, and draws
+from the CPU generator that it is given (torch's own if none), so that a seed gives the same
+numbers on every device.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+
+def henaff(weight, generator=None):
+    """exp(A), A block-diagonal and skew-symmetric with angles θ ~ U(−π, 0).
+
+    weight: (H, H); with H odd the last row and column are those of the identity. Each 2 × 2 block
+    of exp(A) is the rotation [[cos θ, sin θ], [−sin θ, cos θ]]. Raises ValueError if not square.
+    Source: Henaff, Szlam, LeCun (arXiv 1602.06662), with the angles of expRNN's code.
+    """
+    angles = torch.empty(weight.shape[0] // 2, dtype=weight.dtype)
+    return _rotate_pairs(weight, angles.uniform_(-math.pi, 0, generator=generator))
+
+
+def cayley(weight, generator=None):
+    """exp(A), A as for `henaff` with entries −√((1 − cos θ)/(1 + cos θ)), θ ~ U(0, π/2).
+
+    weight: (H, H). The entry is −tan(θ/2). Raises ValueError if not square.
+    Source: Helfrich, Willmott, Ye (arXiv 1707.09520), with the exponential of expRNN's code.
+    """
+    theta = torch.empty(weight.shape[0] // 2, dtype=weight.dtype)
+    theta.uniform_(0, math.pi / 2, generator=generator)
+    return _rotate_pairs(weight, -torch.sqrt((1 - theta.cos()) / (1 + theta.cos())))
+
+
+def _rotate_pairs(weight, angles):
+    """Writes exp of the block-diagonal skew-symmetric matrix with these angles into weight."""
+    _check_square(weight)
+    matrix = torch.eye(weight.shape[0], dtype=weight.dtype)
+    first = 2 * torch.arange(len(angles))
+    matrix[first, first] = matrix[first + 1, first + 1] = angles.cos()
+    matrix[first, first + 1] = angles.sin()
+    matrix[first + 1, first] = -angles.sin()
+    with torch.no_grad():
+        return weight.copy_(matrix)
+
+
+def random_rotation(weight, generator=None):
+    """A rotation drawn uniformly from SO(H): orthogonal, determinant +1.
+
+    weight: (H, H). Raises ValueError if not square.
+    """
+    _check_square(weight)
+    matrix = torch.empty(weight.shape, dtype=weight.dtype)
+    nn.init.orthogonal_(matrix, generator=generator)
+    if torch.linalg.det(matrix) < 0:
+        matrix[0].neg_()
+    with torch.no_grad():
+        return weight.copy_(matrix)
+
+
+def xavier(weight, generator=None, gain=1.0):
+    """N(0, σ²) with σ = gain · √(2/(fan_in + fan_out)). Source: Glorot & Bengio 2010."""
+    return _fill(weight, nn.init.xavier_normal_, gain=gain, generator=generator)
+
+
+def kaiming(weight, generator=None):
+    """N(0, σ²) with σ = √(2/fan_in). Source: He et al., arXiv 1502.01852."""
+    return _fill(weight, nn.init.kaiming_normal_, generator=generator)
+
+
+def normal(weight, generator=None):
+    """N(0, σ²) with σ = 1/√(number of rows): 1/√H for the recurrent matrix and the input map."""
+    return _fill(weight, nn.init.normal_, std=weight.shape[0] ** -0.5, generator=generator)
+
+
+def uniform(weight, generator=None, bound=1.0):
+    """U(−bound, bound)."""
+    return _fill(weight, nn.init.uniform_, a=-bound, b=bound, generator=generator)
+
+
+def _fill(weight, initialise, **options):
+    drawn = initialise(torch.empty(weight.shape, dtype=weight.dtype), **options)
+    with torch.no_grad():
+        return weight.copy_(drawn)
+
+
+def _check_square(weight):
+    if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
+        raise ValueError(f"the shape is {tuple(weight.shape)}: a rotation is a square matrix")
+
+
+RECURRENT = {
+    "henaff": henaff,
+    "cayley": cayley,
+    "random": random_rotation,
+    "xavier": xavier,
+    "kaiming": kaiming,
+    "normal": normal,
+}
+INPUT = {"xavier": xavier, "kaiming": kaiming, "normal": normal}
