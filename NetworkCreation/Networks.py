@@ -121,7 +121,8 @@ class RecurrentLayer(nn.Module):
         """The state to start from and a drive for every step; ValueError for a wrong shape."""
         if x.ndim != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
-                f"the input's shape is {tuple(x.shape)}: it must be (T, B, {self.input_size}), T ≥ 1"
+                f"the input has the shape {tuple(x.shape)}: it must be "
+                f"(T, B, {self.input_size}), T ≥ 1"
             )
         steps, batch = x.shape[:2]
         if state is None:
@@ -134,7 +135,8 @@ class RecurrentLayer(nn.Module):
             return state, [None] * steps
         if tuple(drive.shape) not in ((steps,), (steps, batch)):
             raise ValueError(
-                f"the drive's shape is {tuple(drive.shape)}: it must be ({steps},) or {(steps, batch)}"
+                f"the drive has the shape {tuple(drive.shape)}: it must be "
+                f"({steps},) or {(steps, batch)}"
             )
         return state, drive.to(x)
 
