@@ -1,0 +1,195 @@
+"""The two models of the experiments, layer and read-out, and how a checkpoint becomes a model."""
+
+import pickle
+
+import torch
+from torch import nn
+
+from NetworkCreation import initialization
+from NetworkCreation.Networks import ANRU, NETWORKS, RNN, choose
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or holds another network than the one asked for."""
+
+
+class PixelClassifier(nn.Module):
+    """A recurrent layer that reads an image pixel by pixel, and a read-out of its last state.
+
+    `lin` maps h_T to the classes: xavier normal, bias 0.
+    """
+
+    def __init__(self, rnn, classes=10, generator=None):
+        super().__init__()
+        self.rnn = rnn
+        self.lin = _read_out(rnn, classes, initialization.xavier, generator)
+
+    def forward(self, x, drive=None):
+        """x (T, B, I), drive as the layer takes it; returns logits (B, classes)."""
+        outputs, _ = self.rnn(x, drive=drive)
+        return self.lin(outputs[-1])
+
+
+class CharacterModel(nn.Module):
+    """An embedding of symbols, a recurrent layer, and a read-out at every step.
+
+    vocabulary: the number of symbols. Embedding and read-out weights are U(−0.1, 0.1), the
+    read-out's bias is 0. tied: both are one matrix; raises ValueError where the sizes differ.
+    """
+
+    def __init__(self, rnn, vocabulary, tied=False, generator=None):
+        super().__init__()
+        embedding_size = rnn.input_size
+        if tied and embedding_size != rnn.hidden_size:
+            raise ValueError(
+                f"the embedding has {embedding_size} and the layer {rnn.hidden_size} units: "
+                "tied weights need as many"
+            )
+        weight = torch.empty(vocabulary, embedding_size)
+        initialization.uniform(weight, generator, bound=0.1)
+        self.encoder = nn.Embedding(vocabulary, embedding_size, _weight=weight)
+        self.rnn = rnn
+        self.decoder = _read_out(rnn, vocabulary, initialization.uniform, generator, bound=0.1)
+        if tied:
+            self.decoder.weight = self.encoder.weight
+
+    def forward(self, symbols, state=None, drive=None):
+        """symbols (T, B) of integers; returns logits (T, B, vocabulary) and the layer's state."""
+        outputs, state = self.rnn(self.encoder(symbols), state, drive)
+        return self.decoder(outputs), state
+
+
+def _read_out(rnn, outputs, initialise, generator, **options):
+    linear = nn.utils.skip_init(nn.Linear, rnn.hidden_size, outputs)
+    initialise(linear.weight, generator, **options)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def build_model(spec, generator=None):
+    """The model that a dictionary of plain values describes, new and on the CPU.
+
+    spec: `task` ('pixels' or 'characters'), `net_type` (a key of `NETWORKS`), `hidden_size`,
+    `layer` (further arguments of that layer), and for pixels `classes`, for characters
+    `embedding_size`, `vocabulary` (the list of symbols) and `tied`.
+    Raises ValueError where a value is not allowed.
+    """
+    network = choose("net_type", spec["net_type"], NETWORKS)
+    characters = {"pixels": False, "characters": True}
+    if choose("task", spec["task"], characters):
+        inputs = spec["embedding_size"]
+        rnn = network(inputs, spec["hidden_size"], generator=generator, **spec["layer"])
+        return CharacterModel(rnn, len(spec["vocabulary"]), spec["tied"], generator)
+    rnn = network(1, spec["hidden_size"], generator=generator, **spec["layer"])
+    return PixelClassifier(rnn, spec["classes"], generator)
+
+
+@torch.no_grad()
+def adaptation(rnn, x):
+    """Mean and standard deviation of n and s: over units and, for ANRU, over the input x too.
+
+    x: (T, B, I), a few sequences. Returns {'n_mean', 'n_std', 's_mean', 's_std'} of floats, each
+    None for a layer without n and s.
+    """
+    found = {}
+    if isinstance(rnn, ANRU):
+        _, _, found = rnn.trace(x, keep=("n", "s"))
+    elif hasattr(rnn, "n"):
+        found = {"n": rnn.n, "s": rnn.s}
+    statistics = {}
+    for name in ("n", "s"):
+        values = found[name].double() if name in found else None
+        statistics[f"{name}_mean"] = None if values is None else values.mean().item()
+        statistics[f"{name}_std"] = None if values is None else values.std(correction=0).item()
+    return statistics
+
+
+def read_checkpoint(path):
+    """The dictionary that a checkpoint file holds, its tensors on the CPU; it runs no code.
+
+    Raises CheckpointError, with the file's name, for what is no checkpoint, is cut short, or
+    holds anything but tensors and plain values.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values ({_first_line(error)})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path}: not a checkpoint, it has no 'state_dict'")
+    return checkpoint
+
+
+def load_model(checkpoint_path, config=None):
+    """The trained model of a checkpoint, in eval mode on the CPU, and its config.
+
+    A checkpoint of this project holds its config, and needs no other; one that is given must
+    have the same `model`. A checkpoint of the paper's own code, {'state_dict', 'optimizer',
+    'epoch'}, holds none: give {'model': spec}, spec as for `build_model`.
+    Raises CheckpointError for a file that cannot be read or holds another network.
+    """
+    return model_of(read_checkpoint(checkpoint_path), checkpoint_path, config)
+
+
+def model_of(checkpoint, checkpoint_path, config=None):
+    """As `load_model`, of a checkpoint that has been read already."""
+    saved = checkpoint.get("config")
+    if saved is None and config is None:
+        raise CheckpointError(f"{checkpoint_path}: holds no config, so that one must be given")
+    if saved is not None and config is not None and saved["model"] != config["model"]:
+        raise CheckpointError(f"{checkpoint_path}: {_difference(saved['model'], config['model'])}")
+    config = config if saved is None else saved
+    model = build_model(config["model"])
+    state = checkpoint["state_dict"]
+    if saved is None:
+        state = _from_paper(state, model)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise CheckpointError(
+            f"{checkpoint_path}: holds another network than {config['model']['net_type']} with "
+            f"{config['model']['hidden_size']} units ({reasons})"
+        ) from error
+    return model.eval(), config
+
+
+def _from_paper(state, model):
+    """The state_dict of the paper's own code in this project's names and shapes.
+
+    Its RNN may hold n and s twice, the second time within the activation's module, or not at all
+    where they were fixed; one number each even for gamma2; and it may lack a bias.
+    """
+    state = dict(state)
+    for name in ("n", "s"):
+        inner = state.pop(f"rnn.nonlinearity.{name}", None)
+        if inner is not None:
+            state.setdefault(f"rnn.{name}", inner)
+    if isinstance(model.rnn, RNN):
+        here = {f"rnn.{name}": value for name, value in model.rnn.state_dict().items()}
+        for name in ("rnn.n", "rnn.s"):
+            if name not in here:
+                state.pop(name, None)  # γ is not this network's activation
+            elif name not in state:
+                state[name] = here[name]
+            elif state[name].numel() == 1:
+                state[name] = state[name].reshape(1).expand_as(here[name])
+        for name in ("rnn.U.bias", "rnn.V.bias"):
+            state.setdefault(name, here[name])  # zeros: a map without a bias
+    return state
+
+
+def _difference(saved, asked):
+    """One line that says in what two specs differ."""
+    names = [name for name in saved | asked if saved.get(name) != asked.get(name)]
+    said = "; ".join(f"{n} is {saved.get(n)!r}, not {asked.get(n)!r}" for n in names)
+    return f"holds another network: {said}"
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,233 @@
+"""Command-line arguments: values that are checked at the door, and what both scripts share."""
+
+import argparse
+import math
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from Training.runs import Run, RunError, find_runs
+
+# Flags that say what to score and where, not what was trained.
+EVALUATION = {"cuda", "data", "save_dir", "limit_batches", "test", "checkpoint", "transform"}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the docstring as it is, and the default of a flag that has one to show."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser for a script whose errors are one line, without abbreviated flags."""
+
+    def __init__(self, script, description):
+        super().__init__(
+            prog=Path(script).name,
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def parse(self, argv=None):
+        """The arguments, and the set of those that were given rather than defaults.
+
+        The command as it was typed is kept as `command`.
+        """
+        typed = sys.argv[1:] if argv is None else argv
+        self.command = shlex.join(["python3", self.prog, *typed])
+        args = self.parse_args(argv)
+        defaults = {name: self.get_default(name) for name in vars(args)}
+        absent = object()
+        self.set_defaults(**dict.fromkeys(defaults, absent))
+        given = {name for name, value in vars(self.parse_args(argv)).items() if value is not absent}
+        self.set_defaults(**defaults)
+        return args, given
+
+    def flag(self, name):
+        """The long flag that sets an argument, as it is typed."""
+        options = [
+            o for action in self._actions if action.dest == name for o in action.option_strings
+        ]
+        return next(option for option in options if option.startswith("--"))
+
+
+def _number(kind, name, allowed, check):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+        if not check(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, "a whole number", "at least 1", lambda v: v >= 1)
+seed_int = _number(int, "a whole number", "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
+finite = _number(float, "a number", "finite", math.isfinite)
+positive = _number(float, "a number", "positive and finite", lambda v: 0 < v < math.inf)
+not_negative = _number(float, "a number", "0 or positive, and finite", lambda v: 0 <= v < math.inf)
+fraction = _number(float, "a number", "from 0 to 1", lambda v: 0 <= v <= 1)
+gain = _number(float, "a number", "finite and other than 0", lambda v: math.isfinite(v) and v != 0)
+
+
+def add_shared_flags(parser, script, datasets, networks, rinit, iinit):
+    """The flags that both scripts have, in a group of their own.
+
+    script: its file; the data sets lie beside it. The others: the choices of the flag.
+    """
+    flags = parser.add_argument_group("shared by both scripts")
+    switch = argparse.BooleanOptionalAction
+    flags.add_argument("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
+    flags.add_argument(
+        "--data",
+        type=Path,
+        default=Path(script).resolve().parent / "data",
+        metavar="DIR",
+        help="folder of the data sets",
+    )
+    flags.add_argument("--net-type", choices=networks, default="RNN", help="recurrent layer")
+    flags.add_argument(
+        "--rinit",
+        choices=rinit,
+        default="henaff",
+        help="initial recurrent matrix, of RNN and ANRU",
+    )
+    flags.add_argument(
+        "--iinit", choices=iinit, default="kaiming", help="initial input map, of RNN and ANRU"
+    )
+    flags.add_argument("-g", "--cuda", action=switch, help="the GPU (default: where there is one)")
+    flags.add_argument("--seed", type=seed_int, default=400, help="of every random draw")
+    flags.add_argument(
+        "--save-dir",
+        type=Path,
+        default=Path("SavedModels"),
+        metavar="DIR",
+        help="where runs are saved",
+    )
+    flags.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN_DIR",
+        help="go on with a run, with its own arguments; only --epochs may be raised",
+    )
+    flags.add_argument("--note", default="", help="a remark, kept in the run's config.json")
+    flags.add_argument(
+        "--limit-batches",
+        type=positive_int,
+        metavar="N",
+        help="stop every pass over a set after N batches: a dry run",
+    )
+    flags.add_argument(
+        "--test",
+        action="store_true",
+        help="no training: score the test set with --checkpoint, or with the newest run whose "
+        "arguments are those given",
+    )
+    flags.add_argument("--checkpoint", type=Path, metavar="PATH", help="the checkpoint of --test")
+
+
+def refuse_strangers(parser, args, given, belongs, choice):
+    """An error for a given flag that args.<choice> has no use for; such arguments become None.
+
+    belongs: flag → the values of the choice that it belongs to.
+    """
+    value = getattr(args, choice)
+    for name, owners in belongs.items():
+        if value not in owners:
+            if name in given:
+                parser.error(
+                    f"argument {parser.flag(name)}: belongs to {parser.flag(choice)} "
+                    f"{', '.join(owners)}, not to {value}"
+                )
+            setattr(args, name, None)
+
+
+def check_mode(parser, args, given):
+    """Errors for flags that do not go with --resume, --test or --checkpoint."""
+    if args.resume is not None and (others := given - {"resume", "epochs"}):
+        parser.error(
+            "argument --resume: takes every argument but --epochs from the run, and no "
+            f"{', '.join(parser.flag(name) for name in sorted(others))}"
+        )
+    if args.checkpoint is not None and not args.test:
+        parser.error("argument --checkpoint: goes with --test")
+
+
+def resumed_arguments(parser, args, given, script):
+    """The run to go on with, its arguments and its number of epochs raised where that was asked."""
+    try:
+        run = Run(args.resume)
+    except RunError as error:
+        parser.error(f"argument --resume: {error}")
+    if run.config["script"] != Path(script).name:
+        parser.error(f"argument --resume: {args.resume} is a run of {run.config['script']}")
+    saved = argparse.Namespace(**run.config["arguments"], resume=args.resume, test=False)
+    if "epochs" in given:
+        if args.epochs < saved.epochs:
+            parser.error(
+                f"argument --epochs: {args.epochs} is less than the {saved.epochs} of the run"
+            )
+        saved.epochs = args.epochs
+    return run, saved
+
+
+def choose_run(parser, args, given, script):
+    """The newest run of this script below --save-dir that has the arguments given."""
+    asked = {name: getattr(args, name) for name in given - EVALUATION}
+    runs = find_runs(args.save_dir, Path(script).name, **asked)
+    if not runs:
+        flags = ", ".join(f"{name} {value}" for name, value in asked.items()) or "any arguments"
+        parser.error(f"argument --test: no run with {flags} in {args.save_dir}; see --checkpoint")
+    return runs[0]
+
+
+def check_same(parser, args, given, config, path):
+    """An error where a flag was given that contradicts the arguments saved in a checkpoint."""
+    for name in sorted(given - EVALUATION):
+        saved = config["arguments"].get(name)
+        if saved != getattr(args, name):
+            parser.error(
+                f"argument {parser.flag(name)}: {getattr(args, name)} contradicts {path}, "
+                f"which was trained with {saved}"
+            )
+
+
+def choose_device(parser, args):
+    """The device that -g/--no-cuda asks for, or else the GPU where torch sees one.
+
+    args.cuda is set to what was chosen.
+    """
+    available = torch.cuda.is_available()
+    if args.cuda and not available:
+        parser.error("argument -g/--cuda: torch sees no GPU here")
+    args.cuda = available and args.cuda is not False
+    return torch.device("cuda" if args.cuda else "cpu")
+
+
+def run_script(parser, argv, train, test):
+    """What a script does: train, or score with --test; returns the exit code.
+
+    train and test are functions of the parser, the arguments, and the set of those given.
+    """
+    torch.set_flush_denormal(True)  # before the first parallel operation, whose threads inherit it
+    args, given = parser.parse(argv)
+    check_mode(parser, args, given)
+    try:
+        return (test if args.test else train)(parser, args, given)
+    except RunError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

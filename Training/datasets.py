@@ -1,0 +1,311 @@
+"""The data sets: MNIST and digits pixel by pixel, Penn Treebank and pydoc by character.
+
+`load_pixels` and `load_text` read them, check the files against their SHA-256, and split them.
+`digits` and `pydoc` come with installed software and need neither files nor a network.
+"""
+
+import hashlib
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+PENNCHAR_SHA256 = {
+    "train.txt": "e313d91425e06c4f0a8fb6e881dcce0c291f2a0e9f4dda54833069b122f91da9",
+    "valid.txt": "21661f63ec355085879458b6524644d4add5573541b4be14fb52ab2e2e995eb8",
+    "test.txt": "1ef5607ac3c463b16e38bfe7900dd3bfc91de5a96e0f21e7eab5188b465b8ebe",
+}
+PENNCHAR_MIRROR = (
+    "https://raw.githubusercontent.com/vgeadah/NonlinMod/HEAD/Training/training_data/pennchar"
+)
+PENNCHAR_ARCHIVE = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
+DOWNLOAD_TIMEOUT = 60  # seconds without an answer
+
+
+class DataError(Exception):
+    """A data set is missing, cannot be had, or is not the one that it should be."""
+
+
+@dataclass
+class PixelSet:
+    """Images as sequences: images (N, T) uint8, labels (N,), `scale` the value of full white."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    scale: int
+
+    def __len__(self):
+        return len(self.labels)
+
+    def to(self, device):
+        return PixelSet(self.images.to(device), self.labels.to(device), self.scale)
+
+    def batch(self, index):
+        """x (T, B, 1) in [0, 1] and labels (B,) of the samples that a slice or tensor names."""
+        x = self.images[index].t().unsqueeze(-1).float() / self.scale
+        return x, self.labels[index]
+
+
+@dataclass
+class PixelData:
+    """A split set of images; `permutation` (T,) is the order of the pixels, None as they are."""
+
+    train: PixelSet
+    validation: PixelSet
+    test: PixelSet
+    permutation: np.ndarray | None
+    classes: int
+    checksums: dict = field(default_factory=dict)
+
+    @property
+    def steps(self):
+        return self.train.images.shape[1]
+
+    def to(self, device):
+        sets = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return replace(self, **sets)
+
+
+def load_pixels(name, root, seed, permute):
+    """A set of images, split and, on request, with its pixels permuted.
+
+    name: a key of `PIXEL_SETS`. root: the folder of the data sets. `RandomState(seed)` draws the
+    permutation of the pixels (only with permute), then that of the samples. Returns PixelData.
+    Raises DataError where files are missing, cannot be downloaded, or differ.
+    """
+    images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
+    random = np.random.RandomState(seed)
+    permutation = random.permutation(images.shape[1]) if permute else None
+    if permute:
+        images = images[:, torch.from_numpy(permutation)]
+    # The samples before the test set's own, where it has any, are permuted and split.
+    order = random.permutation(len(labels) - test_size)
+    order = torch.from_numpy(np.append(order, np.arange(len(order), len(labels))))
+    parts = torch.split(order, sizes)
+    return PixelData(
+        *(PixelSet(images[part], labels[part], scale) for part in parts),
+        permutation=permutation,
+        classes=10,
+        checksums=checksums,
+    )
+
+
+def _load_mnist(root):
+    """MNIST: its 60,000 training images are split 50,000 / 10,000, its test images are its own."""
+    from torchvision.datasets import MNIST  # slow to import, and needed here alone
+
+    raw = root / "mnist" / "MNIST" / "raw"
+    missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
+    _check_files(raw, {k: v for k, v in MNIST_SHA256.items() if k not in missing})
+    if missing:
+        try:
+            MNIST(root / "mnist", download=True)
+        except (OSError, RuntimeError, urllib.error.URLError) as error:
+            raise DataError(
+                f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded: "
+                f"{_one_line(error)}; the files come from http://yann.lecun.com/exdb/mnist and its "
+                "mirrors; --dataset digits needs no files"
+            ) from error
+    checksums = _check_files(raw, MNIST_SHA256)
+    sets = [MNIST(root / "mnist", train=train) for train in (True, False)]
+    images = torch.cat([one.data.flatten(1) for one in sets])
+    labels = torch.cat([one.targets for one in sets])
+    return images, labels, 255, [50000, 10000, 10000], 10000, checksums
+
+
+def _load_digits(root):
+    """scikit-learn's handwritten digits, 1797 images of 8 × 8 pixels in 0 … 16."""
+    from sklearn.datasets import load_digits  # slow to import, and needed here alone
+
+    digits = load_digits()
+    images = digits.images.reshape(len(digits.target), 64).astype(np.uint8)
+    checksums = {"digits": hashlib.sha256(images.tobytes()).hexdigest()}
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    return torch.from_numpy(images), labels, 16, [1297, 250, 250], 0, checksums
+
+
+PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits}
+
+
+@dataclass
+class TextData:
+    """A corpus in three parts, each a stream of symbols (N,); `vocabulary` lists the symbols.
+
+    `name` is the task's: PTB, pydoc, or corpus for a text of one's own.
+    """
+
+    train: torch.Tensor
+    validation: torch.Tensor
+    test: torch.Tensor
+    vocabulary: list
+    name: str
+    checksums: dict = field(default_factory=dict)
+
+
+def load_text(name, root, any_corpus=False):
+    """A corpus as streams of symbols.
+
+    name: a key of `TEXT_SETS`. root: the folder of the data sets. any_corpus: take the text that
+    is there, whatever its checksum. The symbols are those that white space separates, and <eos>
+    for each line end, numbered as they first appear. Returns TextData.
+    Raises DataError where files are missing, cannot be downloaded, differ, or hold no text.
+    """
+    parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
+    number = {}
+    streams = [
+        torch.tensor([number.setdefault(symbol, len(number)) for symbol in symbols])
+        for symbols in parts
+    ]
+    return TextData(*streams, vocabulary=list(number), name=task, checksums=checksums)
+
+
+def _load_pennchar(root, any_corpus):
+    folder = root / "pennchar"
+    missing = [name for name in PENNCHAR_SHA256 if not (folder / name).is_file()]
+    if missing and any_corpus:
+        raise DataError(
+            f"the corpus is missing: {', '.join(missing)} in {folder}; symbols are separated by "
+            "spaces; --dataset pydoc needs no files"
+        )
+    if missing:
+        _download_pennchar(folder, missing)
+    found = {name: _sha256(folder / name) for name in PENNCHAR_SHA256}
+    if not any_corpus:
+        _check_files(folder, PENNCHAR_SHA256, "; --any-corpus takes a text of your own")
+    parts = [_symbols(folder / name) for name in PENNCHAR_SHA256]
+    return parts, "PTB" if found == PENNCHAR_SHA256 else "corpus", found
+
+
+def _symbols(path):
+    """The symbols of a text file, with <eos> at every line end."""
+    symbols = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                symbols += line.split()
+                symbols.append("<eos>")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error.reason})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if not symbols:
+        raise DataError(f"{path}: holds no text")
+    return symbols
+
+
+def _load_pydoc(root, any_corpus):
+    """The prose of Python's own reference topics: 90 % to train, then 5 % and 5 %.
+
+    Its length changes a little between versions of Python; the checksum tells them apart.
+    """
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    symbols = ["_" if c == " " else "<eos>" if c == "\n" else c for c in text]
+    first, second = len(symbols) * 90 // 100, len(symbols) * 95 // 100
+    parts = [symbols[:first], symbols[first:second], symbols[second:]]
+    return parts, "pydoc", {"pydoc": hashlib.sha256(text.encode()).hexdigest()}
+
+
+TEXT_SETS = {"ptb": _load_pennchar, "pydoc": _load_pydoc}
+
+
+def columns(stream, batch_size, device=None):
+    """A stream (N,) cut into columns that run side by side, (N // batch_size, batch_size).
+
+    What does not fill a row at the end is dropped. Raises DataError for a stream that is too
+    short to predict one symbol in each column.
+    """
+    rows = len(stream) // batch_size
+    if rows < 2:
+        raise DataError(f"{len(stream)} symbols are too few for {batch_size} columns of 2")
+    return stream[: rows * batch_size].view(batch_size, rows).t().contiguous().to(device)
+
+
+def windows(rows, bptt):
+    """The (start, end) of windows of bptt predicted steps; the last one may be shorter."""
+    return [(start, min(start + bptt, rows - 1)) for start in range(0, rows - 1, bptt)]
+
+
+def _download_pennchar(folder, missing):
+    """Downloads the missing files, from the paper's code or else from Mikolov's archive."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            reasons = []
+            for fetch in (_fetch_mirror, _fetch_archive):
+                try:
+                    fetch(Path(temporary), missing)
+                    break
+                except (OSError, tarfile.TarError, KeyError) as error:
+                    reasons.append(_one_line(error))
+            else:
+                raise DataError(
+                    f"pennchar is missing ({', '.join(missing)} in {folder}) and cannot be "
+                    f"downloaded from {PENNCHAR_MIRROR} ({reasons[0]}) or {PENNCHAR_ARCHIVE} "
+                    f"({reasons[1]}); --dataset pydoc needs no files"
+                )
+            for name in missing:
+                _check_files(Path(temporary), {name: PENNCHAR_SHA256[name]})
+                (Path(temporary) / name).replace(folder / name)
+    except OSError as error:
+        raise DataError(
+            f"pennchar is missing ({', '.join(missing)}) and {folder} cannot be written: "
+            f"{_one_line(error)}; --dataset pydoc needs no files"
+        ) from error
+
+
+def _fetch_mirror(folder, names):
+    for name in names:
+        _fetch(f"{PENNCHAR_MIRROR}/{name}", folder / name)
+
+
+def _fetch_archive(folder, names):
+    _fetch(PENNCHAR_ARCHIVE, folder / "archive.tgz")
+    with tarfile.open(folder / "archive.tgz") as archive:
+        for name in names:
+            member = archive.extractfile(f"./simple-examples/data/ptb.char.{name}")
+            with member, (folder / name).open("wb") as file:
+                shutil.copyfileobj(member, file)
+
+
+def _fetch(url, path):
+    print(f"downloading {url}", flush=True)
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, path.open("wb") as file:
+        shutil.copyfileobj(answer, file)
+
+
+def _check_files(folder, digests, hint=""):
+    """The digests of files, by name; DataError for the first that is not what it should be."""
+    for name, digest in digests.items():
+        found = _sha256(folder / name)
+        if found != digest:
+            raise DataError(f"{folder / name} has the SHA-256 {found}, not {digest}{hint}")
+    return dict(digests)
+
+
+def _sha256(path):
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
