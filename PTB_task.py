@@ -86,7 +86,7 @@ def make_parser():
         "--s", type=arguments.finite, default=0.0, help="initial degree of saturation"
     )
     parser.add_argument("-lp", "--learn_params", action=switch, default=True, help="n and s learn")
-    parser.add_argument("--lr", type=arguments.positive, default=1e-4, help="learning rate")
+    parser.add_argument("--lr", type=arguments.rate, default=1e-4, help="learning rate")
     parser.add_argument(
         "--weight_decay", type=arguments.not_negative, default=0.0, help="L2 penalty"
     )
@@ -255,7 +255,7 @@ def train(parser, args, given):
         resolve(parser, args, given)
         check_save(parser, Path(args.save))
     else:
-        run, args = arguments.resumed_arguments(parser, args, given, __file__)
+        run, args = arguments.resumed_arguments(parser, args, given)
     device = arguments.choose_device(parser, args)
     try:
         data = load_text(args.dataset, args.data, args.any_corpus)
@@ -313,7 +313,7 @@ def test(parser, args, given):
     try:
         path = args.checkpoint
         if path is None:
-            run = arguments.choose_run(parser, args, given, __file__)
+            run = arguments.choose_run(parser, args, given)
             path = run.path / run.config["arguments"]["save"]
         checkpoint = read_checkpoint(path)
         config = checkpoint.get("config")

@@ -74,7 +74,7 @@ def make_parser():
     )
     parser.add_argument("--learn_params", action=switch, default=True, help="n and s learn")
     parser.add_argument("--nhid", type=arguments.positive_int, default=400, help="hidden units")
-    parser.add_argument("--lr", type=arguments.positive, default=1e-4, help="learning rate")
+    parser.add_argument("--lr", type=arguments.rate, default=1e-4, help="learning rate")
     parser.add_argument("--batch", type=arguments.positive_int, default=100, help="batch size")
     parser.add_argument("--epochs", type=arguments.positive_int, default=100)
     parser.add_argument(
@@ -242,7 +242,7 @@ def train(parser, args, given):
     if args.resume is None:
         resolve(parser, args, given)
     else:
-        run, args = arguments.resumed_arguments(parser, args, given, __file__)
+        run, args = arguments.resumed_arguments(parser, args, given)
     device = arguments.choose_device(parser, args)
     try:
         data = load_pixels(args.dataset, args.data, args.seed, args.permute).to(device)
@@ -289,7 +289,7 @@ def test(parser, args, given):
     try:
         path = args.checkpoint
         if path is None:
-            path = arguments.choose_run(parser, args, given, __file__).newest_checkpoint()
+            path = arguments.choose_run(parser, args, given).newest_checkpoint()
         checkpoint = read_checkpoint(path)
         trained, config = args, None
         if "config" in checkpoint:

@@ -76,7 +76,8 @@ def _number(kind, name, allowed, check):
 positive_int = _number(int, "a whole number", "at least 1", lambda v: v >= 1)
 seed_int = _number(int, "a whole number", "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
 finite = _number(float, "a number", "finite", math.isfinite)
-positive = _number(float, "a number", "positive and finite", lambda v: 0 < v < math.inf)
+# Beyond 1e30 a step of Adam is no longer a float32.
+rate = _number(float, "a number", "positive and at most 1e30", lambda v: 0 < v <= 1e30)
 not_negative = _number(float, "a number", "0 or positive, and finite", lambda v: 0 <= v < math.inf)
 fraction = _number(float, "a number", "from 0 to 1", lambda v: 0 <= v <= 1)
 gain = _number(float, "a number", "finite and other than 0", lambda v: math.isfinite(v) and v != 0)
@@ -165,13 +166,13 @@ def check_mode(parser, args, given):
         parser.error("argument --checkpoint: goes with --test")
 
 
-def resumed_arguments(parser, args, given, script):
+def resumed_arguments(parser, args, given):
     """The run to go on with, its arguments and its number of epochs raised where that was asked."""
     try:
         run = Run(args.resume)
     except RunError as error:
         parser.error(f"argument --resume: {error}")
-    if run.config["script"] != Path(script).name:
+    if run.config["script"] != parser.prog:
         parser.error(f"argument --resume: {args.resume} is a run of {run.config['script']}")
     saved = argparse.Namespace(**run.config["arguments"], resume=args.resume, test=False)
     if "epochs" in given:
@@ -183,10 +184,10 @@ def resumed_arguments(parser, args, given, script):
     return run, saved
 
 
-def choose_run(parser, args, given, script):
+def choose_run(parser, args, given):
     """The newest run of this script below --save-dir that has the arguments given."""
     asked = {name: getattr(args, name) for name in given - EVALUATION}
-    runs = find_runs(args.save_dir, Path(script).name, **asked)
+    runs = find_runs(args.save_dir, parser.prog, **asked)
     if not runs:
         flags = ", ".join(f"{name} {value}" for name, value in asked.items()) or "any arguments"
         parser.error(f"argument --test: no run with {flags} in {args.save_dir}; see --checkpoint")
@@ -194,7 +195,9 @@ def choose_run(parser, args, given, script):
 
 
 def check_same(parser, args, given, config, path):
-    """An error where a flag was given that contradicts the arguments saved in a checkpoint."""
+    """An error where a checkpoint's config is of another script or contradicts a flag given."""
+    if config["script"] != parser.prog:
+        parser.error(f"argument --checkpoint: {path} is of a run of {config['script']}")
     for name in sorted(given - EVALUATION):
         saved = config["arguments"].get(name)
         if saved != getattr(args, name):

@@ -349,6 +349,8 @@ class Run:
         calls check() where it may be interrupted: that saves the state and ends the run with the
         signal's code. finish: a function of the same kind, for what comes after the last epoch.
         """
+        if not (self.path / LAST).exists():
+            self.save(LAST, state.checkpoint(self.config))  # to resume from in the first epoch
         try:
             with Interruption() as interruption:
                 while state.epoch < self.config["arguments"]["epochs"]:

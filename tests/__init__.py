@@ -1,0 +1,1 @@
+"""Tests of the networks, of their training and of the analysis."""

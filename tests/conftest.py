@@ -1,0 +1,88 @@
+"""What the tests share: where the real data lie, and the scripts at toy size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DATA_DIR", REPOSITORY / "data")).resolve()
+
+torch.set_flush_denormal(True)
+
+# Arguments of runs that take a second.
+TOY = {
+    "sMNIST_task.py": ["--dataset", "digits", "--nhid", "8", "--limit-batches", "3"],
+    "PTB_task.py": [
+        *("--dataset", "pydoc", "--nhid", "8", "--emsize", "6"),
+        *("--batch_size", "16", "--bptt", "12", "--limit-batches", "3"),
+    ],
+}
+for flags in TOY.values():
+    flags += ["--lr", "1e-3"]
+
+
+@pytest.fixture
+def mnist_root():
+    if not (DATA / "mnist").is_dir():
+        pytest.skip(f"no MNIST in {DATA}; set DATA_DIR to the folder that holds it")
+    return DATA
+
+
+@pytest.fixture
+def pennchar_root():
+    if not (DATA / "pennchar").is_dir():
+        pytest.skip(f"no pennchar in {DATA}; set DATA_DIR to the folder that holds it")
+    return DATA
+
+
+@pytest.fixture
+def call(tmp_path, capsys, monkeypatch):
+    """Runs a script's main in this process, in an empty directory: exit code, stdout, stderr."""
+    import PTB_task
+    import sMNIST_task
+
+    mains = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
+    monkeypatch.chdir(tmp_path)
+
+    def run(script, *arguments):
+        capsys.readouterr()
+        try:
+            code = mains[script]([str(a) for a in arguments])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a script in a process of its own, in the test's directory."""
+
+    def run(script, *arguments):
+        return subprocess.Popen(
+            [sys.executable, str(REPOSITORY / script), *(str(a) for a in arguments)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+    return run
+
+
+@pytest.fixture
+def only_run(tmp_path):
+    """The directory of the one run below a folder of the test's directory."""
+
+    def find(save_dir="SavedModels"):
+        (config,) = (tmp_path / save_dir).rglob("config.json")
+        return config.parent
+
+    return find

@@ -1,0 +1,433 @@
+"""Both scripts as a person runs them, at toy size: what they leave, resume, --test, errors."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sMNIST_task
+from NetworkCreation.models import build_model, load_model
+from tests.conftest import REPOSITORY, TOY
+from Training import runs
+
+SCRIPTS = list(TOY)
+
+
+def metrics(run):
+    """The rows of metrics.csv without the column that no two runs share."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def results(run):
+    with (run / "test_results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def equal(a, b):
+    """Bit for bit, through dictionaries and sequences."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def checkpoint(run, name="last.pth.tar"):
+    """A checkpoint without the times and places that no two runs share."""
+    state = torch.load(run / name, weights_only=True)
+    del state["config"]
+    state["sums"].pop("seconds", None)
+    return state
+
+
+def assert_same_result(first, second, names):
+    assert metrics(first) == metrics(second)
+    assert results(first) == results(second)
+    for name in names:
+        assert equal(checkpoint(first, name), checkpoint(second, name)), name
+
+
+NETWORKS = [
+    ("sMNIST_task.py", ["--net-type", "ANRU"]),
+    ("sMNIST_task.py", ["--nonlin", "gamma", "-p"]),
+    ("sMNIST_task.py", ["--nonlin", "ReLU", "--rinit", "random", "--iinit", "xavier"]),
+    ("sMNIST_task.py", ["--net-type", "LSTM"]),
+    ("PTB_task.py", ["--net-type", "ANRU", "--rinit", "cayley"]),
+    ("PTB_task.py", ["--nonlin", "modrelu", "--no-adam", "--alpha", "0.9"]),
+    ("PTB_task.py", ["--nonlin", "relu", "--tied", "--emsize", "8", "--weight_decay", "1e-4"]),
+    ("PTB_task.py", ["--net-type", "GRU"]),
+]
+
+
+@pytest.mark.parametrize(("script", "flags"), NETWORKS)
+def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags):
+    code, out, err = call(script, *TOY[script], *flags, "--epochs", 2, "--save-freq", 1)
+    assert code == 0, err
+    run = only_run()
+    left = {path.name for path in run.iterdir()}
+    assert left >= {"config.json", "log.txt", "metrics.csv", "test_results.csv", "last.pth.tar"}
+    assert left >= {"e_1.pth.tar", "e_2.pth.tar"} and list(run.glob("events.out.*"))
+    assert (run / "log.txt").read_text() == out
+    config = json.loads((run / "config.json").read_text())
+    assert config["arguments"]["epochs"] == 2 and config["arguments"]["seed"] == 400
+    assert len(metrics(run)) == 2 and all(float(row["train_loss"]) > 0 for row in metrics(run))
+    model, saved = load_model(run / "e_2.pth.tar")
+    assert saved == config
+    first, _ = load_model(run / "e_1.pth.tar")
+    for name, parameter in first.named_parameters():
+        assert not torch.equal(parameter, model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "number"),
+    [
+        (
+            "sMNIST_task.py",
+            ["--shuffle", "--transform-ratio", "0.5", "--save-freq", "1", "-p"],
+            signal.SIGTERM,
+        ),
+        ("PTB_task.py", ["--net-type", "LSTM", "--log-interval", "10"], signal.SIGINT),
+    ],
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(call, start, only_run, script, flags, number):
+    arguments = [*TOY[script], *flags, "--limit-batches", 14, "--epochs", 2]
+    arguments += ["-v"] if script == "sMNIST_task.py" else []
+    assert call(script, *arguments, "--save-dir", "whole")[0] == 0
+    process = start(script, *arguments, "--save-dir", "torn")
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if "batch 10" in line:
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait(60) == 128 + number, "".join(printed) + rest
+    torn = only_run("torn")
+    assert 10 <= checkpoint(torn)["batch"] <= 14 and checkpoint(torn)["epoch"] == 0
+    code, out, err = call(script, "--resume", torn)
+    assert code == 0, err
+    names = ["last.pth.tar", "e_2.pth.tar"]
+    assert_same_result(only_run("whole"), torn, names + ["model.pt"] * (script == "PTB_task.py"))
+    assert "resumed after 0 epochs" in out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_may_be_given_more_epochs(call, only_run, script):
+    assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
+    assert call(script, *TOY[script], "--epochs", 1, "--save-dir", "short")[0] == 0
+    short = only_run("short")
+    assert call(script, "--resume", short, "--epochs", 2)[0] == 0
+    assert metrics(short) == metrics(only_run("whole"))
+    assert equal(checkpoint(short), checkpoint(only_run("whole")))
+    assert json.loads((short / "config.json").read_text())["arguments"]["epochs"] == 2
+    before = checkpoint(short)
+    assert call(script, "--resume", short)[0] == 0
+    assert equal(before, checkpoint(short)) and len(metrics(short)) == 2
+    code, _, err = call(script, "--resume", short, "--epochs", 1)
+    assert code == 2 and "--epochs" in err
+
+
+def test_evaluation_that_is_interrupted_is_done_again(call, only_run, monkeypatch):
+    """A signal between the last batch of an epoch and its files loses and repeats nothing."""
+    script, arguments = "sMNIST_task.py", [*TOY["sMNIST_task.py"], "--epochs", 2, "--shuffle"]
+    assert call(script, *arguments, "--save-dir", "whole")[0] == 0
+    evaluate = sMNIST_task.evaluate_pixels
+
+    def interrupt(*args, **options):
+        raise runs.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(sMNIST_task, "evaluate_pixels", interrupt)
+    assert call(script, *arguments, "--save-dir", "torn")[0] == 143
+    monkeypatch.setattr(sMNIST_task, "evaluate_pixels", evaluate)
+    torn = only_run("torn")
+    assert checkpoint(torn)["batch"] == 3
+    assert call(script, "--resume", torn)[0] == 0
+    assert_same_result(only_run("whole"), torn, ["last.pth.tar", "e_2.pth.tar"])
+
+
+def test_rows_written_after_the_last_checkpoint_are_dropped(call, only_run):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 2, "--save-freq", 1)[0] == 0
+    run = only_run()
+    expected = metrics(run)
+    (run / "last.pth.tar").write_bytes((run / "e_1.pth.tar").read_bytes())
+    assert call(script, "--resume", run)[0] == 0
+    assert metrics(run) == expected and len(results(run)) == 4
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_loss_that_is_not_finite_ends_the_run(call, only_run, script):
+    nonlin = {"sMNIST_task.py": "ReLU", "PTB_task.py": "relu"}[script]
+    flags = ["--nonlin", nonlin, "--epochs", 2, "--lr", "1e30"]
+    code, out, _ = call(script, *TOY[script], *flags)
+    assert code == 1 and "not finite in epoch 1, batch" in out
+    run = only_run()
+    assert checkpoint(run)["epoch"] == 0
+    assert all(value.isfinite().all() for value in checkpoint(run)["state_dict"].values())
+
+
+def test_smnist_is_scored_from_the_checkpoint_it_left(call, only_run):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 2, "--transform", "step")[0] == 0
+    (as_is, step) = results(only_run())
+    flags = ["--test", "--dataset", "digits", "--limit-batches", 3]
+    code, out, err = call(script, *flags, "--transform", "step", "--nhid", 8)
+    assert code == 0, err
+    assert f"checkpoint: {only_run().relative_to(only_run().parents[4]) / 'e_2.pth.tar'}" in out
+    assert f"as is: loss {float(as_is['loss']):.4f}, accuracy {float(as_is['accuracy']):.2%}" in out
+    assert f"(step): loss {float(step['loss']):.4f}" in out
+    assert "step drive of size 1 at 16 for 16: loss" in out
+    assert call(script, "--test", "--checkpoint", only_run() / "e_2.pth.tar")[0] == 0
+
+
+@pytest.mark.parametrize("net_type", ["RNN", "ANRU", "LSTM", "GRU"])
+def test_every_network_is_scored_under_the_step_drive(call, monkeypatch, net_type):
+    script, drives = "sMNIST_task.py", []
+    assert call(script, *TOY[script], "--net-type", net_type, "--epochs", 1)[0] == 0
+    evaluate = sMNIST_task.evaluate_pixels
+
+    def record(*arguments, drive=None, **options):
+        drives.append(drive)
+        return evaluate(*arguments, drive=drive, **options)
+
+    monkeypatch.setattr(sMNIST_task, "evaluate_pixels", record)
+    flags = ["--test", "--limit-batches", 3, "--net-type", net_type]
+    assert call(script, *flags)[0] == 0
+    assert drives[:2] == [None, None]
+    assert drives[2].tolist() == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
+
+
+def test_the_newest_run_with_the_arguments_given_is_scored(call):
+    script = "sMNIST_task.py"
+    for seed in (1, 2):
+        for nhid in (4, 8):
+            call(script, *TOY[script], "--nhid", nhid, "--seed", seed, "--epochs", 1)
+    _, out, _ = call(script, "--test", "--seed", 1)
+    assert "SavedModels/sDigits/1/RNN_lr0.001_p0.0_hs8" in out
+    _, out, _ = call(script, "--test", "--nhid", 4)
+    assert "SavedModels/sDigits/2/RNN_lr0.001_p0.0_hs4" in out
+
+
+def test_ptb_is_scored_by_its_best_model(call, only_run, tmp_path):
+    script = "PTB_task.py"
+    assert call(script, *TOY[script], "--epochs", 2)[0] == 0
+    (row,) = results(only_run())
+    said = f"loss {float(row['loss']):.4f}, {float(row['bits_per_character']):.4f} bits"
+    for flags in ([], ["--checkpoint", only_run() / "model.pt"], ["--nonlin", "gamma"]):
+        code, out, err = call(script, "--test", "--limit-batches", 3, *flags)
+        assert code == 0 and said in out, err
+
+
+def test_ptb_puts_its_best_model_where_save_says(call, only_run, tmp_path):
+    script, place = "PTB_task.py", tmp_path / "elsewhere.pt"
+    assert call(script, *TOY[script], "--epochs", 1, "--save", place)[0] == 0
+    assert place.exists() and not (only_run() / "model.pt").exists()
+    code, _, err = call(script, *TOY[script], "--epochs", 1, "--save", place)
+    assert code == 2 and "--save" in err
+    flags = ["--save", "best/one.pt", "--save-dir", "b"]
+    assert call(script, *TOY[script], "--epochs", 1, *flags)[0] == 0
+    assert (only_run("b") / "best" / "one.pt").exists()
+
+
+def test_the_papers_checkpoint_is_scored_with_flags(call, tmp_path):
+    spec = {"task": "pixels", "net_type": "RNN", "hidden_size": 8, "classes": 10}
+    spec["layer"] = {"nonlin": "gamma", "n": 2.0, "s": 0.0}
+    model = build_model(spec, torch.Generator().manual_seed(0))
+    path = tmp_path / "e_99.pth.tar"
+    torch.save({"state_dict": model.state_dict(), "optimizer": {}, "epoch": 99}, path)
+    flags = ["--test", "--checkpoint", path, "--dataset", "digits", "--nonlin", "gamma"]
+    code, out, err = call("sMNIST_task.py", *flags, "--nhid", 8, "--gain", 1)
+    assert code == 0 and "test as is" in out, err
+    code, _, err = call("sMNIST_task.py", *flags, "--nhid", 9)
+    assert code == 2 and "e_99.pth.tar" in err and "9 units" in err
+
+
+def test_random_draws_n_once_and_is_what_holds_by_default(call, tmp_path):
+    script = "sMNIST_task.py"
+    cases = {
+        "default": [],
+        "random": ["--random"],
+        "gain": ["--gain", 2.5],
+        "saturation": ["--saturation", 0.25],
+        "neither": ["--no-random"],
+    }
+    found = {}
+    for name, flags in cases.items():
+        assert call(script, *TOY[script], *flags, "--epochs", 1, "--save-dir", name)[0] == 0
+        (path,) = (tmp_path / name).rglob("config.json")
+        layer = json.loads(path.read_text())["model"]["layer"]
+        found[name] = (layer["n"], layer["s"])
+    assert 5 <= found["default"][0] < 7 and found["default"][1] == 0
+    assert found["random"] == found["default"]
+    assert found["gain"] == (2.5, 1.0)
+    assert found["saturation"] == (1.0, 0.25)
+    assert found["neither"] == (1.0, 1.0)
+
+
+def test_n_and_s_stay_where_they_do_not_learn(call, only_run):
+    script = "sMNIST_task.py"
+    flags = ["--gain", 2.5, "--saturation", 0.5, "--no-learn_params", "--epochs", 1]
+    assert call(script, *TOY[script], *flags)[0] == 0
+    (row,) = metrics(only_run())
+    assert [float(row[name]) for name in ("n_mean", "n_std", "s_mean")] == [2.5, 0.0, 0.5]
+    model, _ = load_model(only_run() / "e_1.pth.tar")
+    assert model.rnn.n.tolist() == [2.5] * 8
+
+
+BAD = {
+    "sMNIST_task.py": [
+        ["--nhid", "0"],
+        ["--batch", "-1"],
+        ["--epochs", "0"],
+        ["--save-freq", "0"],
+        ["--limit-batches", "0"],
+        ["--nhid", "2.5"],
+        ["--lr", "0"],
+        ["--lr", "-1"],
+        ["--lr", "nan"],
+        ["--lr", "inf"],
+        ["--transform-ratio", "1.5"],
+        ["--transform-ratio", "nan"],
+        ["--gain", "0"],
+        ["--gain", "inf"],
+        ["--saturation", "nan"],
+        ["--seed", "-1"],
+        ["--seed", "4294967296"],
+        ["--nonlin", "tanh"],
+        ["--net-type", "CNN"],
+        ["--dataset", "cifar"],
+        ["--rinit", "zeros"],
+        ["--random", "--gain", "1"],
+        ["--random", "--saturation", "1"],
+        ["--learn_params", "--nonlin", "ReLU"],
+        ["--no-learn_params", "--nonlin", "ReLU"],
+        ["--gain", "1", "--nonlin", "ReLU"],
+        ["--nonlin", "gamma", "--net-type", "LSTM"],
+        ["--rinit", "henaff", "--net-type", "GRU"],
+        ["--checkpoint", "x.pth.tar"],
+        ["--resume", "x", "--nhid", "3"],
+        ["--resume", "absent"],
+        ["--test"],
+        ["--test", "--checkpoint", "absent.pth.tar"],
+        ["--save-dir", "file/in/the/way"],
+        ["--nhi", "5"],
+    ],
+    "PTB_task.py": [
+        ["--emsize", "0"],
+        ["--bptt", "0"],
+        ["--batch_size", "0"],
+        ["--log-interval", "0"],
+        ["--weight_decay", "-1"],
+        ["--n", "0"],
+        ["--s", "inf"],
+        ["--tied"],
+        ["--alpha", "0.9"],
+        ["--alpha", "2", "--no-adam"],
+        ["--learn_params", "--nonlin", "tanh"],
+        ["--n", "2", "--nonlin", "relu"],
+        ["--any-corpus"],
+        ["--save", "last.pth.tar"],
+        ["--save", "../model.pt"],
+        ["--save", "/absent/model.pt"],
+        ["--save", "."],
+        ["--batch_size", "1000000"],
+        ["--resume", "absent"],
+        ["--test"],
+        ["--save-dir", "file/in/the/way"],
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"), [(script, flags) for script in SCRIPTS for flags in BAD[script]]
+)
+def test_bad_input_is_one_line_and_leaves_nothing(call, tmp_path, script, flags):
+    (tmp_path / "file").write_text("in the way")
+    base = [] if {"--resume", "--dataset", "--nhi"} & set(flags) else TOY[script]
+    code, _, err = call(script, *base, *flags)
+    assert code == 2
+    assert err.startswith(f"{script}: error: ") and err.count("\n") == 1
+    assert flags[0].lstrip("-") in err or flags[-1] in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_gpu_that_is_not_there_is_an_error(call, script):
+    code, _, err = call(script, *TOY[script], "-g")
+    assert code == 2 and "GPU" in err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_data_nothing_is_left(call, tmp_path, monkeypatch, script):
+    def refuse(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    code, _, err = call(script, "--data", tmp_path / "data")
+    assert code == 2 and "--dataset" in err and err.count("\n") == 1
+    assert not (tmp_path / "SavedModels").exists()
+
+
+def test_checkpoints_that_do_not_fit_the_flags_are_refused(call, only_run, tmp_path):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    path = only_run() / "e_1.pth.tar"
+    (tmp_path / "cut.pth.tar").write_bytes(path.read_bytes()[:3000])
+    for flags, said in [
+        (["--checkpoint", path, "--net-type", "LSTM"], "--net-type"),
+        (["--checkpoint", path, "--nhid", 9], "--nhid"),
+        (["--checkpoint", path, "-p"], "--permute"),
+        (["--checkpoint", tmp_path / "cut.pth.tar"], "cut.pth.tar"),
+    ]:
+        code, _, err = call(script, "--test", *flags)
+        assert code == 2 and said in err and err.count("\n") == 1
+    code, _, err = call("PTB_task.py", "--test", "--checkpoint", path)
+    assert code == 2 and "e_1.pth.tar" in err
+    code, _, err = call("PTB_task.py", "--resume", only_run())
+    assert code == 2 and "sMNIST_task.py" in err
+    (only_run() / "last.pth.tar").write_bytes(b"")
+    code, _, err = call(script, "--resume", only_run())
+    assert code == 2 and "last.pth.tar" in err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_and_the_script_runs_anywhere(start, script):
+    process = start(script, "--help")
+    out = process.communicate()[0]
+    assert process.returncode == 0
+    for flag in ("--cuda, --no-cuda", "--seed", "--resume", "--checkpoint", "(default: 400)"):
+        assert flag in out
+
+
+def test_importing_a_script_does_nothing(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import sMNIST_task, PTB_task"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_real_mnist_end_to_end(call, mnist_root, only_run):
+    flags = ["--data", mnist_root, "-p", "--nhid", 8, "--epochs", 1, "--limit-batches", 1]
+    code, _, err = call("sMNIST_task.py", *flags, "--batch", 20)
+    assert code == 0, err
+    assert only_run().parents[2].name == "psMNIST"
+    code, out, err = call(
+        "sMNIST_task.py", "--test", "-p", "--data", mnist_root, "--limit-batches", 1
+    )
+    assert code == 0 and "step drive of size 1 at 200 for 200" in out, err
+
+
+def test_real_pennchar_end_to_end(call, pennchar_root, only_run):
+    flags = ["--data", pennchar_root, "--nhid", 8, "--epochs", 1, "--limit-batches", 1]
+    code, _, err = call("PTB_task.py", *flags)
+    assert code == 0, err
+    assert only_run().parents[2].name == "PTB"
