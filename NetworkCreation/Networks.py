@@ -298,6 +298,11 @@ class ANRU(RecurrentLayer):
         h = gamma(a, self.gain(g), self.saturation(g))  # (B, H)
         return h, g
 
+    def _run(self, x, state, drive):
+        maps = (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgn, self.Wgs)
+        outputs, *state = recurrence.anru(self._workspace, x, *state, drive, *maps)
+        return outputs, tuple(state)
+
     def quantities(self, x_t, before, after, drive_t=None):
         """a, n, s and h, each (B, H), and g (B, H, M)."""
         h, g = after
@@ -342,6 +347,11 @@ class LSTM(RecurrentLayer):
         h = o * torch.tanh(c)
         return h, c
 
+    def _run(self, x, state, drive):
+        maps = (self.Wf, self.Wi, self.Wo, self.Wg)
+        outputs, *state = recurrence.lstm(self._workspace, x, *state, drive, *maps)
+        return outputs, tuple(state)
+
     def quantities(self, x_t, before, after, drive_t=None):
         """a (of the output gate), h and c, each (B, H)."""
         h, c = after
@@ -379,6 +389,10 @@ class GRU(RecurrentLayer):
         z = torch.sigmoid(self.Wiz(x_t) + self.Whz(h))  # (B, H)
         candidate = torch.tanh(self.preactivation(x_t, h, drive_t))
         return (1 - z) * candidate + z * h
+
+    def _run(self, x, h, drive):
+        maps = (self.Wir, self.Whr, self.Wiz, self.Whz, self.Win, self.Whn)
+        return recurrence.gru(self._workspace, x, h, drive, *maps)
 
     def quantities(self, x_t, before, after, drive_t=None):
         """a (of the candidate) and h, each (B, H)."""

@@ -75,14 +75,14 @@ def _rows(tensor):
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _input_product(x, U, b, drive, out):
-    """U x + b + drive of some steps into `out` (steps, B, H)."""
+def _input_product(x, U, b, drive, out, driven=slice(None)):
+    """U x + b of some steps into `out` (steps, B, units), and the drive to the `driven` units."""
     if U.shape[1] == 1:
         torch.addcmul(b, x, U.t(), out=out)  # a matrix product with one column is slower
     else:
         torch.addmm(b, _rows(x), U.t(), out=_rows(out))
     if drive is not None:
-        out.add_(_column(drive, out.shape[1]))
+        out[..., driven].add_(_column(drive, out.shape[1]))
 
 
 def _column(drive, batch):
@@ -110,27 +110,31 @@ def _flush(gradient):
 class _InputGradients:
     """dU, db, dx and the drive's gradient, from the pre-activation gradients of some steps."""
 
-    def __init__(self, needed, x, U, drive):
+    def __init__(self, needed, x, U, drive, driven=slice(None)):
         def zeros(name, like):
             return torch.zeros_like(like) if needed[name] else None
 
-        self.x, self.U = x, U
+        self.x, self.U, self.driven = x, U, driven
         self.dx, self.dU = zeros("x", x), zeros("U", U)
         self.ddrive = zeros("drive", drive)
         self.db = U.new_zeros(U.shape[0]) if needed["b"] else None
 
-    def add(self, first, last, da):
-        """da (last − first, B, H)."""
+    def add(self, first, last, da, batch=slice(None)):
+        """da (last − first, B, H), of the batch or a part of it."""
         rows = _rows(da)
+        x = self.x[first:last, batch]
         if self.dU is not None:
-            self.dU.addmm_(rows.t(), _rows(self.x[first:last]))
+            self.dU.addmm_(rows.t(), _rows(x))
         if self.db is not None:
             self.db.add_(rows.sum(0))
         if self.dx is not None:
-            self.dx[first:last] = (rows @ self.U).view(self.x[first:last].shape)
+            self.dx[first:last, batch] = (rows @ self.U).view(x.shape)
         if self.ddrive is not None:
-            total = da.sum(-1)
-            self.ddrive[first:last] = total if self.ddrive.ndim == 2 else total.sum(-1)
+            total = da[..., self.driven].sum(-1)
+            if self.ddrive.ndim == 2:
+                self.ddrive[first:last, batch] = total
+            else:
+                self.ddrive[first:last] += total.sum(-1)
 
 
 # The activations: value(a, parameters, out, work) and derivatives(a, h, parameters, slope, into,
@@ -231,9 +235,8 @@ class _RNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, doutputs, dstate):
         x, h, drive, U, V, outputs, a, *parameters = ctx.saved_tensors
-        needed = dict(
-            zip(("x", "h", "drive", "U", "b", "V"), ctx.needs_input_grad[3:9], strict=True)
-        )
+        names = ("x", "h", "drive", "U", "b", "V")
+        needed = dict(zip(names, ctx.needs_input_grad[3:9], strict=True))
         learns = any(ctx.needs_input_grad[9:])
         _, derivatives = ACTIVATIONS[ctx.nonlin]
         steps, batch, size = outputs.shape
@@ -293,3 +296,370 @@ def rnn(workspace, nonlin, x, h, drive, U, V, parameters):
     """
     inputs = (x, h, drive, U.weight, U.bias + V.bias, V.weight, *parameters)
     return _RNN.apply(nonlin, workspace, _learning(*inputs), *inputs)
+
+
+# The supervisors' matrices are (B, M + 2, H): M rows of y = (g + 1)/2, a row of a, a row of ones,
+# so that input and biases are part of the one product. y is a sigmoid, y = σ(2 z) where
+# g = tanh(z), and the sigmoid takes a sixth of the time of the tanh.
+
+
+def _supervisor_maps(Uag, Wgg, Wgn, Wgs):
+    """E (M, M + 2) and N (2, M + 2): y_t = σ(E [y_{t−1}; a_t; 1]), [n_t; s_t] = N [y_t; ·; 1]."""
+    bias = (Uag.bias + Wgg.bias - Wgg.weight.sum(1)).unsqueeze(1)
+    entry = 2 * torch.cat([2 * Wgg.weight, Uag.weight, bias], dim=1)
+    weight = torch.cat([Wgn.weight, Wgs.weight])
+    bias = (torch.cat([Wgn.bias, Wgs.bias]) - weight.sum(1)).unsqueeze(1)
+    return entry, torch.cat([2 * weight, torch.zeros_like(bias), bias], dim=1)
+
+
+def _chunks(batch, size):
+    """Slices of the batch whose supervisors, about 2 MB of them, stay in a cache."""
+    number = math.ceil(batch * size / 10000)
+    length = math.ceil(batch / min(number, batch))
+    return [slice(first, min(first + length, batch)) for first in range(0, batch, length)]
+
+
+def _blocks(steps):
+    """(first, last + 1) of the blocks of steps that begin with a kept y."""
+    length = max(1, round(math.sqrt(steps) / 2))
+    return [(first, min(first + length, steps)) for first in range(0, steps, length)]
+
+
+class _ANRU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, workspace, learning, x, h, y, drive, U, b, W, E, N):
+        steps, batch, size, M = *x.shape[:2], len(U), len(E)
+        outputs = workspace.empty((steps, batch, size), h)
+        a = workspace.empty(outputs.shape, h) if learning else outputs
+        for first, last in _passes(steps, batch, size):
+            part = None if drive is None else drive[first:last]
+            _input_product(x[first:last], U, b, part, a[first:last])
+        blocks = _blocks(steps)
+        starts = [first for first, _ in blocks] if learning else []
+        kept = workspace.empty((len(starts), batch, M + 2, size), h)
+        ns = workspace.empty((steps if learning else 1, batch, 2, size), h)
+        square = _square(E)
+        y_last = torch.empty_like(y)
+        for chunk in _chunks(batch, size):
+            length = chunk.stop - chunk.start
+            before, after = h.new_empty(2, length, M + 2, size).unbind()
+            before[:, :M], before[:, M + 1] = y[chunk], 1
+            step_map, read = square.expand(length, -1, -1), N.expand(length, -1, -1)
+            work = h.new_empty(2, length, size).unbind()
+            state, W_transposed = h[chunk], W.t()
+            for t in range(steps):
+                a_t = a[t, chunk].addmm_(state, W_transposed)
+                before[:, M] = a_t
+                if learning and t == starts[t // blocks[0][1]]:
+                    kept[t // blocks[0][1], chunk] = before
+                torch.bmm(step_map, before, out=after).sigmoid_()
+                ns_t = torch.bmm(read, after, out=ns[t if learning else 0, chunk])
+                state = outputs[t, chunk]
+                gamma_into(a_t, ns_t[:, 0], ns_t[:, 1], state, work)
+                before, after = after, before
+            y_last[chunk] = before[:, :M]
+        if learning:
+            ctx.save_for_backward(x, h, drive, U, W, E, N, outputs, a, ns, kept)
+        ctx.set_materialize_grads(False)
+        return outputs, outputs[-1].clone(), y_last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, doutputs, dstate, dy_last):
+        x, h, drive, U, W, E, N, outputs, a, ns, kept = ctx.saved_tensors
+        names = ("x", "h", "y", "drive", "U", "b", "W", "E", "N")
+        needed = dict(zip(names, ctx.needs_input_grad[2:], strict=True))
+        steps, batch, size, M = *outputs.shape, len(E)
+        blocks = _blocks(steps)
+        K = blocks[0][1]
+        square = _square(E)
+        back = torch.zeros_like(square)  # dL/dy_t = back [dL/dz_{t+1}; dL/dn_t; dL/ds_t]
+        back[:M] = torch.cat([E[:, :M], N[:, :M]]).t()
+        to_a = torch.zeros_like(square[:1])
+        to_a[0, :M] = E[:, M]
+        dW = torch.zeros_like(W) if needed["W"] else None
+        dh = torch.empty_like(h) if needed["h"] else None
+        dy = h.new_empty(batch, M, size) if needed["y"] else None
+        dmaps = torch.zeros_like(square)
+        entry = _InputGradients(needed, x, U, drive)
+        for chunk in _chunks(batch, size):
+            length = chunk.stop - chunk.start
+            shape = (K, length, size)
+            delta, da, slope, into_n, into_s, *work = h.new_empty(7, *shape).unbind()  # δ = dL/dh
+            ys = list(h.new_empty(K + 1, length, M + 2, size).unbind())
+            D, D_before = h.new_zeros(2, length, M + 2, size).unbind()
+            products = h.new_zeros(length, M + 2, M + 2)
+            step_map, step_back, a_back = (
+                matrix.expand(length, -1, -1) for matrix in (square, back, to_a)
+            )
+            given = [None if d is None else d[chunk] for d in (dstate, dy_last)]
+            given_outputs = None if doutputs is None else doutputs[:, chunk]
+            da_t = None
+            for index, (first, last) in reversed(list(enumerate(blocks))):
+                part = slice(0, last - first)
+                if last < steps:  # what the last block began with is what this one ends with
+                    ys[K], ys[0] = ys[0], ys[K]
+                ys[0].copy_(kept[index, chunk])
+                for t in range(first, last if last == steps else last - 1):
+                    y_t = torch.bmm(step_map, ys[t - first], out=ys[t - first + 1]).sigmoid_()
+                    if t + 1 < steps:
+                        y_t[:, M] = a[t + 1, chunk]
+                ns_part = ns[first:last, chunk]
+                gamma_derivatives_into(
+                    a[first:last, chunk],
+                    ns_part[:, :, 0],
+                    ns_part[:, :, 1],
+                    slope[part],
+                    into_n[part],
+                    into_s[part],
+                    [buffer[part] for buffer in work],
+                )
+                for t in reversed(range(first, last)):
+                    i, y_t = t - first, ys[t - first + 1]
+                    delta_t = _delta(delta[i], da_t, W, t, given_outputs, given[0])
+                    torch.mul(delta_t, into_n[i], out=D[:, M])
+                    torch.mul(delta_t, into_s[i], out=D[:, M + 1])
+                    products.baddbmm_(D, y_t.transpose(1, 2))
+                    torch.bmm(step_back, D, out=D_before)
+                    if da_t is None and given[1] is not None:
+                        D_before[:, :M] += given[1]
+                    torch.ops.aten.sigmoid_backward.grad_input(D_before, y_t, grad_input=D_before)
+                    _flush(D_before)
+                    D, D_before = D_before, D
+                    da_t = torch.mul(delta_t, slope[i], out=da[i])
+                    da_t.unsqueeze(1).baddbmm_(a_back, D)
+                    _flush(da_t)
+                entry.add(first, last, da[part], chunk)
+                if dW is not None:
+                    previous = _previous(h[chunk], outputs[:, chunk], first, last)
+                    dW.addmm_(_rows(da[part]).t(), previous)
+            D[:, M:] = 0
+            dmaps += products.baddbmm_(D, ys[0].transpose(1, 2)).sum(0)
+            if dh is not None:
+                torch.mm(da_t, W, out=dh[chunk])
+            if dy is not None:
+                dy[chunk] = torch.bmm(step_back, D)[:, :M]
+        return (
+            None,
+            None,
+            entry.dx,
+            dh,
+            dy,
+            entry.ddrive,
+            entry.dU,
+            entry.db,
+            dW,
+            dmaps[:M],
+            dmaps[M:],
+        )
+
+
+def _square(E):
+    """E with two more rows: anything for the row of a, and σ(99) = 1 for the row of ones."""
+    square = torch.nn.functional.pad(E, (0, 0, 0, 2))
+    square[-1, -1] = 99
+    return square
+
+
+def anru(workspace, x, h, g, drive, Uxh, Whh, Uag, Wgg, Wgn, Wgs):
+    """The ANRU of `Networks.ANRU`: outputs (T, B, H), the last h (B, H) and g (B, H, M).
+
+    x (T, B, I), h (B, H), g (B, H, M), drive (T,), (T, B) or None; the rest: linear maps.
+    """
+    y = (g.transpose(1, 2) + 1) / 2
+    maps = _supervisor_maps(Uag, Wgg, Wgn, Wgs)
+    inputs = (x, h, y, drive, Uxh.weight, Uxh.bias + Whh.bias, Whh.weight, *maps)
+    outputs, h, y = _ANRU.apply(workspace, _learning(*inputs), *inputs)
+    return outputs, h, (2 * y - 1).transpose(1, 2)
+
+
+# In the LSTM and the GRU too, tanh(z) = 2 σ(2 z) − 1: the 2 inside is a factor of the weights.
+
+
+def _of_sigmoid(y, out):
+    """tanh(z) = 2 y − 1 from y = σ(2 z)."""
+    return torch.mul(y, 2, out=out).sub_(1)
+
+
+def _through_sigmoid(factor, y):
+    """factor · y (1 − y), in place: the slope of the sigmoid whose value is y."""
+    return torch.ops.aten.sigmoid_backward.grad_input(factor, y, grad_input=factor)
+
+
+class _LSTM(torch.autograd.Function):
+    """The gates are joined in the order f, i, g, o."""
+
+    @staticmethod
+    def forward(ctx, workspace, learning, x, h, c, drive, U, b, W):
+        steps, batch, size = *x.shape[:2], W.shape[1]
+        outputs = workspace.empty((steps, batch, size), h)
+        passes = _passes(steps, batch, 4 * size)
+        gates = workspace.empty((steps if learning else passes[0][1], batch, 4 * size), h)
+        cells = workspace.empty((steps if learning else 1, batch, size), h)
+        squashed = torch.empty_like(h)
+        W_transposed = W.t()
+        state, cell = h, c
+        for first, last in passes:
+            part = None if drive is None else drive[first:last]
+            now = gates[first:last] if learning else gates[: last - first]
+            _input_product(x[first:last], U, b, part, now, slice(3 * size, None))
+            for t in range(first, last):
+                joined = now[t - first].addmm_(state, W_transposed).sigmoid_()
+                f, i, g, o = joined.view(batch, 4, size).unbind(1)
+                cell = torch.mul(f, cell, out=cells[t if learning else 0])
+                cell.sub_(i).addcmul_(i, g, value=2)  # f c + i (2 g − 1)
+                torch.mul(cell, 2, out=squashed).sigmoid_()
+                _of_sigmoid(squashed, out=squashed)
+                state = torch.mul(o, squashed, out=outputs[t])
+        if learning:
+            ctx.save_for_backward(x, h, c, drive, U, W, outputs, gates, cells)
+        ctx.set_materialize_grads(False)
+        return outputs, state.clone(), cell.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, doutputs, dh_last, dc_last):
+        x, h, c, drive, U, W, outputs, gates, cells = ctx.saved_tensors
+        names = ("x", "h", "c", "drive", "U", "b", "W")
+        needed = dict(zip(names, ctx.needs_input_grad[2:], strict=True))
+        steps, batch, size = outputs.shape
+        passes = _passes(steps, batch, size)
+        length = passes[0][1]
+        squashed, to_cell = h.new_empty(2, length, batch, size).unbind()
+        slopes, dz = h.new_empty(2, length, batch, 4 * size).unbind()
+        delta = torch.empty_like(h)  # dL/dh
+        dc = torch.zeros_like(c) if dc_last is None else dc_last.clone()
+        dW = torch.zeros_like(W) if needed["W"] else None
+        entry = _InputGradients(needed, x, U, drive, slice(3 * size, None))
+        dz_t = None
+        for first, last in reversed(passes):
+            part = slice(0, last - first)
+            now = gates[first:last]
+            i, g, o = now.view(last - first, batch, 4, size).unbind(2)[1:]
+            torch.mul(cells[first:last], 2, out=squashed[part]).sigmoid_()
+            _of_sigmoid(squashed[part], out=squashed[part])
+            # dc = δ o (1 − tanh² c) + ..., and slopes: [f, i, g] over dc and o over δ
+            torch.mul(squashed[part], squashed[part], out=to_cell[part]).neg_().add_(1).mul_(o)
+            of_f, of_i, of_g, of_o = slopes[part].view(-1, batch, 4, size).unbind(2)
+            of_f[1:] = cells[first : last - 1]
+            of_f[0] = c if first == 0 else cells[first - 1]
+            _of_sigmoid(g, out=of_i)
+            torch.mul(i, 2, out=of_g)
+            of_o.copy_(squashed[part])
+            _through_sigmoid(slopes[part], now)
+            for t in reversed(range(first, last)):
+                k = t - first
+                delta_t = _delta(delta, dz_t, W, t, doutputs, dh_last)
+                dc.addcmul_(delta_t, to_cell[k])
+                dz_t = dz[k]
+                parts, slope = dz_t.view(batch, 4, size), slopes[k].view(batch, 4, size)
+                torch.mul(slope[:, :3], dc.unsqueeze(1), out=parts[:, :3])
+                torch.mul(slope[:, 3], delta_t, out=parts[:, 3])
+                _flush(dz_t)
+                dc.mul_(now[k, :, :size])
+                _flush(dc)
+            entry.add(first, last, dz[part])
+            if dW is not None:
+                dW.addmm_(_rows(dz[part]).t(), _previous(h, outputs, first, last))
+        dh = dz_t @ W if needed["h"] else None
+        return None, None, entry.dx, dh, dc, entry.ddrive, entry.dU, entry.db, dW
+
+
+def lstm(workspace, x, h, c, drive, Wf, Wi, Wo, Wg):
+    """The LSTM of `Networks.LSTM`: outputs (T, B, H) and the last h and c, each (B, H).
+
+    x (T, B, I), h and c (B, H), drive (T,), (T, B) or None; the rest: linear maps of [h, x].
+    """
+    weight = torch.cat([Wf.weight, Wi.weight, 2 * Wg.weight, Wo.weight])
+    b = torch.cat([Wf.bias, Wi.bias, 2 * Wg.bias, Wo.bias])
+    W, U = (part.contiguous() for part in weight.split([h.shape[1], x.shape[2]], dim=1))
+    inputs = (x, h, c, drive, U, b, W)
+    return _LSTM.apply(workspace, _learning(*inputs), *inputs)
+
+
+class _GRU(torch.autograd.Function):
+    """The gates are joined in the order r, z, n."""
+
+    @staticmethod
+    def forward(ctx, workspace, learning, x, h, drive, U, b, W, b_n):
+        steps, batch, size = *x.shape[:2], W.shape[1]
+        outputs = workspace.empty((steps, batch, size), h)
+        passes = _passes(steps, batch, 3 * size)
+        kept = steps if learning else passes[0][1]
+        gates = workspace.empty((kept, batch, 3 * size), h)
+        inner = workspace.empty((kept, batch, size), h)  # Whn h + b
+        candidate = torch.empty_like(h)
+        W_rz, W_n = W[: 2 * size].t(), W[2 * size :].t()
+        state = h
+        for first, last in passes:
+            part = None if drive is None else drive[first:last]
+            where = slice(first, last) if learning else slice(0, last - first)
+            _input_product(x[first:last], U, b, part, gates[where], slice(2 * size, None))
+            for t in range(first, last):
+                gates_t, inner_t = gates[where][t - first], inner[where][t - first]
+                rz, n = gates_t[:, : 2 * size], gates_t[:, 2 * size :]
+                rz.addmm_(state, W_rz).sigmoid_()
+                torch.addmm(b_n, state, W_n, out=inner_t)
+                n.addcmul_(rz[:, :size], inner_t).sigmoid_()
+                _of_sigmoid(n, out=candidate)
+                state = torch.lerp(candidate, state, rz[:, size:], out=outputs[t])
+        if learning:
+            ctx.save_for_backward(x, h, drive, U, W, outputs, gates, inner)
+        ctx.set_materialize_grads(False)
+        return outputs, state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, doutputs, dstate):
+        x, h, drive, U, W, outputs, gates, inner = ctx.saved_tensors
+        names = ("x", "h", "drive", "U", "b", "W", "b_n")
+        needed = dict(zip(names, ctx.needs_input_grad[2:], strict=True))
+        steps, batch, size = outputs.shape
+        passes = _passes(steps, batch, size)
+        length = passes[0][1]
+        delta, to_n, work = h.new_empty(3, length, batch, size).unbind()  # δ = dL/dh
+        slopes, dz = h.new_empty(2, length, batch, 3 * size).unbind()
+        dW = torch.zeros_like(W) if needed["W"] else None
+        db_n = h.new_zeros(size) if needed["b_n"] else None
+        entry = _InputGradients(needed, x, U, drive, slice(2 * size, None))
+        dh = torch.empty_like(h)
+        for first, last in reversed(passes):
+            part = slice(0, last - first)
+            r, z, n = gates[first:last].view(-1, batch, 3, size).unbind(2)
+            of_r, of_z, of_inner = slopes[part].view(-1, batch, 3, size).unbind(2)
+            # the gradients of n, r, z and of what is inside n are δ times these
+            torch.mul(z, -2, out=to_n[part]).add_(2)  # 2 (1 − z)
+            _through_sigmoid(to_n[part], n)
+            torch.mul(r, to_n[part], out=of_inner)
+            torch.mul(inner[first:last], to_n[part], out=of_r)
+            of_z[1:] = outputs[first : last - 1]
+            of_z[0] = h if first == 0 else outputs[first - 1]
+            of_z.sub_(_of_sigmoid(n, out=work[part]))
+            _through_sigmoid(slopes[part][..., : 2 * size], gates[first:last, :, : 2 * size])
+            for t in reversed(range(first, last)):
+                k = t - first
+                delta_t = _delta(delta[k], None, W, t, doutputs, dstate if t == steps - 1 else dh)
+                parts = dz[k].view(batch, 3, size)
+                torch.mul(slopes[k].view(batch, 3, size), delta_t.unsqueeze(1), out=parts)
+                _flush(dz[k])
+                torch.mul(delta_t, z[k], out=dh).addmm_(dz[k], W)
+            if dW is not None:
+                dW.addmm_(_rows(dz[part]).t(), _previous(h, outputs, first, last))
+            if db_n is not None:
+                db_n.add_(_rows(dz[part])[:, 2 * size :].sum(0))
+            dz[part][..., 2 * size :] = torch.mul(delta[part], to_n[part], out=to_n[part])
+            entry.add(first, last, dz[part])
+        return None, None, entry.dx, dh, entry.ddrive, entry.dU, entry.db, dW, db_n
+
+
+def gru(workspace, x, h, drive, Wir, Whr, Wiz, Whz, Win, Whn):
+    """The GRU of `Networks.GRU`: outputs (T, B, H) and the last h (B, H).
+
+    x (T, B, I), h (B, H), drive (T,), (T, B) or None; the rest: linear maps of x and of h.
+    """
+    U = torch.cat([Wir.weight, Wiz.weight, 2 * Win.weight])
+    W = torch.cat([Whr.weight, Whz.weight, 2 * Whn.weight])
+    b = torch.cat([Wir.bias + Whr.bias, Wiz.bias + Whz.bias, 2 * Win.bias])
+    doubled = None if drive is None else 2 * drive
+    inputs = (x, h, doubled, U, b, W, 2 * Whn.bias)
+    return _GRU.apply(workspace, _learning(*inputs), *inputs)
