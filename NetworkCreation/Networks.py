@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import relu
 
-from NetworkCreation import initialization
+from NetworkCreation import initialization, recurrence
 from NetworkCreation.gamma_function import gamma, register_gain_and_saturation
 
 
@@ -69,6 +69,7 @@ class RecurrentLayer(nn.Module):
                 raise ValueError(f"{name} is {value}: it must be at least 1")
         self.input_size = input_size
         self.hidden_size = hidden_size
+        self._workspace = recurrence.Workspace()
 
     def state_shapes(self, batch):
         """The shapes of the state's tensors for a batch of this size."""
@@ -93,10 +94,20 @@ class RecurrentLayer(nn.Module):
 
         x: (T, B, I). state: as the layer returns it, or None for zeros. drive: (T,), (T, B) or
         None. Returns outputs (T, B, H) and the state. Raises ValueError for another shape.
+        The gradients can be used, not differentiated again: for that, and in forward mode or
+        under torch.func, there is `loop`.
         """
+        return self._run(x, *self._check(x, state, drive))
+
+    def _run(self, x, state, drive):
+        """`forward` of what has been checked, by `recurrence`."""
+        raise NotImplementedError
+
+    def loop(self, x, state=None, drive=None):
+        """The same as the layer itself, step by step: the definition, and slower."""
         state, drive = self._check(x, state, drive)
         outputs = []
-        for x_t, drive_t in zip(x, drive, strict=True):
+        for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
             state = self.step(x_t, state, drive_t)
             outputs.append(_hidden(state))
         return torch.stack(outputs), state
@@ -109,7 +120,7 @@ class RecurrentLayer(nn.Module):
         """
         state, drive = self._check(x, state, drive)
         outputs, kept = [], {}
-        for x_t, drive_t in zip(x, drive, strict=True):
+        for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
             before, state = state, self.step(x_t, state, drive_t)
             outputs.append(_hidden(state))
             step = self.quantities(x_t, before, state, drive_t)
@@ -118,7 +129,7 @@ class RecurrentLayer(nn.Module):
         return torch.stack(outputs), state, {k: torch.stack(v) for k, v in kept.items()}
 
     def _check(self, x, state, drive):
-        """The state to start from and a drive for every step; ValueError for a wrong shape."""
+        """The state to start from and the drive, None or like x; ValueError for a wrong shape."""
         if x.ndim != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"the input has the shape {tuple(x.shape)}: it must be "
@@ -132,13 +143,18 @@ class RecurrentLayer(nn.Module):
         if shapes != expected:
             raise ValueError(f"the state's shapes are {shapes}: they must be {expected}")
         if drive is None:
-            return state, [None] * steps
+            return state, None
         if tuple(drive.shape) not in ((steps,), (steps, batch)):
             raise ValueError(
                 f"the drive has the shape {tuple(drive.shape)}: it must be "
                 f"({steps},) or {(steps, batch)}"
             )
         return state, drive.to(x)
+
+
+def _by_step(drive, x):
+    """A drive for every step of x."""
+    return [None] * len(x) if drive is None else drive
 
 
 def _parts(state):
@@ -202,6 +218,11 @@ class RNN(RecurrentLayer):
     def step(self, x_t, h, drive_t=None):
         a = self.preactivation(x_t, h, drive_t)  # (B, H)
         return self.phi(a, self)
+
+    def _run(self, x, h, drive):
+        names = {"gamma": ("n", "s"), "gamma2": ("n", "s"), "modrelu": ("b",)}.get(self.nonlin, ())
+        parameters = [getattr(self, name) for name in names]
+        return recurrence.rnn(self._workspace, self.nonlin, x, h, drive, self.U, self.V, parameters)
 
     def quantities(self, x_t, before, after, drive_t=None):
         """a and h, and n and s where φ has them; each (B, H)."""
@@ -277,6 +298,11 @@ class ANRU(RecurrentLayer):
         h = gamma(a, self.gain(g), self.saturation(g))  # (B, H)
         return h, g
 
+    def _run(self, x, state, drive):
+        maps = (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgn, self.Wgs)
+        outputs, *state = recurrence.anru(self._workspace, x, *state, drive, *maps)
+        return outputs, tuple(state)
+
     def quantities(self, x_t, before, after, drive_t=None):
         """a, n, s and h, each (B, H), and g (B, H, M)."""
         h, g = after
@@ -321,6 +347,11 @@ class LSTM(RecurrentLayer):
         h = o * torch.tanh(c)
         return h, c
 
+    def _run(self, x, state, drive):
+        maps = (self.Wf, self.Wi, self.Wo, self.Wg)
+        outputs, *state = recurrence.lstm(self._workspace, x, *state, drive, *maps)
+        return outputs, tuple(state)
+
     def quantities(self, x_t, before, after, drive_t=None):
         """a (of the output gate), h and c, each (B, H)."""
         h, c = after
@@ -358,6 +389,10 @@ class GRU(RecurrentLayer):
         z = torch.sigmoid(self.Wiz(x_t) + self.Whz(h))  # (B, H)
         candidate = torch.tanh(self.preactivation(x_t, h, drive_t))
         return (1 - z) * candidate + z * h
+
+    def _run(self, x, h, drive):
+        maps = (self.Wir, self.Whr, self.Wiz, self.Whz, self.Win, self.Whn)
+        return recurrence.gru(self._workspace, x, h, drive, *maps)
 
     def quantities(self, x_t, before, after, drive_t=None):
         """a (of the candidate) and h, each (B, H)."""

@@ -120,6 +120,51 @@ def gamma_prime(x, n, s):
     return derivative_x(*_operands(x, n, s))
 
 
+def gamma_into(x, n, s, out, work):
+    """γ(x; n, s) into `out`, without allocating more than a row: for a loop over time.
+
+    x, out: of one shape; out may be x itself. n, s: tensors that broadcast with it. work: two
+    tensors like out, overwritten. Not differentiable. As exact as `gamma` unless n x overflows.
+    """
+    z, minus_softplus = work
+    torch.mul(x, n, out=z)
+    torch.neg(z, out=minus_softplus)
+    torch.ops.aten.log_sigmoid.out(minus_softplus, out=minus_softplus)
+    torch.sigmoid(z, out=z)
+    torch.mul(minus_softplus, (s - 1) / n, out=out).addcmul_(z, s)
+
+
+def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
+    """∂γ/∂x into `dx`, ∂γ/∂n into `dn` and ∂γ/∂s into `ds`; companion of `gamma_into`.
+
+    dx, dn, ds and the two tensors of `work` are shaped as x; without `dn` and `ds` where both are
+    None. The formulas above, with one entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), z = n x:
+    x σ − p = −H/n and σ − p = σ (1 − x) − H/n.
+    """
+    size, complement = work
+    torch.mul(x, n, out=size)
+    sigma = torch.sigmoid(size, out=complement if ds is None else ds)
+    size.abs_()
+    if ds is None:
+        torch.sigmoid(size.neg_(), out=size)  # σ(−|z|); it has no cancellation where 1 − σ has
+        _times_slope(s * n, size, out=dx).addcmul_(sigma, 1 - s)
+        return
+    torch.sigmoid(torch.neg(size, out=complement), out=complement)
+    _times_slope(s * n, complement, out=dx)  # s n σ (1 − σ)
+    complement.mul_(size)
+    torch.ops.aten.log_sigmoid.out(size, out=size)
+    entropy = torch.sub(complement, size, out=size)
+    torch.mul(x, dx, out=dn).addcmul_(entropy, (s - 1) / n).div_(n)
+    dx.addcmul_(sigma, 1 - s)
+    ds.addcmul_(ds, x, value=-1).addcmul_(entropy, -1 / n)
+
+
+def _times_slope(factor, sigma, out):
+    """factor · σ (1 − σ) in one pass."""
+    factor = factor.expand_as(sigma)
+    return torch.ops.aten.sigmoid_backward.grad_input(factor, sigma, grad_input=out)
+
+
 class Gamma(nn.Module):
     """γ with a gain n and a saturation s of its own, in the manner of `torch.nn.PReLU`.
 
