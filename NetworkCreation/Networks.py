@@ -45,7 +45,8 @@ def choose(kind, name, choices):
 
 def _linear(inputs, outputs, initialise, generator, device, dtype, **options):
     """A linear map with weight (outputs, inputs) drawn by `initialise` and bias 0."""
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device or "cpu", dtype=dtype)
+    device = "cpu" if device is None else device
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device, dtype=dtype)
     initialise(linear.weight, generator, **options)
     nn.init.zeros_(linear.bias)
     return linear
@@ -139,9 +140,11 @@ class RecurrentLayer(nn.Module):
         if state is None:
             state = self.initial_state(batch)
         expected = self.state_shapes(batch)
-        shapes = [tuple(part.shape) for part in _parts(state)]
+        parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
+        shapes = [tuple(part.shape) for part in parts]
         if shapes != expected:
             raise ValueError(f"the state's shapes are {shapes}: they must be {expected}")
+        state = parts if len(parts) > 1 else parts[0]
         if drive is None:
             return state, None
         if tuple(drive.shape) not in ((steps,), (steps, batch)):

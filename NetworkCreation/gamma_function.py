@@ -19,14 +19,15 @@ import torch
 from torch import nn
 
 
-def softplus_over_n(x, n):
-    """p = log(1 + e^{n x}) / n, by  max(n x, 0)/n + log(1 + e^{−|n x|})/n.
+def _value(x, n, s):
+    """γ by  log(1 + e^{n x})/n = max(n x, 0)/n + log(1 + e^{−|n x|})/n.
 
     max(n x, 0)/n is x or 0 and is taken from x itself, so that neither a large n x overflows nor
-    its rounding shows.
+    its rounding shows. 1 − s comes before the division, which may overflow where s = 1.
     """
     half_line = torch.where((x > 0) == (n > 0), x, torch.zeros_like(x))
-    return half_line + torch.log1p(torch.exp(-(n * x).abs())) / n
+    rest = torch.log1p(torch.exp(-(n * x).abs()))
+    return (1 - s) * half_line + (1 - s) * rest / n + s * torch.sigmoid(n * x)
 
 
 def derivative_x(x, n, s):
@@ -45,7 +46,7 @@ def derivative_n(x, n, s):
     z = n * x
     size = z.abs().clamp(max=torch.finfo(z.dtype).max)  # ∞ · 0 otherwise, where n x overflows
     difference = size * torch.sigmoid(-size) + torch.log1p(torch.exp(-size))
-    return s * (x * (torch.sigmoid(z) * torch.sigmoid(-z))) - (1 - s) / n * (difference / n)
+    return s * (x * (torch.sigmoid(z) * torch.sigmoid(-z))) - (1 - s) * difference / n / n
 
 
 def derivative_s(x, n, s):
@@ -56,14 +57,15 @@ def derivative_s(x, n, s):
 class _Gamma(torch.autograd.Function):
     """γ with the derivatives above instead of those of its parts, which are wrong at x = 0.
 
-    Differentiable any number of times, in forward and reverse mode, and under torch.func.vmap.
+    Differentiable any number of times in reverse mode, once in forward mode (over reverse mode or
+    under it; torch gives 0 for forward over forward), and under torch.func.vmap.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x, n, s):
-        return (1 - s) * softplus_over_n(x, n) + s * torch.sigmoid(n * x)
+        return _value(x, n, s)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -91,14 +93,15 @@ class _Gamma(torch.autograd.Function):
 def _operands(x, n, s):
     """x, n, s as tensors of one shape; a zero n that was given as a number is refused."""
     if not isinstance(n, torch.Tensor):
-        check_gain(n)
+        check_gain(n, x.dtype)
     n, s = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in (n, s))
     return torch.broadcast_tensors(x, n, s)
 
 
-def check_gain(n):
-    """Raises ValueError where a gain n given by a person is zero or not finite."""
-    if not (torch.isfinite(torch.as_tensor(n, dtype=torch.float64)) and n != 0):
+def check_gain(n, dtype=None):
+    """Raises ValueError where a gain n given by a person is 0 or not finite, as a dtype has it."""
+    value = torch.as_tensor(n, dtype=dtype or torch.get_default_dtype())
+    if not (value.isfinite() and value != 0):
         raise ValueError(f"the gain n is {n}: it must be finite and not 0, where γ has no value")
 
 
@@ -172,7 +175,8 @@ class Gamma(nn.Module):
     axis of the input. n, s: initial values. learnable: whether n and s are parameters or, fixed,
     buffers; both are in the state_dict. Raises ValueError for n = 0 or num_parameters < 1.
 
-    Input and output: (..., num_parameters), or any shape for num_parameters = 1.
+    Input and output: (..., num_parameters), or any shape for num_parameters = 1. Raises ValueError
+    for another number of features.
     """
 
     def __init__(self, num_parameters=1, n=5.0, s=0.0, learnable=True, device=None, dtype=None):
@@ -184,6 +188,10 @@ class Gamma(nn.Module):
         self.learnable = learnable
 
     def forward(self, x):
+        if self.num_parameters > 1 and x.shape[-1:] != self.n.shape:
+            raise ValueError(
+                f"the input has the shape {tuple(x.shape)}: it must be (..., {self.num_parameters})"
+            )
         return gamma(x, self.n, self.s)
 
     def extra_repr(self):
@@ -192,7 +200,7 @@ class Gamma(nn.Module):
 
 def register_gain_and_saturation(module, num_parameters, n, s, learnable, device, dtype):
     """Gives a module `n` and `s`, each (num_parameters,): parameters or, fixed, buffers."""
-    check_gain(n)
+    check_gain(n, dtype)
     for name, value in (("n", n), ("s", s)):
         tensor = torch.full((num_parameters,), float(value), device=device, dtype=dtype)
         if learnable:
