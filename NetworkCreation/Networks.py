@@ -198,7 +198,7 @@ class RNN(RecurrentLayer):
         super().__init__(input_size, hidden_size)
         like = (generator, device, dtype)
         self.nonlin = nonlin
-        self.phi = choose("nonlin", nonlin, NONLINEARITIES)
+        choose("nonlin", nonlin, NONLINEARITIES)
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
         self.U = _linear(
             input_size, hidden_size, choose("iinit", iinit, initialization.INPUT), *like
@@ -220,7 +220,7 @@ class RNN(RecurrentLayer):
 
     def step(self, x_t, h, drive_t=None):
         a = self.preactivation(x_t, h, drive_t)  # (B, H)
-        return self.phi(a, self)
+        return NONLINEARITIES[self.nonlin](a, self)
 
     def _run(self, x, h, drive):
         names = {"gamma": ("n", "s"), "gamma2": ("n", "s"), "modrelu": ("b",)}.get(self.nonlin, ())
