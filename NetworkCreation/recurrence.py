@@ -104,14 +104,18 @@ def _previous(first_state, states, first, last):
     return torch.cat([first_state, _rows(states[: last - 1])])
 
 
+SMALLEST_GRADIENT = {
+    dtype: torch.finfo(dtype).tiny * 1e8 for dtype in (torch.bfloat16, torch.float32, torch.float64)
+} | {torch.float16: 0.0}  # whose whole range is less than that
+
+
 def _flush(gradient):
     """Zeroes what is about to become denormal, in place; keeps NaN and infinity.
 
     A gradient vanishes on its way back in time, and a product of denormal numbers takes a hundred
-    times as long as one of normal numbers.
+    times as long as one of normal numbers. In float32 this is what is below 1e-30.
     """
-    smallest = torch.finfo(gradient.dtype).tiny * 1e8
-    torch.ops.aten.hardshrink.out(gradient, smallest, out=gradient)
+    torch.ops.aten.hardshrink.out(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
 
 
 class _InputGradients:
@@ -228,10 +232,10 @@ class _RNN(torch.autograd.Function):
         for first, last in _passes(steps, batch, size):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
-            for t in range(first, last):
-                a_t = a[t].addmm_(state, V_transposed)
-                state = outputs[t]
-                value(a_t, parameters, state, work)
+            for a_t, h_t in zip(a[first:last].unbind(), outputs[first:last].unbind(), strict=True):
+                a_t.addmm_(state, V_transposed)
+                value(a_t, parameters, h_t, work)
+                state = h_t
         if learning:
             ctx.nonlin = nonlin
             ctx.save_for_backward(x, h, drive, U, V, outputs, a if keeps else None, *parameters)
@@ -249,7 +253,8 @@ class _RNN(torch.autograd.Function):
         steps, batch, size = outputs.shape
         passes = _passes(steps, batch, size)
         shape = (passes[0][1], batch, size)
-        delta, da, slope, *work = outputs.new_empty(5, *shape).unbind()  # δ = dL/dh
+        delta, slope, da, *work = outputs.new_empty(5, *shape).unbind()  # δ = dL/dh
+        by_step = list(zip(delta.unbind(), slope.unbind(), da.unbind(), strict=True))
         into = outputs.new_empty(len(parameters) if learns else 0, *shape).unbind()
         sums = torch.zeros(len(into), *shape, dtype=h.dtype, device=h.device).unbind()
         dV = torch.zeros_like(V) if needed["V"] else None
@@ -266,8 +271,9 @@ class _RNN(torch.autograd.Function):
                 [buffer[part] for buffer in work],
             )
             for t in reversed(range(first, last)):
-                delta_t = _delta(delta[t - first], da_t, V, t, doutputs, dstate)
-                da_t = torch.mul(delta_t, slope[t - first], out=da[t - first])
+                delta_t, slope_t, da_now = by_step[t - first]
+                _delta(delta_t, da_t, V, t, doutputs, dstate)
+                da_t = torch.mul(delta_t, slope_t, out=da_now)
                 _flush(da_t)
             for total, derivative in zip(sums, into, strict=True):
                 total[part].addcmul_(delta[part], derivative[part])
