@@ -27,6 +27,8 @@ from NetworkCreation.gamma_function import gamma_derivatives_into, gamma_into
 PASS = 1 << 17
 # Units of all samples whose supervisors are worked on together: 2 MB of them for M = 50.
 CHUNK = 10000
+# Steps between two states of the supervisors that are kept; those between are computed again.
+BLOCK = 14
 
 
 class Workspace:
@@ -334,8 +336,7 @@ def _chunks(batch, size):
 
 def _blocks(steps):
     """(first, last + 1) of the blocks of steps that begin with a kept y."""
-    length = max(1, round(math.sqrt(steps) / 2))
-    return [(first, min(first + length, steps)) for first in range(0, steps, length)]
+    return [(first, min(first + BLOCK, steps)) for first in range(0, steps, BLOCK)]
 
 
 class _ANRU(torch.autograd.Function):
@@ -347,9 +348,7 @@ class _ANRU(torch.autograd.Function):
         for first, last in _passes(steps, batch, size):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
-        blocks = _blocks(steps)
-        starts = [first for first, _ in blocks] if learning else []
-        kept = workspace.empty((len(starts), batch, M + 2, size), h)
+        kept = workspace.empty((len(_blocks(steps)) if learning else 0, batch, M + 2, size), h)
         ns = workspace.empty((steps if learning else 1, batch, 2, size), h)
         square = _square(E)
         y_last = torch.empty_like(y)
@@ -363,8 +362,8 @@ class _ANRU(torch.autograd.Function):
             for t in range(steps):
                 a_t = a[t, chunk].addmm_(state, W_transposed)
                 before[:, M] = a_t
-                if learning and t == starts[t // blocks[0][1]]:
-                    kept[t // blocks[0][1], chunk] = before
+                if learning and t % BLOCK == 0:
+                    kept[t // BLOCK, chunk] = before
                 torch.bmm(step_map, before, out=after).sigmoid_()
                 ns_t = torch.bmm(read, after, out=ns[t if learning else 0, chunk])
                 state = outputs[t, chunk]
@@ -384,7 +383,7 @@ class _ANRU(torch.autograd.Function):
         needed = dict(zip(names, ctx.needs_input_grad[2:], strict=True))
         steps, batch, size, M = *outputs.shape, len(E)
         blocks = _blocks(steps)
-        K = blocks[0][1]
+        K = min(BLOCK, steps)
         square = _square(E)
         back = torch.zeros_like(square)  # dL/dy_t = back [dL/dz_{t+1}; dL/dn_t; dL/ds_t]
         back[:M] = torch.cat([E[:, :M], N[:, :M]]).t()
