@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from NetworkCreation.gamma_function import gamma_derivatives_into, gamma_into
 
 # Elements that a pass over several steps works on: few enough to stay in a cache.
-PASS = 1 << 17
+PASS = 1 << 18
 # Units of all samples whose supervisors are worked on together: 2 MB of them for M = 50.
 CHUNK = 10000
 # Steps between two states of the supervisors that are kept; those between are computed again.
