@@ -94,6 +94,11 @@ def _input_product(x, U, b, drive, out, driven=slice(None)):
         out[..., driven].add_(_column(drive, out.shape[1]))
 
 
+def _transposed(matrix):
+    """The transpose as a matrix of its own: a product a step is faster than with a view."""
+    return matrix.t().contiguous()
+
+
 def _column(drive, batch):
     """A drive (T,) or (T, B) as (T, B, 1)."""
     return (drive if drive.ndim == 2 else drive.unsqueeze(1).expand(-1, batch)).unsqueeze(-1)
@@ -230,7 +235,7 @@ class _RNN(torch.autograd.Function):
         keeps = learning and nonlin in ("gamma", "gamma2")
         a = workspace.empty(outputs.shape, h) if keeps else outputs
         work = h.new_empty(2, batch, size).unbind()
-        state, V_transposed = h, V.t()
+        state, V_transposed = h, _transposed(V)
         for first, last in _passes(steps, batch, size):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
@@ -300,7 +305,9 @@ def _delta(out, da, V, t, doutputs, dstate):
     if da is None:
         out.copy_(dstate) if dstate is not None else out.zero_()
         return out if given is None else out.add_(given)
-    return torch.mm(da, V, out=out) if given is None else torch.addmm(given, da, V, out=out)
+    if given is None:
+        return torch.mm(da, V, out=out)
+    return out.copy_(given).addmm_(da, V)  # faster than addmm(given, ...)
 
 
 def rnn(workspace, nonlin, x, h, drive, U, V, parameters):
@@ -351,6 +358,7 @@ class _ANRU(torch.autograd.Function):
         kept = workspace.empty((len(_blocks(steps)) if learning else 0, batch, M + 2, size), h)
         ns = workspace.empty((steps if learning else 1, batch, 2, size), h)
         square = _square(E)
+        W_transposed = _transposed(W)
         y_last = torch.empty_like(y)
         for chunk in _chunks(batch, size):
             length = chunk.stop - chunk.start
@@ -358,7 +366,7 @@ class _ANRU(torch.autograd.Function):
             before[:, :M], before[:, M + 1] = y[chunk], 1
             step_map, read = square.expand(length, -1, -1), N.expand(length, -1, -1)
             work = h.new_empty(2, length, size).unbind()
-            state, W_transposed = h[chunk], W.t()
+            state = h[chunk]
             for t in range(steps):
                 a_t = a[t, chunk].addmm_(state, W_transposed)
                 before[:, M] = a_t
@@ -509,7 +517,7 @@ class _LSTM(torch.autograd.Function):
         gates = workspace.empty((steps if learning else passes[0][1], batch, 4 * size), h)
         cells = workspace.empty((steps if learning else 1, batch, size), h)
         squashed = torch.empty_like(h)
-        W_transposed = W.t()
+        W_transposed = _transposed(W)
         state, cell = h, c
         for first, last in passes:
             part = None if drive is None else drive[first:last]
@@ -601,7 +609,7 @@ class _GRU(torch.autograd.Function):
         gates = workspace.empty((kept, batch, 3 * size), h)
         inner = workspace.empty((kept, batch, size), h)  # Whn h + b
         candidate = torch.empty_like(h)
-        W_rz, W_n = W[: 2 * size].t(), W[2 * size :].t()
+        W_rz, W_n = _transposed(W[: 2 * size]), _transposed(W[2 * size :])
         state = h
         for first, last in passes:
             part = None if drive is None else drive[first:last]
