@@ -323,7 +323,7 @@ class EURNN(RecurrentLayer):
         entry = choose("iinit", iinit, initialization.INPUT)
         self.Ure = linear_map(input_size, hidden_size, entry, *like)
         self.Uim = linear_map(input_size, hidden_size, entry, *like, bias=False)
-        firsts = [torch.arange(layer % 2, hidden_size - 1, 2) for layer in range(capacity)]
+        firsts = [torch.arange(hidden_size - 1)[layer % 2 :: 2] for layer in range(capacity)]
         layers = [torch.full_like(first, layer) for layer, first in enumerate(firsts)]
         swaps = torch.arange(hidden_size).repeat(2, 1)
         for swap, first in zip(swaps, firsts, strict=False):
