@@ -189,7 +189,7 @@ def _turn(h, factors, outs, swapped):
 def _stretch(size, bias, out):
     """|h|/|z| of the modReLU, from |z| and the bias as a column; changes size."""
     torch.add(size, bias, out=out).clamp_min_(0)
-    # below it the square of a number is no number any more
+    # |z| is made of squares, which are 0 below this
     return out.div_(size.clamp_min_(math.sqrt(torch.finfo(size.dtype).tiny)))
 
 
@@ -230,16 +230,16 @@ class _Unitary(torch.autograd.Function):
     def backward(ctx, doutputs, dstate):
         swaps, h, own, other, bias, z = ctx.saved_tensors
         forth, back = _factors(own, other, swaps), _factors(own, other, swaps, back=True)
-        dentry = torch.empty_like(z)
-        down, dother = torch.zeros_like(own), torch.zeros_like(other)
-        dbias = None if bias is None else torch.zeros_like(bias)
+        d_entry = torch.empty_like(z)
+        d_own, d_other = torch.zeros_like(own), torch.zeros_like(other)
+        d_bias = None if bias is None else torch.zeros_like(bias)
         swapped, delta = torch.zeros_like(z[:1].expand(2, -1, -1)).unbind()  # δ = dL/dh
         if dstate is not None:
             delta.copy_(dstate)
         passes = recurrence._passes(len(z), *h.shape)
         between = z.new_empty(len(forth) - 1, passes[0][1], *h.shape)  # dL/d(F_l … F_1 h), l < L
         for first, last in reversed(passes):
-            before, dz = torch.empty_like(z[first:last]), dentry[first:last]
+            before, dz = torch.empty_like(z[first:last]), d_entry[first:last]
             before[0] = h if first == 0 else _modrelu(z[first - 1], bias)
             before[1:] = _modrelu(z[first : last - 1], bias)
             if bias is not None:
@@ -261,14 +261,14 @@ class _Unitary(torch.autograd.Function):
                 recurrence._flush(torch.view_as_real(dz[k]))
                 _turn(dz[k], back, [*reversed(between[:, k].unbind()), delta], swapped)
             if bias is not None:
-                dbias += turned.real.sum((0, 2)).unsqueeze(1)
+                d_bias += turned.real.sum((0, 2)).unsqueeze(1)
             for layer, (mine, others, swap) in enumerate(forth):
                 after = dz if layer == len(between) else between[layer, : last - first]
                 exchanged = before[:, swap]
-                down[layer] += (before.conj() * after).sum((0, 2))
-                dother[layer] += (exchanged.conj() * after).sum((0, 2))
+                d_own[layer] += (before.conj() * after).sum((0, 2))
+                d_other[layer] += (exchanged.conj() * after).sum((0, 2))
                 before = mine * before + others * exchanged
-        return None, None, None, dentry, delta, down, dother, dbias
+        return None, None, None, d_entry, delta, d_own, d_other, d_bias
 
 
 def _modrelu(z, bias):
