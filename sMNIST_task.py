@@ -3,8 +3,8 @@
     python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2         psMNIST, 400 units, 100 epochs
     python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2 --test  scores the newest such run
     python3 sMNIST_task.py --resume SavedModels/psMNIST/400/RNN_lr0.0001_p0.0_hs400_gamma2/DATE
-    python3 sMNIST_task.py --dataset digits --net-type ANRU --nhid 64 --lr 1e-3 --batch 50 \\
-        --epochs 40                                                  needs no download
+    python3 sMNIST_task.py --dataset digits --net-type ANRU --nhid 64 --lr 5e-4 --batch 50 \\
+        --epochs 40 --shuffle                                        needs no download
 
 A run leaves a directory below SavedModels: see Training/runs.py.
 Source: Geadah et al., arXiv 2006.12253; the task is that of Le et al., arXiv 1504.00941.

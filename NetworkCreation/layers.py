@@ -197,7 +197,7 @@ class ElmanLayer(RecurrentLayer):
         Raises ValueError for an unknown name, or n = 0.
         """
         self.nonlin = nonlin
-        self.phi = choose("nonlin", nonlin, NONLINEARITIES)
+        choose("nonlin", nonlin, NONLINEARITIES)
         self._activation_names = ()
         if nonlin in ("gamma", "gamma2"):
             units = self.hidden_size if nonlin == "gamma2" else 1
@@ -216,7 +216,7 @@ class ElmanLayer(RecurrentLayer):
 
     def step(self, x_t, h, drive_t=None):
         a = self.preactivation(x_t, h, drive_t)  # (B, H)
-        return self.phi(a, self)
+        return NONLINEARITIES[self.nonlin](a, self)
 
     def _run(self, x, h, drive):
         parameters = [getattr(self, name) for name in self._activation_names]

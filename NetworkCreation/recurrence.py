@@ -25,6 +25,8 @@ from NetworkCreation.gamma_function import gamma_derivatives_into, gamma_into
 
 # Elements that a pass over several steps works on: few enough to stay in a cache.
 PASS = 1 << 17
+# Units of all samples whose supervisors are worked on together: 2 MB of them for M = 50.
+CHUNK = 10000
 
 
 class Workspace:
@@ -49,19 +51,24 @@ class Workspace:
         size = math.prod(shape) * like.element_size()
         if like.device.type != "cpu" or size < self.SMALLEST:
             return like.new_empty(shape)
-        free = self._free.setdefault(size, [])
         try:
-            block = free.pop()
-        except IndexError:
-            for blocks in list(self._free.values()):
-                blocks.clear()
+            block = self._free[size].pop()
+        except (KeyError, IndexError):
+            self._free = {}
             block = torch.empty(size, dtype=torch.uint8)
-        view = (ctypes.c_char * size).from_address(block.data_ptr())
-        weakref.finalize(view, free.append, block).atexit = False  # the storage owns the view
+        view = (ctypes.c_char * size).from_address(block.data_ptr())  # the storage will own it
+        weakref.finalize(view, _give_back, weakref.ref(self), size, block).atexit = False
         return torch.frombuffer(view, dtype=like.dtype).view(shape)
 
     def __reduce__(self):
         return Workspace, ()  # a copy of a layer, or one that is pickled, starts with none
+
+
+def _give_back(home, size, block):
+    """Puts a block back into the workspace it came from, where that still exists."""
+    workspace = home()
+    if workspace is not None:
+        workspace._free.setdefault(size, []).append(block)
 
 
 def _passes(steps, batch, size):
@@ -314,8 +321,8 @@ def _supervisor_maps(Uag, Wgg, Wgn, Wgs):
 
 
 def _chunks(batch, size):
-    """Slices of the batch whose supervisors, about 2 MB of them, stay in a cache."""
-    number = math.ceil(batch * size / 10000)
+    """Slices of the batch whose supervisors stay in a cache."""
+    number = math.ceil(batch * size / CHUNK)
     length = math.ceil(batch / min(number, batch))
     return [slice(first, min(first + length, batch)) for first in range(0, batch, length)]
 

@@ -11,7 +11,10 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DATA_DIR", REPOSITORY / "data")).resolve()
 
-torch.set_flush_denormal(True)
+# One thread: at toy size a second one gains nothing, and on a busy machine the two wait for each
+# other. Processes that the tests start inherit it.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Arguments of runs that take a second.
 TOY = {

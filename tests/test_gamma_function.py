@@ -3,6 +3,7 @@
 import ast
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,13 @@ import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from NetworkCreation import gamma_function
-from NetworkCreation.gamma_function import Gamma, gamma, gamma_prime
+from NetworkCreation.gamma_function import (
+    Gamma,
+    gamma,
+    gamma_derivatives_into,
+    gamma_into,
+    gamma_prime,
+)
 
 SCRIPT = Path(gamma_function.__file__)
 DTYPES = [torch.float32, torch.float64]
@@ -134,15 +141,8 @@ def evaluate(quantity, x, n, s):
     return torch.autograd.grad(gamma(**arguments).sum(), arguments[quantity])[0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", POINTS)
-@pytest.mark.parametrize("quantity", [*QUANTITIES, "prime"])
-def test_agrees_with_mpmath(quantity, kind, dtype):
-    points, references = points_and_references(kind, dtype)
-    found = gamma_prime(*points) if quantity == "prime" else evaluate(quantity, *points)
-    assert found.dtype == dtype
-    name = "x" if quantity == "prime" else quantity
-    largest = torch.finfo(dtype).max
+def assert_agrees(name, found, points, references):
+    largest = torch.finfo(found.dtype).max
     wrong = []
     for x, n, s, value, both in zip(
         *(tensor.tolist() for tensor in (*points, found)), references, strict=True
@@ -155,6 +155,42 @@ def test_agrees_with_mpmath(quantity, kind, dtype):
         if not fine:
             wrong.append(f"x={x} n={n} s={s}: {value}, true {mpmath.nstr(true, 17)}")
     assert not wrong, f"{len(wrong)} of {len(references)}, first: {wrong[:3]}"
+
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", POINTS)
+@pytest.mark.parametrize("quantity", [*QUANTITIES, "prime"])
+def test_agrees_with_mpmath(quantity, kind, dtype):
+    points, references = points_and_references(kind, dtype)
+    found = gamma_prime(*points) if quantity == "prime" else evaluate(quantity, *points)
+    assert found.dtype == dtype
+    assert_agrees("x" if quantity == "prime" else quantity, found, points, references)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", ["ordinary", "random"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gamma_into_agrees_with_mpmath(kind, dtype, in_place):
+    points, references = points_and_references(kind, dtype)
+    x, n, s = (p.clone() for p in points)
+    out = x if in_place else torch.full_like(x, math.nan)
+    gamma_into(x, n, s, out, torch.full((2, len(x)), math.nan, dtype=dtype))
+    assert_agrees("value", out, points, references)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", ["ordinary", "random"])
+@pytest.mark.parametrize("wanted", ["xns", "x"])
+def test_gamma_derivatives_into_agrees_with_mpmath(kind, dtype, wanted):
+    points, references = points_and_references(kind, dtype)
+    found = {name: torch.full_like(points[0], math.nan) for name in wanted}
+    work = torch.full((2, len(points[0])), math.nan, dtype=dtype)
+    gamma_derivatives_into(*points, *(found.get(name) for name in "xns"), work)
+    for name, derivative in found.items():
+        assert_agrees(name, derivative, points, references)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +387,18 @@ def test_numbers_in_place_of_tensors(dtype):
     assert torch.equal(found, gamma_prime(x, -2, 0.25))
 
 
+@pytest.mark.parametrize("features", [1, 3])
+def test_broadcasting_of_the_versions_into_tensors(features):
+    x, n, s = sample(sign=0.0)
+    n, s = n[:features], s[:features]
+    out, dx, dn, ds, *work = torch.full((6, *x.shape), math.nan, dtype=x.dtype)
+    gamma_into(x, n, s, out, work)
+    gamma_derivatives_into(x, n, s, dx, dn, ds, work)
+    torch.testing.assert_close(out, gamma(x, n, s))
+    for found, expected in zip((dx, dn, ds), formulas(x, n, s).values(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 4, 3)])
 def test_any_shape_of_x(shape):
     x = torch.ones(shape)
@@ -534,3 +582,24 @@ def test_file_imports_torch_alone():
         elif isinstance(statement, ast.ImportFrom):
             imported.add(statement.module.split(".")[0])
     assert imported - set(sys.stdlib_module_names) == {"torch"}
+
+
+def test_finite_where_only_the_softplus_part_overflows():
+    x = torch.tensor([3e38, 3.4e38])
+    tiny = 1.2e-38
+    assert torch.allclose(gamma(x, tiny, 1.0), torch.sigmoid(tiny * x))
+    assert gamma(x, tiny, 0.5).isfinite().all()
+
+
+@pytest.mark.parametrize("n", [1e-50, 1e300, -1e300])
+def test_a_gain_that_its_type_cannot_hold_is_refused(n):
+    with pytest.raises(ValueError, match=re.escape(str(n))):
+        gamma(torch.ones(2), n, 0.0)
+    with pytest.raises(ValueError, match=re.escape(str(n))):
+        Gamma(n=n)
+    assert gamma(torch.ones(2, dtype=torch.float64), n, 1.0).isfinite().all()
+
+
+def test_module_refuses_another_number_of_features():
+    with pytest.raises(ValueError, match=r"\(2, 1\).*3"):
+        Gamma(3)(torch.ones(2, 1))

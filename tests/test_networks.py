@@ -789,3 +789,14 @@ def test_refuses_initialisation(kind, option, name, allowed):
 def test_refuses_gain_without_value(nonlin, n, learn_params):
     with refuses(f"gain n is {n}"):
         RNN(I, H, nonlin, n=n, learn_params=learn_params)
+
+
+@pytest.mark.parametrize(("key", "parts"), [("RNN-gamma2", 1), ("LSTM", 2)])
+def test_a_state_may_be_a_tuple_or_a_list_of_its_parts(key, parts):
+    layer, x = build(key), randn(T, B, I)
+    state = random_state(key)
+    expected, _ = layer(x, state)
+    outputs, _ = layer(x, list(parts_of(state)))
+    assert torch.equal(outputs, expected)
+    with pytest.raises(ValueError, match="state"):
+        layer(x, [*parts_of(state), parts_of(state)[0]])

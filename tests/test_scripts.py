@@ -437,6 +437,18 @@ def test_help_names_every_flag_and_the_script_runs_anywhere(start, script):
         assert flag in out
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_process_trains_and_another_scores(start, only_run, script):
+    process = start(script, *TOY[script], "--epochs", 1, "--note", "a remark")
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    assert out.splitlines()[-1].startswith("done: SavedModels/") and "%|" not in out
+    assert json.loads((only_run() / "config.json").read_text())["arguments"]["note"] == "a remark"
+    process = start(script, "--test", "--note", "a remark", "--limit-batches", 1)
+    out = process.communicate()[0]
+    assert process.returncode == 0 and "test" in out, out
+
+
 def test_importing_a_script_does_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import sMNIST_task, PTB_task"
     done = subprocess.run(
