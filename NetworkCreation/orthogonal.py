@@ -30,6 +30,18 @@ from NetworkCreation.layers import (
 ORTHOGONAL_MAPS = {"exp": "matrix_exp", "cayley": "cayley"}
 
 
+class NewtonStep(nn.Module):
+    """P (3 − PᵀP)/2: an almost orthogonal matrix P (H, H) as near to it as its numbers can be.
+
+    In float32 the exponential of a large matrix is off by more than 1e-5. An exactly orthogonal P
+    stays, and of a gradient what would leave the orthogonal matrices is dropped.
+    Source: the Newton-Schulz iteration for the polar factor, Higham, Functions of Matrices, 2008.
+    """
+
+    def forward(self, P):
+        return 1.5 * P - 0.5 * P @ (P.t() @ P)
+
+
 class ExpRNN(ElmanLayer):
     """expRNN: h_t = φ(U x_t + P h_{t−1} + drive_t), P orthogonal.
 
@@ -71,13 +83,14 @@ class ExpRNN(ElmanLayer):
         self.U = linear_map(input_size, hidden_size, entry, *like)
         self.V = linear_map(hidden_size, hidden_size, start, *like, bias=False)
         orthogonal(self.V, "weight", orthogonal_map)
+        parametrize.register_parametrization(self.V, "weight", NewtonStep())
         self._add_activation(nonlin, n, s, learn_params, *like)
 
     @property
     def P(self):
         """The orthogonal matrix, (H, H)."""
-        parametrization = self.V.parametrizations.weight
-        return parametrization[0](parametrization.original)
+        to_orthogonal, step, *_ = self.V.parametrizations.weight
+        return step(to_orthogonal(self.V.parametrizations.weight.original))
 
     def parameters_apart(self):
         """'orthogonal': the one that A is made of."""
@@ -143,7 +156,7 @@ class NonNormalRNN(ExpRNN):
     @property
     def schur(self):
         """The part that turns P into V, with `alpha`, `theta` and `T`."""
-        return self.V.parametrizations.weight[1]
+        return self.V.parametrizations.weight[2]
 
     def parameters_apart(self):
         """'orthogonal' as for `ExpRNN`, and 'T'."""
