@@ -2,6 +2,7 @@
 
     python3 PTB_task.py                                     RNN with one learned γ, 600 units
     python3 PTB_task.py --net-type ANRU --epochs 20
+    python3 PTB_task.py --net-type nnRNN --betas 0.0 0.9 --clip 10
     python3 PTB_task.py --test                              scores the newest run's best model
     python3 PTB_task.py --resume SavedModels/PTB/400/RNN_lr0.0001_p0.0_hs600_gamma/DATE
     python3 PTB_task.py --dataset pydoc --nhid 128          needs no download
