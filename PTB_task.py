@@ -2,6 +2,7 @@
 
     python3 PTB_task.py                                     RNN with one learned γ, 600 units
     python3 PTB_task.py --net-type ANRU --epochs 20
+    python3 PTB_task.py --net-type nnRNN --betas 0.0 0.9 --clip 10
     python3 PTB_task.py --test                              scores the newest run's best model
     python3 PTB_task.py --resume SavedModels/PTB/400/RNN_lr0.0001_p0.0_hs600_gamma/DATE
     python3 PTB_task.py --dataset pydoc --nhid 128          needs no download
@@ -20,16 +21,19 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from NetworkCreation.initialization import INPUT, RECURRENT
+from NetworkCreation.initialization import INPUT, RECURRENT, ROTATIONS
+from NetworkCreation.layers import NONLINEARITIES
 from NetworkCreation.models import (
     CheckpointError,
     adaptation,
     build_model,
     load_model,
     model_of,
+    parameter_groups,
     read_checkpoint,
 )
-from NetworkCreation.Networks import NETWORKS, NONLINEARITIES
+from NetworkCreation.Networks import NETWORKS
+from NetworkCreation.orthogonal import ORTHOGONAL_MAPS
 from Training import arguments
 from Training.datasets import TEXT_SETS, DataError, columns, load_text, windows
 from Training.evaluation import adapted, bits_per_character, evaluate_text
@@ -77,7 +81,11 @@ def make_parser():
         help="the best model on validation; a relative path lies in the run's directory",
     )
     parser.add_argument(
-        "--nonlin", choices=nonlinearities, default="gamma", help="activation of the RNN"
+        "--nonlin",
+        choices=nonlinearities,
+        default="gamma",
+        help="activation of the RNN, expRNN and nnRNN; the default of expRNN, nnRNN and EURNN is "
+        "modrelu",
     )
     parser.add_argument(
         "--n", type=arguments.gain, default=2.5, help="initial degree of nonlinearity (gain)"
@@ -100,20 +108,19 @@ def make_parser():
     parser.add_argument(
         "--any-corpus", action="store_true", help="take other text than pennchar in its place"
     )
-    arguments.add_shared_flags(parser, __file__, TEXT_SETS, NETWORKS, RECURRENT, INPUT)
+    choices = (TEXT_SETS, NETWORKS, RECURRENT, INPUT, ORTHOGONAL_MAPS)
+    arguments.add_shared_flags(parser, __file__, *choices)
     return parser
 
 
 def resolve(parser, args, given):
     """Errors for flags that contradict each other; sets what depends on other arguments."""
-    of_rnn = dict.fromkeys(("nonlin", "n", "s", "learn_params"), ("RNN",))
-    of_both = dict.fromkeys(("rinit", "iinit"), ("RNN", "ANRU"))
-    arguments.refuse_strangers(parser, args, given, of_rnn | of_both, "net_type")
-    if args.net_type == "RNN":
-        owners = dict.fromkeys(("n", "s", "learn_params"), ("gamma", "gamma2"))
-        arguments.refuse_strangers(parser, args, given, owners, "nonlin")
+    of_gamma = ("n", "s", "learn_params")
+    arguments.resolve_network(parser, args, given, of_gamma, ROTATIONS)
     if args.adam and "alpha" in given:
         parser.error("argument --alpha: belongs to --no-adam")
+    if not args.adam and "betas" in given:
+        parser.error("argument --betas: belongs to --adam")
     if args.any_corpus and args.dataset != "ptb":
         parser.error("argument --any-corpus: belongs to --dataset ptb")
     if args.tied and args.emsize != args.nhid:
@@ -134,13 +141,11 @@ def check_save(parser, path):
 
 def describe_model(args, vocabulary):
     """The spec of the network for `build_model`."""
-    layer = {}
-    if args.net_type == "RNN":
-        layer = {"nonlin": "ReLU" if args.nonlin == "relu" else args.nonlin}
-        if args.nonlin in ("gamma", "gamma2"):
-            layer |= {"n": args.n, "s": args.s, "learn_params": args.learn_params}
-    if args.net_type in ("RNN", "ANRU"):
-        layer |= {"rinit": args.rinit, "iinit": args.iinit}
+    layer = arguments.layer_options(args)
+    if args.nonlin is not None:
+        layer["nonlin"] = "ReLU" if args.nonlin == "relu" else args.nonlin
+    if args.nonlin in ("gamma", "gamma2"):
+        layer |= {"n": args.n, "s": args.s, "learn_params": args.learn_params}
     return {
         "task": "characters",
         "net_type": args.net_type,
@@ -272,17 +277,18 @@ def train(parser, args, given):
             model = model_of(checkpoint, run.path / LAST)[0].to(device)
     except (DataError, CheckpointError, RunError) as error:
         parser.error(str(error))
+    groups = parameter_groups(model, arguments.group_options(args))
+    options = {"lr": args.lr, "weight_decay": args.weight_decay}
     if args.adam:
-        optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        optimizer = torch.optim.Adam(groups, betas=args.betas, **options)
     else:
-        optimizer = torch.optim.RMSprop(
-            model.parameters(), lr=args.lr, alpha=args.alpha, weight_decay=args.weight_decay
-        )
+        optimizer = torch.optim.RMSprop(groups, alpha=args.alpha, **options)
     # Halved as soon as one epoch brings nothing.
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=0.5, patience=0, threshold=0.0, eps=0.0
     )
-    state = TrainingState(model, optimizer, scheduler, generators={})
+    penalty = (lambda: args.alam * model.rnn.penalty()) if args.alam else None
+    state = TrainingState(model, optimizer, scheduler, {}, clip=args.clip, penalty=penalty)
     if run is None:
         about = {"name": data.name, "symbols": len(data.vocabulary), "sha256": data.checksums}
         config = describe(__file__, parser.command, args, spec, about, device)

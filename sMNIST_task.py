@@ -18,15 +18,17 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from NetworkCreation.initialization import INPUT, RECURRENT
+from NetworkCreation.initialization import INPUT, RECURRENT, ROTATIONS
 from NetworkCreation.models import (
     CheckpointError,
     adaptation,
     build_model,
     model_of,
+    parameter_groups,
     read_checkpoint,
 )
 from NetworkCreation.Networks import NETWORKS
+from NetworkCreation.orthogonal import ORTHOGONAL_MAPS
 from Training import arguments
 from Training.datasets import PIXEL_SETS, DataError, load_pixels
 from Training.evaluation import adapted, evaluate_pixels
@@ -61,11 +63,12 @@ def make_parser():
     )
     parser.add_argument(
         "--nonlin",
-        choices=("gamma", "gamma2", "ReLU"),
+        choices=("gamma", "gamma2", "ReLU", "modrelu"),
         default="gamma2",
-        help="activation of the RNN; gamma2 has an n and an s for every unit",
+        help="activation of the RNN, expRNN and nnRNN; gamma2 has an n and an s for every unit; "
+        "the default of expRNN, nnRNN and EURNN is modrelu",
     )
-    parser.add_argument("--gain", type=arguments.gain, default=1.0, help="initial n of the RNN")
+    parser.add_argument("--gain", type=arguments.gain, default=1.0, help="initial n")
     parser.add_argument("--saturation", type=arguments.finite, default=1.0, help="initial s")
     parser.add_argument(
         "--random",
@@ -93,19 +96,15 @@ def make_parser():
         default=0.0,
         help="share of training batches under the sine transform",
     )
-    arguments.add_shared_flags(parser, __file__, PIXEL_SETS, NETWORKS, RECURRENT, INPUT)
+    choices = (PIXEL_SETS, NETWORKS, RECURRENT, INPUT, ORTHOGONAL_MAPS)
+    arguments.add_shared_flags(parser, __file__, *choices)
     return parser
 
 
 def resolve(parser, args, given):
     """Errors for flags that contradict each other; sets what depends on other arguments."""
-    of_rnn = dict.fromkeys(("nonlin", "gain", "saturation", "random", "learn_params"), ("RNN",))
-    of_both = dict.fromkeys(("rinit", "iinit"), ("RNN", "ANRU"))
-    arguments.refuse_strangers(parser, args, given, of_rnn | of_both, "net_type")
     of_gamma = ("gain", "saturation", "random", "learn_params")
-    if args.net_type == "RNN":
-        owners = dict.fromkeys(of_gamma, ("gamma", "gamma2"))
-        arguments.refuse_strangers(parser, args, given, owners, "nonlin")
+    arguments.resolve_network(parser, args, given, of_gamma, ROTATIONS)
     if args.nonlin in ("gamma", "gamma2"):
         set_by_hand = given & {"gain", "saturation"}
         if args.random and set_by_hand:
@@ -118,16 +117,14 @@ def resolve(parser, args, given):
 
 def describe_model(args, classes, generator):
     """The spec of the network for `build_model`; with --random it draws n into the arguments."""
-    layer = {}
+    layer = arguments.layer_options(args)
     if args.random:
         args.gain = 5 + 2 * torch.rand((), generator=generator).item()
         args.saturation = 0.0
-    if args.net_type == "RNN":
-        layer = {"nonlin": args.nonlin}
-        if args.nonlin in ("gamma", "gamma2"):
-            layer |= {"n": args.gain, "s": args.saturation, "learn_params": args.learn_params}
-    if args.net_type in ("RNN", "ANRU"):
-        layer |= {"rinit": args.rinit, "iinit": args.iinit}
+    if args.nonlin is not None:
+        layer["nonlin"] = args.nonlin
+    if args.nonlin in ("gamma", "gamma2"):
+        layer |= {"n": args.gain, "s": args.saturation, "learn_params": args.learn_params}
     return {
         "task": "pixels",
         "net_type": args.net_type,
@@ -256,10 +253,12 @@ def train(parser, args, given):
             model = model_of(checkpoint, run.path / LAST)[0].to(device)
     except (DataError, CheckpointError, RunError) as error:
         parser.error(str(error))
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    groups = parameter_groups(model, arguments.group_options(args))
+    optimizer = torch.optim.Adam(groups, lr=args.lr, betas=args.betas)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     generators = {name: stream(args.seed, name) for name in ("order", "transform")}
-    state = TrainingState(model, optimizer, scheduler, generators)
+    penalty = (lambda: args.alam * model.rnn.penalty()) if args.alam else None
+    state = TrainingState(model, optimizer, scheduler, generators, clip=args.clip, penalty=penalty)
     if run is None:
         about = {"name": args.dataset, "steps": data.steps, "sha256": data.checksums}
         config = describe(__file__, parser.command, args, spec, about, device)

@@ -2,173 +2,27 @@
 
 Letters: T time, B batch, I input, H main units, M supervisor units.
 
-Each layer is called as `torch.nn.RNN` is,
-
-    outputs, state = layer(x, state=None, drive=None)
-
-with x (T, B, I), outputs (T, B, H), and drive (T,), (T, B) or None: a current that is added to
-the pre-activation of every unit. `layer.step(x_t, state, drive_t)` is one step and says the
-equations; the layer is the loop of its steps.
+`layers.py` says how a layer is called; the orthogonal ones are in `orthogonal.py`.
+`layer.step(x_t, state, drive_t)` is one step and says the equations; the layer is the loop of its
+steps. `NETWORKS` lists them all.
 """
 
 import torch
 from torch import nn
-from torch.nn.functional import relu
 
 from NetworkCreation import initialization, recurrence
-from NetworkCreation.gamma_function import gamma, register_gain_and_saturation
+from NetworkCreation.gamma_function import gamma
+from NetworkCreation.layers import (
+    ElmanLayer,
+    RecurrentLayer,
+    choose,
+    column,
+    linear_map,
+)
+from NetworkCreation.orthogonal import EURNN, ExpRNN, NonNormalRNN
 
 
-def modrelu(a, bias):
-    """sign(a) · max(|a| + bias, 0), of a real a. Source: Arjovsky et al., arXiv 1511.06464."""
-    return a.sign() * relu(a.abs() + bias)
-
-
-# φ(a, layer): the layer holds what an activation has to learn.
-NONLINEARITIES = {
-    "gamma": lambda a, layer: gamma(a, layer.n, layer.s),
-    "gamma2": lambda a, layer: gamma(a, layer.n, layer.s),
-    "ReLU": lambda a, layer: relu(a),
-    "tanh": lambda a, layer: torch.tanh(a),
-    "sigmoid": lambda a, layer: torch.sigmoid(a),
-    "modrelu": lambda a, layer: modrelu(a, layer.b),
-    "none": lambda a, layer: a,
-}
-
-
-def choose(kind, name, choices):
-    """choices[name]; a ValueError with the allowed names where there is none such."""
-    if name not in choices:
-        raise ValueError(f"{kind} is {name!r}: it must be one of {', '.join(choices)}")
-    return choices[name]
-
-
-def _linear(inputs, outputs, initialise, generator, device, dtype, **options):
-    """A linear map with weight (outputs, inputs) drawn by `initialise` and bias 0."""
-    device = "cpu" if device is None else device
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device, dtype=dtype)
-    initialise(linear.weight, generator, **options)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _column(drive):
-    """A drive (), (B,) or (T, B) with an axis for the units; nothing for no drive."""
-    return 0.0 if drive is None else drive.unsqueeze(-1)
-
-
-class RecurrentLayer(nn.Module):
-    """What the layers share: the time loop, the trace, and the checks of what comes in.
-
-    A state is one tensor or a tuple of tensors, the hidden state h (B, H) first.
-    """
-
-    def __init__(self, input_size, hidden_size):
-        super().__init__()
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self._workspace = recurrence.Workspace()
-
-    def state_shapes(self, batch):
-        """The shapes of the state's tensors for a batch of this size."""
-        raise NotImplementedError
-
-    def step(self, x_t, state, drive_t=None):
-        """The state after one step: x_t (B, I), drive_t (), (B,) or None."""
-        raise NotImplementedError
-
-    def quantities(self, x_t, before, after, drive_t=None):
-        """What analysis needs of the step that led from one state to another, by name."""
-        raise NotImplementedError
-
-    def initial_state(self, batch):
-        """The state before the first step: zeros, as the layer's own tensors in type."""
-        like = next(self.parameters())
-        tensors = tuple(like.new_zeros(shape) for shape in self.state_shapes(batch))
-        return tensors if len(tensors) > 1 else tensors[0]
-
-    def forward(self, x, state=None, drive=None):
-        """The outputs of all steps and the state after the last.
-
-        x: (T, B, I). state: as the layer returns it, or None for zeros. drive: (T,), (T, B) or
-        None. Returns outputs (T, B, H) and the state. Raises ValueError for another shape.
-        The gradients can be used, not differentiated again: for that, and in forward mode or
-        under torch.func, there is `loop`.
-        """
-        return self._run(x, *self._check(x, state, drive))
-
-    def _run(self, x, state, drive):
-        """`forward` of what has been checked, by `recurrence`."""
-        raise NotImplementedError
-
-    def loop(self, x, state=None, drive=None):
-        """The same as the layer itself, step by step: the definition, and slower."""
-        state, drive = self._check(x, state, drive)
-        outputs = []
-        for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
-            state = self.step(x_t, state, drive_t)
-            outputs.append(_hidden(state))
-        return torch.stack(outputs), state
-
-    def trace(self, x, state=None, drive=None, keep=None):
-        """As the layer itself, and what its units did: outputs, state, {name: (T, B, ...)}.
-
-        keep: the names to return, all of `quantities` where None (ANRU's g is M times as large as
-        the others). Raises ValueError for a name that the layer does not have.
-        """
-        state, drive = self._check(x, state, drive)
-        outputs, kept = [], {}
-        for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
-            before, state = state, self.step(x_t, state, drive_t)
-            outputs.append(_hidden(state))
-            step = self.quantities(x_t, before, state, drive_t)
-            for name in step if keep is None else keep:
-                kept.setdefault(name, []).append(choose("keep", name, step))
-        return torch.stack(outputs), state, {k: torch.stack(v) for k, v in kept.items()}
-
-    def _check(self, x, state, drive):
-        """The state to start from and the drive, None or like x; ValueError for a wrong shape."""
-        if x.ndim != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
-            raise ValueError(
-                f"the input has the shape {tuple(x.shape)}: it must be "
-                f"(T, B, {self.input_size}), T ≥ 1"
-            )
-        steps, batch = x.shape[:2]
-        if state is None:
-            state = self.initial_state(batch)
-        expected = self.state_shapes(batch)
-        parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
-        shapes = [tuple(part.shape) for part in parts]
-        if shapes != expected:
-            raise ValueError(f"the state's shapes are {shapes}: they must be {expected}")
-        state = parts if len(parts) > 1 else parts[0]
-        if drive is None:
-            return state, None
-        if tuple(drive.shape) not in ((steps,), (steps, batch)):
-            raise ValueError(
-                f"the drive has the shape {tuple(drive.shape)}: it must be "
-                f"({steps},) or {(steps, batch)}"
-            )
-        return state, drive.to(x)
-
-
-def _by_step(drive, x):
-    """A drive for every step of x."""
-    return [None] * len(x) if drive is None else drive
-
-
-def _parts(state):
-    return state if isinstance(state, tuple) else (state,)
-
-
-def _hidden(state):
-    return _parts(state)[0]
-
-
-class RNN(RecurrentLayer):
+class RNN(ElmanLayer):
     """h_t = φ(U x_t + V h_{t−1} + drive_t), φ a fixed or a learning activation.
 
     nonlin: a key of `NONLINEARITIES`. `gamma` has one n and one s for the layer, `gamma2` one of
@@ -197,45 +51,11 @@ class RNN(RecurrentLayer):
     ):
         super().__init__(input_size, hidden_size)
         like = (generator, device, dtype)
-        self.nonlin = nonlin
-        choose("nonlin", nonlin, NONLINEARITIES)
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
-        self.U = _linear(
-            input_size, hidden_size, choose("iinit", iinit, initialization.INPUT), *like
-        )
-        self.V = _linear(hidden_size, hidden_size, recurrent, *like)
-        if nonlin in ("gamma", "gamma2"):
-            units = hidden_size if nonlin == "gamma2" else 1
-            register_gain_and_saturation(self, units, n, s, learn_params, device, dtype)
-        if nonlin == "modrelu":
-            self.b = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-            initialization.uniform(self.b, generator, bound=0.01)
-
-    def state_shapes(self, batch):
-        return [(batch, self.hidden_size)]
-
-    def preactivation(self, x, h, drive=None):
-        """a = U x + b_U + V h + b_V + drive, (..., B, H)."""
-        return self.U(x) + self.V(h) + _column(drive)
-
-    def step(self, x_t, h, drive_t=None):
-        a = self.preactivation(x_t, h, drive_t)  # (B, H)
-        return NONLINEARITIES[self.nonlin](a, self)
-
-    def _run(self, x, h, drive):
-        names = {"gamma": ("n", "s"), "gamma2": ("n", "s"), "modrelu": ("b",)}.get(self.nonlin, ())
-        parameters = [getattr(self, name) for name in names]
-        return recurrence.rnn(self._workspace, self.nonlin, x, h, drive, self.U, self.V, parameters)
-
-    def quantities(self, x_t, before, after, drive_t=None):
-        """a and h, and n and s where φ has them; each (B, H)."""
-        found = {"a": self.preactivation(x_t, before, drive_t), "h": after}
-        if self.nonlin in ("gamma", "gamma2"):
-            found |= {"n": self.n.expand_as(after), "s": self.s.expand_as(after)}
-        return found
-
-    def extra_repr(self):
-        return f"nonlin={self.nonlin}"
+        entry = choose("iinit", iinit, initialization.INPUT)
+        self.U = linear_map(input_size, hidden_size, entry, *like)
+        self.V = linear_map(hidden_size, hidden_size, recurrent, *like)
+        self._add_activation(nonlin, n, s, learn_params, *like)
 
 
 class ANRU(RecurrentLayer):
@@ -271,12 +91,12 @@ class ANRU(RecurrentLayer):
         like = (generator, device, dtype)
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
         entry = choose("iinit", iinit, initialization.INPUT)
-        self.Uxh = _linear(input_size, hidden_size, entry, *like)
-        self.Whh = _linear(hidden_size, hidden_size, recurrent, *like)
-        self.Uag = _linear(1, supervisor_size, entry, *like)
-        self.Wgg = _linear(supervisor_size, supervisor_size, recurrent, *like)
-        self.Wgn = _linear(supervisor_size, 1, initialization.xavier, *like, gain=0.1)
-        self.Wgs = _linear(supervisor_size, 1, initialization.xavier, *like, gain=0.01)
+        self.Uxh = linear_map(input_size, hidden_size, entry, *like)
+        self.Whh = linear_map(hidden_size, hidden_size, recurrent, *like)
+        self.Uag = linear_map(1, supervisor_size, entry, *like)
+        self.Wgg = linear_map(supervisor_size, supervisor_size, recurrent, *like)
+        self.Wgn = linear_map(supervisor_size, 1, initialization.xavier, *like, gain=0.1)
+        self.Wgs = linear_map(supervisor_size, 1, initialization.xavier, *like, gain=0.01)
         nn.init.constant_(self.Wgn.bias, 5 + 2 * torch.rand((), generator=generator).item())
 
     def state_shapes(self, batch):
@@ -284,7 +104,7 @@ class ANRU(RecurrentLayer):
 
     def preactivation(self, x, h, drive=None):
         """a = Uxh x + Whh h + b + drive, (..., B, H)."""
-        return self.Uxh(x) + self.Whh(h) + _column(drive)
+        return self.Uxh(x) + self.Whh(h) + column(drive)
 
     def gain(self, g):
         """n = Wgn g + b_n, (..., B, H)."""
@@ -328,17 +148,17 @@ class LSTM(RecurrentLayer):
     def __init__(self, input_size, hidden_size, *, generator=None, device=None, dtype=None):
         super().__init__(input_size, hidden_size)
         joined, like = hidden_size + input_size, (generator, device, dtype)
-        self.Wf = _linear(joined, hidden_size, initialization.xavier, *like)
-        self.Wi = _linear(joined, hidden_size, initialization.xavier, *like)
-        self.Wo = _linear(joined, hidden_size, initialization.xavier, *like)
-        self.Wg = _linear(joined, hidden_size, initialization.xavier, *like)
+        self.Wf = linear_map(joined, hidden_size, initialization.xavier, *like)
+        self.Wi = linear_map(joined, hidden_size, initialization.xavier, *like)
+        self.Wo = linear_map(joined, hidden_size, initialization.xavier, *like)
+        self.Wg = linear_map(joined, hidden_size, initialization.xavier, *like)
 
     def state_shapes(self, batch):
         return [(batch, self.hidden_size)] * 2
 
     def preactivation(self, x, h, drive=None):
         """a = Wo [h, x] + b_o + drive, of the output gate, (..., B, H)."""
-        return self.Wo(torch.cat([h, x], dim=-1)) + _column(drive)
+        return self.Wo(torch.cat([h, x], dim=-1)) + column(drive)
 
     def step(self, x_t, state, drive_t=None):
         h, c = state
@@ -376,7 +196,7 @@ class GRU(RecurrentLayer):
         like |= {"generator": generator, "device": device, "dtype": dtype}
         for gate in "rzn":
             for source, size in (("i", input_size), ("h", hidden_size)):
-                linear = _linear(size, hidden_size, initialization.uniform, **like)
+                linear = linear_map(size, hidden_size, initialization.uniform, **like)
                 initialization.uniform(linear.bias, generator, bound=hidden_size**-0.5)
                 self.add_module(f"W{source}{gate}", linear)
 
@@ -386,7 +206,7 @@ class GRU(RecurrentLayer):
     def preactivation(self, x, h, drive=None):
         """a = Win x + b + r ∘ (Whn h + b) + drive, of the candidate, (..., B, H)."""
         r = torch.sigmoid(self.Wir(x) + self.Whr(h))
-        return self.Win(x) + r * self.Whn(h) + _column(drive)
+        return self.Win(x) + r * self.Whn(h) + column(drive)
 
     def step(self, x_t, h, drive_t=None):
         z = torch.sigmoid(self.Wiz(x_t) + self.Whz(h))  # (B, H)
@@ -402,4 +222,12 @@ class GRU(RecurrentLayer):
         return {"a": self.preactivation(x_t, before, drive_t), "h": after}
 
 
-NETWORKS = {"RNN": RNN, "ANRU": ANRU, "LSTM": LSTM, "GRU": GRU}
+NETWORKS = {
+    "RNN": RNN,
+    "ANRU": ANRU,
+    "LSTM": LSTM,
+    "GRU": GRU,
+    "expRNN": ExpRNN,
+    "nnRNN": NonNormalRNN,
+    "EURNN": EURNN,
+}

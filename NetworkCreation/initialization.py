@@ -1,5 +1,7 @@
 """Initial values of the recurrent matrices (`RECURRENT`) and of the input maps (`INPUT`).
 
+`ROTATIONS` are those of `RECURRENT` that are orthogonal with determinant +1.
+
 Every function fills a weight in place and returns it, in the manner of `torch.nn.init`, and draws
 from the CPU generator that it is given (torch's own if none), so that a seed gives the same
 numbers on every device.
@@ -90,10 +92,9 @@ def _check_square(weight):
         raise ValueError(f"the shape is {tuple(weight.shape)}: a rotation is a square matrix")
 
 
+ROTATIONS = {"henaff": henaff, "cayley": cayley, "random": random_rotation}
 RECURRENT = {
-    "henaff": henaff,
-    "cayley": cayley,
-    "random": random_rotation,
+    **ROTATIONS,
     "xavier": xavier,
     "kaiming": kaiming,
     "normal": normal,

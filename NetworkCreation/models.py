@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from NetworkCreation import initialization
-from NetworkCreation.Networks import ANRU, NETWORKS, RNN, choose
+from NetworkCreation.layers import choose
+from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 
 
 class CheckpointError(ValueError):
@@ -82,6 +83,18 @@ def build_model(spec, generator=None):
         return CharacterModel(rnn, len(spec["vocabulary"]), spec["tied"], generator)
     rnn = network(1, spec["hidden_size"], generator=generator, **spec["layer"])
     return PixelClassifier(rnn, spec["classes"], generator)
+
+
+def parameter_groups(model, options):
+    """The model's parameters as an optimiser takes them: the main group, then those set apart.
+
+    options: {name of a group of `parameters_apart`: what the optimiser does otherwise there}.
+    """
+    apart = model.rnn.parameters_apart()
+    taken = {parameter for parameters in apart.values() for parameter in parameters}
+    main = [parameter for parameter in model.parameters() if parameter not in taken]
+    groups = [{"params": parameters, **options[name]} for name, parameters in apart.items()]
+    return [{"params": main}, *groups]
 
 
 @torch.no_grad()

@@ -313,10 +313,11 @@ def _delta(out, da, V, t, doutputs, dstate):
 def rnn(workspace, nonlin, x, h, drive, U, V, parameters):
     """The RNN of `Networks.RNN`: outputs (T, B, H) and the last h (B, H).
 
-    x (T, B, I), h (B, H), drive (T,), (T, B) or None; U, V: linear maps with bias; parameters:
+    x (T, B, I), h (B, H), drive (T,), (T, B) or None; U, V: linear maps, U with bias; parameters:
     those of the activation `nonlin`, a key of ACTIVATIONS: n and s, or b, or none.
     """
-    inputs = (x, h, drive, U.weight, U.bias + V.bias, V.weight, *parameters)
+    bias = U.bias if V.bias is None else U.bias + V.bias
+    inputs = (x, h, drive, U.weight, bias, V.weight, *parameters)
     return _RNN.apply(nonlin, workspace, _learning(*inputs), *inputs)
 
 

@@ -10,6 +10,23 @@ import torch
 
 from Training.runs import Run, RunError, find_runs
 
+# The networks that have one recurrent matrix and any φ, and those whose matrix is orthogonal.
+ELMAN = ("RNN", "expRNN", "nnRNN")
+ORTHOGONAL = ("expRNN", "nnRNN", "EURNN")
+
+# Flags of both scripts, and the networks that they belong to; the others belong to all.
+OWNERS = {
+    "nonlin": (*ELMAN, "EURNN"),
+    "rinit": ("ANRU", *ELMAN),
+    "iinit": ("ANRU", *ELMAN, "EURNN"),
+    "capacity": ("EURNN",),
+    "lr_orth": ORTHOGONAL,
+    "ostep_method": ("expRNN", "nnRNN"),
+    "alam": ("nnRNN",),
+    "Tdecay": ("nnRNN",),
+}
+LAYER_FLAGS = ("rinit", "iinit", "capacity", "ostep_method")  # which a layer takes by these names
+
 # Flags that say what to score and where, not what was trained.
 EVALUATION = {"cuda", "data", "save_dir", "limit_batches", "test", "checkpoint", "transform"}
 
@@ -80,10 +97,11 @@ finite = _number(float, "a number", "finite", math.isfinite)
 rate = _number(float, "a number", "positive and at most 1e30", lambda v: 0 < v <= 1e30)
 not_negative = _number(float, "a number", "0 or positive, and finite", lambda v: 0 <= v < math.inf)
 fraction = _number(float, "a number", "from 0 to 1", lambda v: 0 <= v <= 1)
+beta = _number(float, "a number", "at least 0 and below 1", lambda v: 0 <= v < 1)
 gain = _number(float, "a number", "finite and other than 0", lambda v: math.isfinite(v) and v != 0)
 
 
-def add_shared_flags(parser, script, datasets, networks, rinit, iinit):
+def add_shared_flags(parser, script, datasets, networks, rinit, iinit, ostep_method):
     """The flags that both scripts have, in a group of their own.
 
     script: its file; the data sets lie beside it. The others: the choices of the flag.
@@ -103,10 +121,48 @@ def add_shared_flags(parser, script, datasets, networks, rinit, iinit):
         "--rinit",
         choices=rinit,
         default="henaff",
-        help="initial recurrent matrix, of RNN and ANRU",
+        help="initial recurrent matrix, of RNN, ANRU, expRNN and nnRNN",
     )
     flags.add_argument(
-        "--iinit", choices=iinit, default="kaiming", help="initial input map, of RNN and ANRU"
+        "--iinit", choices=iinit, default="kaiming", help="initial input map, not of LSTM and GRU"
+    )
+    flags.add_argument(
+        "--lr_orth",
+        type=rate,
+        default=2e-5,
+        help="learning rate of the orthogonal parameters, of expRNN, nnRNN and EURNN",
+    )
+    flags.add_argument(
+        "--ostep_method",
+        choices=ostep_method,
+        default="exp",
+        help="from a skew-symmetric to an orthogonal matrix, of expRNN and nnRNN",
+    )
+    flags.add_argument(
+        "--alam",
+        type=not_negative,
+        default=1e-4,
+        help="factor of the sum of (alpha - 1)^2 in the loss, of nnRNN",
+    )
+    flags.add_argument(
+        "--Tdecay", type=not_negative, default=1e-5, help="L2 penalty on T, of nnRNN"
+    )
+    flags.add_argument(
+        "--capacity", type=positive_int, default=2, help="layers of rotations, of EURNN"
+    )
+    flags.add_argument(
+        "--betas",
+        type=beta,
+        nargs=2,
+        default=[0.9, 0.999],
+        metavar=("B1", "B2"),
+        help="of Adam: decay of the mean gradient and of its mean square",
+    )
+    flags.add_argument(
+        "--clip",
+        type=rate,
+        metavar="C",
+        help="largest norm of the gradient (default: as it is)",
     )
     flags.add_argument("-g", "--cuda", action=switch, help="the GPU (default: where there is one)")
     flags.add_argument("--seed", type=seed_int, default=400, help="of every random draw")
@@ -155,6 +211,46 @@ def refuse_strangers(parser, args, given, belongs, choice):
             setattr(args, name, None)
 
 
+def resolve_network(parser, args, given, of_gamma, rotations):
+    """Errors for flags that the network has no use for; sets φ where it depends on the network.
+
+    of_gamma: the script's flags for n and s. rotations: what --rinit may be for a matrix that is
+    to be orthogonal.
+    """
+    belongs = OWNERS | dict.fromkeys(of_gamma, ELMAN)
+    refuse_strangers(parser, args, given, belongs, "net_type")
+    if args.net_type in ORTHOGONAL and "nonlin" not in given:
+        args.nonlin = "modrelu"
+    if args.net_type == "EURNN" and args.nonlin != "modrelu":
+        parser.error(f"argument --nonlin: that of EURNN is modrelu, not {args.nonlin}")
+    if args.net_type in ELMAN:
+        belongs = dict.fromkeys(of_gamma, ("gamma", "gamma2"))
+        refuse_strangers(parser, args, given, belongs, "nonlin")
+    if args.net_type in ("expRNN", "nnRNN") and args.rinit not in rotations:
+        parser.error(
+            f"argument --rinit: that of {args.net_type} is one of {', '.join(rotations)}, "
+            f"not {args.rinit}"
+        )
+    if args.net_type == "nnRNN" and args.nhid % 2:
+        parser.error(f"argument --nhid: that of nnRNN is even, not {args.nhid}")
+
+
+def layer_options(args):
+    """What a layer is made with by flags of both scripts, but for φ."""
+    return {name: getattr(args, name) for name in LAYER_FLAGS if getattr(args, name) is not None}
+
+
+def group_options(args):
+    """What the optimiser does otherwise with the parameters that a layer sets apart, by group.
+
+    A decay of the orthogonal parameters would draw the matrix back to where it started.
+    """
+    return {
+        "orthogonal": {"lr": args.lr_orth, "weight_decay": 0.0},
+        "T": {"weight_decay": args.Tdecay},
+    }
+
+
 def check_mode(parser, args, given):
     """Errors for flags that do not go with --resume, --test or --checkpoint."""
     if args.resume is not None and (others := given - {"resume", "epochs"}):
@@ -174,7 +270,9 @@ def resumed_arguments(parser, args, given):
         parser.error(f"argument --resume: {error}")
     if run.config["script"] != parser.prog:
         parser.error(f"argument --resume: {args.resume} is a run of {run.config['script']}")
-    saved = argparse.Namespace(**run.config["arguments"], resume=args.resume, test=False)
+    # A run that was begun before a flag came to be takes its default, where it has a use for it.
+    saved = argparse.Namespace(**vars(args) | run.config["arguments"])
+    refuse_strangers(parser, saved, set(), OWNERS, "net_type")
     if "epochs" in given:
         if args.epochs < saved.epochs:
             parser.error(

@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -98,6 +99,9 @@ class TrainingState:
     epoch: finished epochs. batch: finished batches of the one under way. sums: what that epoch
     has added up so far, by name. carry: tensors that go from batch to batch (the order of the
     samples, the hidden state). best: the lowest validation loss so far.
+
+    What the run keeps: clip, the largest norm of the gradient, and penalty, a function of nothing
+    that gives what is added to the loss that is descended; None for neither.
     """
 
     model: nn.Module
@@ -109,6 +113,8 @@ class TrainingState:
     sums: dict = field(default_factory=dict)
     carry: dict = field(default_factory=dict)
     best: float = float("inf")
+    clip: float | None = None
+    penalty: Callable | None = None
 
     @property
     def lr(self):
@@ -123,11 +129,12 @@ class TrainingState:
     def update(self, loss):
         """One step down the loss; returns the loss and the gradient's norm as numbers.
 
+        The loss is returned without the penalty, the norm as it was before it was clipped.
         Raises TrainingStopped where either is not finite, or a parameter after the step.
         """
         self._stop_unless_finite("the loss", loss)
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss if self.penalty is None else loss + self.penalty()).backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
@@ -135,6 +142,8 @@ class TrainingState:
                 if parameter.grad is not None:
                     self._stop_unless_finite(f"the gradient of {name}", parameter.grad)
             self._stop_unless_finite("the gradient's norm", norm)
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
         self.optimizer.step()
         for name, parameter in self.model.named_parameters():
             self._stop_unless_finite(name, parameter.detach())

@@ -18,6 +18,9 @@ LAYERS = {
     "ANRU": {"supervisor_size": 5},
     "LSTM": {},
     "GRU": {},
+    "expRNN": {"rinit": "cayley"},
+    "nnRNN": {"nonlin": "gamma2"},
+    "EURNN": {"capacity": 3},
 }
 
 

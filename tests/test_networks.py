@@ -8,7 +8,8 @@ import torch
 
 from NetworkCreation import initialization
 from NetworkCreation.gamma_function import gamma
-from NetworkCreation.Networks import ANRU, GRU, LSTM, NETWORKS, NONLINEARITIES, RNN
+from NetworkCreation.layers import NONLINEARITIES
+from NetworkCreation.Networks import ANRU, GRU, LSTM, NETWORKS, RNN
 
 T, B, I, H, M = 5, 3, 2, 4, 6  # noqa: E741 — all differ, so that no axis passes for another
 
@@ -387,7 +388,9 @@ def test_names_and_shapes(key):
 
 
 def test_registries():
-    assert {"RNN": RNN, "ANRU": ANRU, "LSTM": LSTM, "GRU": GRU} == NETWORKS
+    names = ["RNN", "ANRU", "LSTM", "GRU", "expRNN", "nnRNN", "EURNN"]
+    assert list(NETWORKS) == names
+    assert [NETWORKS[name] for name in names[:4]] == [RNN, ANRU, LSTM, GRU]
     assert set(NONLINEARITIES) == set(NAMES)
 
 

@@ -12,7 +12,8 @@ from torch.func import jvp, vmap
 
 from NetworkCreation import recurrence
 from NetworkCreation.gamma_function import gamma, gamma_derivatives_into, gamma_into
-from NetworkCreation.Networks import ANRU, GRU, LSTM, NONLINEARITIES, RNN
+from NetworkCreation.layers import NONLINEARITIES
+from NetworkCreation.Networks import ANRU, GRU, LSTM, RNN
 
 B, I, H, M = 3, 2, 5, 4  # noqa: E741, the letters of the sizes
 

@@ -11,6 +11,7 @@ import torch
 
 import sMNIST_task
 from NetworkCreation.models import build_model, load_model
+from NetworkCreation.Networks import NETWORKS as LAYERS
 from tests.conftest import REPOSITORY, TOY
 from Training import runs
 
@@ -63,6 +64,9 @@ NETWORKS = [
     ("PTB_task.py", ["--nonlin", "modrelu", "--no-adam", "--alpha", "0.9"]),
     ("PTB_task.py", ["--nonlin", "relu", "--tied", "--emsize", "8", "--weight_decay", "1e-4"]),
     ("PTB_task.py", ["--net-type", "GRU"]),
+    ("sMNIST_task.py", ["--net-type", "expRNN", "--nonlin", "ReLU"]),
+    ("sMNIST_task.py", ["--net-type", "EURNN", "--capacity", "3"]),
+    ("PTB_task.py", ["--net-type", "nnRNN", "--betas", "0.0", "0.9", "--clip", "10"]),
 ]
 
 
@@ -94,6 +98,8 @@ def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags
             signal.SIGTERM,
         ),
         ("PTB_task.py", ["--net-type", "LSTM", "--log-interval", "10"], signal.SIGINT),
+        ("PTB_task.py", ["--net-type", "nnRNN", "--log-interval", "10"], signal.SIGINT),
+        ("PTB_task.py", ["--net-type", "EURNN", "--log-interval", "10"], signal.SIGINT),
     ],
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(call, start, only_run, script, flags, number):
@@ -187,7 +193,7 @@ def test_smnist_is_scored_from_the_checkpoint_it_left(call, only_run):
     assert call(script, "--test", "--checkpoint", only_run() / "e_2.pth.tar")[0] == 0
 
 
-@pytest.mark.parametrize("net_type", ["RNN", "ANRU", "LSTM", "GRU"])
+@pytest.mark.parametrize("net_type", LAYERS)
 def test_every_network_is_scored_under_the_step_drive(call, monkeypatch, net_type):
     script, drives = "sMNIST_task.py", []
     assert call(script, *TOY[script], "--net-type", net_type, "--epochs", 1)[0] == 0
@@ -311,6 +317,22 @@ BAD = {
         ["--gain", "1", "--nonlin", "ReLU"],
         ["--nonlin", "gamma", "--net-type", "LSTM"],
         ["--rinit", "henaff", "--net-type", "GRU"],
+        ["--rinit", "xavier", "--net-type", "expRNN"],
+        ["--nhid", "7", "--net-type", "nnRNN"],
+        ["--nonlin", "gamma2", "--net-type", "EURNN"],
+        ["--gain", "1", "--net-type", "EURNN"],
+        ["--gain", "1", "--net-type", "expRNN"],
+        ["--capacity", "0", "--net-type", "EURNN"],
+        ["--capacity", "2", "--net-type", "RNN"],
+        ["--ostep_method", "householder", "--net-type", "expRNN"],
+        ["--ostep_method", "exp", "--net-type", "EURNN"],
+        ["--lr_orth", "0", "--net-type", "expRNN"],
+        ["--lr_orth", "1e-4", "--net-type", "LSTM"],
+        ["--betas", "0.9", "1"],
+        ["--betas", "-0.1", "0.9"],
+        ["--betas", "0.9"],
+        ["--clip", "0"],
+        ["--clip", "nan"],
         ["--checkpoint", "x.pth.tar"],
         ["--resume", "x", "--nhid", "3"],
         ["--resume", "absent"],
@@ -330,6 +352,14 @@ BAD = {
         ["--tied"],
         ["--alpha", "0.9"],
         ["--alpha", "2", "--no-adam"],
+        ["--betas", "0.0", "0.9", "--no-adam"],
+        ["--alam", "-1", "--net-type", "nnRNN"],
+        ["--alam", "1e-4", "--net-type", "expRNN"],
+        ["--Tdecay", "inf", "--net-type", "nnRNN"],
+        ["--Tdecay", "1e-5", "--net-type", "ANRU"],
+        ["--rinit", "normal", "--net-type", "nnRNN"],
+        ["--nonlin", "tanh", "--net-type", "EURNN"],
+        ["--n", "2", "--net-type", "nnRNN"],
         ["--learn_params", "--nonlin", "tanh"],
         ["--n", "2", "--nonlin", "relu"],
         ["--any-corpus"],

@@ -9,9 +9,10 @@ of the last h (psMNIST) or of h at all steps (PTB). The contestants take turns i
 the medians are compared:
 
 - loop: `layer.loop`, the steps one by one under autograd;
-- torch.nn: `torch.nn.RNN` with ReLU, `LSTM` or `GRU` of the same size (ANRU has none);
+- torch.nn: `torch.nn.RNN` with ReLU, `LSTM` or `GRU` of the same size, where torch has such a one;
 - layer: the layer as it is called;
-- floor: only the matrix products that the step cannot do without, in the sizes that they have.
+- floor: only the matrix products that the step cannot do without, in the sizes that they have
+  (EURNN has none).
 
 Memory is the peak of a fresh process that takes three steps. The table is Markdown. The plain loop
 of ANRU takes 14 GB.
@@ -28,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from NetworkCreation.Networks import ANRU, GRU, LSTM, RNN
+from NetworkCreation.Networks import ANRU, GRU, LSTM, NETWORKS, RNN
 
 
 class Shape(NamedTuple):
@@ -57,6 +58,7 @@ LAYERS = {
     "ANRU": (ANRU, None),
     "LSTM": (LSTM, nn.LSTM),
     "GRU": (GRU, nn.GRU),
+    **{name: (NETWORKS[name], None) for name in ("expRNN", "nnRNN", "EURNN")},
 }
 CONTESTANTS = ("loop", "torch.nn", "layer", "floor")
 
@@ -130,7 +132,7 @@ def contestant(name, layer, shape):
     torch.manual_seed(0)
     ours, theirs = LAYERS[layer]
     if name == "floor":
-        return Floor(layer, shape)
+        return None if layer == "EURNN" else Floor(layer, shape)
     if name == "torch.nn":
         network = theirs and theirs(shape.I, shape.H)
         return network and Step(network, network, shape)
