@@ -24,9 +24,11 @@ from torch.autograd.function import once_differentiable
 from NetworkCreation.gamma_function import gamma_derivatives_into, gamma_into
 
 # Elements that a pass over several steps works on: few enough to stay in a cache.
-PASS = 1 << 17
+PASS = 1 << 18
 # Units of all samples whose supervisors are worked on together: 2 MB of them for M = 50.
 CHUNK = 10000
+# Steps between two states of the supervisors that are kept; those between are computed again.
+BLOCK = 14
 
 
 class Workspace:
@@ -104,14 +106,18 @@ def _previous(first_state, states, first, last):
     return torch.cat([first_state, _rows(states[: last - 1])])
 
 
+SMALLEST_GRADIENT = {
+    dtype: torch.finfo(dtype).tiny * 1e8 for dtype in (torch.bfloat16, torch.float32, torch.float64)
+} | {torch.float16: 0.0}  # whose whole range is less than that
+
+
 def _flush(gradient):
     """Zeroes what is about to become denormal, in place; keeps NaN and infinity.
 
     A gradient vanishes on its way back in time, and a product of denormal numbers takes a hundred
-    times as long as one of normal numbers.
+    times as long as one of normal numbers. In float32 this is what is below 1e-30.
     """
-    smallest = torch.finfo(gradient.dtype).tiny * 1e8
-    torch.ops.aten.hardshrink.out(gradient, smallest, out=gradient)
+    torch.ops.aten.hardshrink.out(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
 
 
 class _InputGradients:
@@ -228,10 +234,10 @@ class _RNN(torch.autograd.Function):
         for first, last in _passes(steps, batch, size):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
-            for t in range(first, last):
-                a_t = a[t].addmm_(state, V_transposed)
-                state = outputs[t]
-                value(a_t, parameters, state, work)
+            for a_t, h_t in zip(a[first:last].unbind(), outputs[first:last].unbind(), strict=True):
+                a_t.addmm_(state, V_transposed)
+                value(a_t, parameters, h_t, work)
+                state = h_t
         if learning:
             ctx.nonlin = nonlin
             ctx.save_for_backward(x, h, drive, U, V, outputs, a if keeps else None, *parameters)
@@ -249,7 +255,8 @@ class _RNN(torch.autograd.Function):
         steps, batch, size = outputs.shape
         passes = _passes(steps, batch, size)
         shape = (passes[0][1], batch, size)
-        delta, da, slope, *work = outputs.new_empty(5, *shape).unbind()  # δ = dL/dh
+        delta, slope, da, *work = outputs.new_empty(5, *shape).unbind()  # δ = dL/dh
+        by_step = list(zip(delta.unbind(), slope.unbind(), da.unbind(), strict=True))
         into = outputs.new_empty(len(parameters) if learns else 0, *shape).unbind()
         sums = torch.zeros(len(into), *shape, dtype=h.dtype, device=h.device).unbind()
         dV = torch.zeros_like(V) if needed["V"] else None
@@ -266,8 +273,9 @@ class _RNN(torch.autograd.Function):
                 [buffer[part] for buffer in work],
             )
             for t in reversed(range(first, last)):
-                delta_t = _delta(delta[t - first], da_t, V, t, doutputs, dstate)
-                da_t = torch.mul(delta_t, slope[t - first], out=da[t - first])
+                delta_t, slope_t, da_now = by_step[t - first]
+                _delta(delta_t, da_t, V, t, doutputs, dstate)
+                da_t = torch.mul(delta_t, slope_t, out=da_now)
                 _flush(da_t)
             for total, derivative in zip(sums, into, strict=True):
                 total[part].addcmul_(delta[part], derivative[part])
@@ -329,8 +337,7 @@ def _chunks(batch, size):
 
 def _blocks(steps):
     """(first, last + 1) of the blocks of steps that begin with a kept y."""
-    length = max(1, round(math.sqrt(steps) / 2))
-    return [(first, min(first + length, steps)) for first in range(0, steps, length)]
+    return [(first, min(first + BLOCK, steps)) for first in range(0, steps, BLOCK)]
 
 
 class _ANRU(torch.autograd.Function):
@@ -342,9 +349,7 @@ class _ANRU(torch.autograd.Function):
         for first, last in _passes(steps, batch, size):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
-        blocks = _blocks(steps)
-        starts = [first for first, _ in blocks] if learning else []
-        kept = workspace.empty((len(starts), batch, M + 2, size), h)
+        kept = workspace.empty((len(_blocks(steps)) if learning else 0, batch, M + 2, size), h)
         ns = workspace.empty((steps if learning else 1, batch, 2, size), h)
         square = _square(E)
         y_last = torch.empty_like(y)
@@ -358,8 +363,8 @@ class _ANRU(torch.autograd.Function):
             for t in range(steps):
                 a_t = a[t, chunk].addmm_(state, W_transposed)
                 before[:, M] = a_t
-                if learning and t == starts[t // blocks[0][1]]:
-                    kept[t // blocks[0][1], chunk] = before
+                if learning and t % BLOCK == 0:
+                    kept[t // BLOCK, chunk] = before
                 torch.bmm(step_map, before, out=after).sigmoid_()
                 ns_t = torch.bmm(read, after, out=ns[t if learning else 0, chunk])
                 state = outputs[t, chunk]
@@ -379,7 +384,7 @@ class _ANRU(torch.autograd.Function):
         needed = dict(zip(names, ctx.needs_input_grad[2:], strict=True))
         steps, batch, size, M = *outputs.shape, len(E)
         blocks = _blocks(steps)
-        K = blocks[0][1]
+        K = min(BLOCK, steps)
         square = _square(E)
         back = torch.zeros_like(square)  # dL/dy_t = back [dL/dz_{t+1}; dL/dn_t; dL/ds_t]
         back[:M] = torch.cat([E[:, :M], N[:, :M]]).t()

@@ -11,6 +11,7 @@ import torch
 from torch.func import jvp, vmap
 
 from NetworkCreation import recurrence
+from NetworkCreation.gamma_function import gamma, gamma_derivatives_into, gamma_into
 from NetworkCreation.layers import NONLINEARITIES
 from NetworkCreation.Networks import ANRU, GRU, LSTM, RNN
 
@@ -131,6 +132,7 @@ def test_several_passes_blocks_and_chunks(name, monkeypatch):
     """Sizes at which every loop inside runs more than once, with a shorter last round."""
     monkeypatch.setattr(recurrence, "PASS", 4 * 7 * 19)
     monkeypatch.setattr(recurrence, "CHUNK", 3 * 19)
+    monkeypatch.setattr(recurrence, "BLOCK", 5)
     layer = make(name, size=19)
     x, state, drive = inputs_of(layer, 23, batch=7, drive=1)
     assert len(recurrence._passes(23, 7, 19)) == 6
@@ -257,6 +259,30 @@ def test_steps_can_be_transformed(name):
     forward = vmap(lambda v: jvp(h_after, (h,), (v,))[1])(directions).flatten(1).t()
     reverse = torch.autograd.functional.jacobian(h_after, h).reshape(h.numel(), -1)
     assert torch.allclose(forward, reverse, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0.3, 5.0, -2.0, 300.0])
+@pytest.mark.parametrize("s", [0.0, 0.3, 1.0])
+def test_kernels_of_gamma(n, s, dtype):
+    """On both sides of 0 and far out in the tails, against γ in float64."""
+    x = torch.cat([torch.linspace(-40, 40, 161), torch.linspace(-0.1, 0.1, 41)]).to(dtype)
+    n, s = torch.tensor([n], dtype=dtype), torch.tensor([s], dtype=dtype)
+    value, dx, dn, ds, slope, *work = torch.empty(7, len(x), dtype=dtype)
+    gamma_into(x, n, s, value, work)
+    gamma_derivatives_into(x, n, s, dx, dn, ds, work)
+    gamma_derivatives_into(x, n, s, slope, None, None, work)
+    exact = [t.double().expand(len(x)).clone().requires_grad_() for t in (x, n, s)]
+    expected = gamma(*exact)
+    derivatives = torch.autograd.grad(expected.sum(), exact)
+    precision = torch.finfo(dtype).eps
+    for ours, right in zip((dx, dn, ds, slope), (*derivatives, derivatives[0]), strict=True):
+        assert (ours - right).abs().max() <= 4 * precision * right.abs().max()
+    visible = expected.abs() > 1e-30  # e^x of a rounded x is off by |x| units in the last place
+    relative = ((value - expected).abs() / expected.abs())[visible]
+    spread = 4 + 2 * (n * x).abs().clamp(max=80)[visible]
+    assert s != 0 or (relative <= precision * spread).all()
+    assert (value - expected).abs().max() <= 4 * precision * expected.abs().max()
 
 
 # The workspace: large enough tensors that blocks are lent and come back.
