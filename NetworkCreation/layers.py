@@ -122,7 +122,7 @@ class RecurrentLayer(nn.Module):
         with parametrize.cached():  # a matrix that is made of parameters is made once
             for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
                 state = self.step(x_t, state, drive_t)
-                outputs.append(_hidden(state))
+                outputs.append(hidden(state))
         return torch.stack(outputs), state
 
     def trace(self, x, state=None, drive=None, keep=None):
@@ -136,7 +136,7 @@ class RecurrentLayer(nn.Module):
         with parametrize.cached():
             for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
                 before, state = state, self.step(x_t, state, drive_t)
-                outputs.append(_hidden(state))
+                outputs.append(hidden(state))
                 step = self.quantities(x_t, before, state, drive_t)
                 for name in step if keep is None else keep:
                     kept.setdefault(name, []).append(choose("keep", name, step))
@@ -177,7 +177,8 @@ def _parts(state):
     return state if isinstance(state, tuple) else (state,)
 
 
-def _hidden(state):
+def hidden(state):
+    """The hidden state h (B, H) of a layer's state: the output of the last step."""
     return _parts(state)[0]
 
 

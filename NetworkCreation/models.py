@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from NetworkCreation import initialization
-from NetworkCreation.layers import choose
+from NetworkCreation.layers import choose, hidden
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 
 
@@ -27,8 +27,8 @@ class PixelClassifier(nn.Module):
 
     def forward(self, x, drive=None):
         """x (T, B, I), drive as the layer takes it; returns logits (B, classes)."""
-        outputs, _ = self.rnn(x, drive=drive)
-        return self.lin(outputs[-1])
+        _, state = self.rnn(x, drive=drive)
+        return self.lin(hidden(state))  # the gradient of outputs[-1] would be as large as outputs
 
 
 class CharacterModel(nn.Module):
