@@ -130,16 +130,18 @@ def gamma_prime(x, n, s):
     return derivative_x(*_operands(x, n, s))
 
 
-def gamma_into(x, n, s, out, work):
+def gamma_into(x, n, s, out, work, scale=None):
     """γ(x; n, s) into `out`, without allocating more than a row: for a loop over time.
 
     x, out: of one shape; out may be x itself. n, s: tensors that broadcast with it. work: two
-    tensors like out, overwritten. Not differentiable. As exact as `gamma` unless n x overflows.
+    tensors like out, overwritten. scale: (1 − s)/n, for a caller that has it already. Not
+    differentiable. As exact as `gamma` unless n x overflows.
     """
     softplus, sigma = work
     torch.mul(x, n, out=sigma)
     torch.ops.aten.softplus.out(sigma, 1, SOFTPLUS_IS_LINEAR, out=softplus)
-    torch.mul(softplus, (1 - s) / n, out=out).addcmul_(sigma.sigmoid_(), s)
+    scale = (1 - s) / n if scale is None else scale
+    torch.mul(softplus, scale, out=out).addcmul_(sigma.sigmoid_(), s)
 
 
 def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
@@ -159,7 +161,7 @@ def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
     torch.neg(size, out=complement)
     rest = torch.ops.aten.softplus.out(complement, 1, SOFTPLUS_IS_LINEAR, out=dn)
     _times_slope(s * n, complement.sigmoid_(), out=dx)  # s n σ (1 − σ)
-    entropy = complement.mul_(size).add_(rest)
+    entropy = torch.addcmul(rest, complement, size, out=size)
     torch.mul(x, dx, out=dn).addcmul_(entropy, (s - 1) / n).div_(n)
     dx.addcmul_(sigma, 1 - s)
     ds.addcmul_(ds, x, value=-1).addcmul_(entropy, -1 / n)

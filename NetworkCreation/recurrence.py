@@ -161,7 +161,8 @@ class _InputGradients:
 
 
 def _gamma(a, parameters, out, work):
-    gamma_into(a, *parameters, out, work)
+    n, s, scale = parameters
+    gamma_into(a, n, s, out, work, scale)
 
 
 def _gamma_derivatives(a, h, parameters, slope, into, work):
@@ -236,12 +237,16 @@ class _RNN(torch.autograd.Function):
         a = workspace.empty(outputs.shape, h) if keeps else outputs
         work = h.new_empty(2, batch, size).unbind()
         state, V_transposed = h, _transposed(V)
+        given = parameters
+        if nonlin in ("gamma", "gamma2"):
+            n, s = parameters
+            given = (n, s, (1 - s) / n)
         for first, last in _passes(steps, batch, size):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
             for a_t, h_t in zip(a[first:last].unbind(), outputs[first:last].unbind(), strict=True):
                 a_t.addmm_(state, V_transposed)
-                value(a_t, parameters, h_t, work)
+                value(a_t, given, h_t, work)
                 state = h_t
         if learning:
             ctx.nonlin = nonlin

@@ -19,11 +19,13 @@ of ANRU takes 14 GB.
 """
 
 import argparse
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -186,7 +188,16 @@ def run_alone(mode, layer, shape):
         work = contestant(mode, layer, shape)
         for _ in range(1 if mode == "loop" else 3):
             work()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # Linux counts in KiB
+    print(peak_memory())
+
+
+def peak_memory():
+    """The peak of this process in bytes, without that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
 def report_steps(args):
@@ -291,9 +302,10 @@ def main(argv=None):
 
 def processor():
     """The name of the processor, where Linux tells it."""
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else "unknown processor"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
 if __name__ == "__main__":
