@@ -79,7 +79,7 @@ def make_parser():
     parser.add_argument("--nhid", type=arguments.positive_int, default=400, help="hidden units")
     parser.add_argument("--lr", type=arguments.rate, default=1e-4, help="learning rate")
     parser.add_argument("--batch", type=arguments.positive_int, default=100, help="batch size")
-    parser.add_argument("--epochs", type=arguments.positive_int, default=100)
+    parser.add_argument("--epochs", type=arguments.positive_int, default=100, help="in all")
     parser.add_argument(
         "--save-freq",
         type=arguments.positive_int,

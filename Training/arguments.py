@@ -35,7 +35,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
     """Shows the docstring as it is, and the default of a flag that has one to show."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, ""):
+        if action.default is None or action.default is False or action.default == "":
             return action.help
         return super()._get_help_string(action)
 
