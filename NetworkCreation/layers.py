@@ -153,7 +153,7 @@ class RecurrentLayer(nn.Module):
         if state is None:
             state = self.initial_state(batch)
         expected = self.state_shapes(batch)
-        parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
+        parts = _parts(state)
         shapes = [tuple(part.shape) for part in parts]
         if shapes != expected:
             raise ValueError(f"the state's shapes are {shapes}: they must be {expected}")
@@ -174,7 +174,7 @@ def _by_step(drive, x):
 
 
 def _parts(state):
-    return state if isinstance(state, tuple) else (state,)
+    return tuple(state) if isinstance(state, (tuple, list)) else (state,)
 
 
 def hidden(state):

@@ -37,15 +37,6 @@ def make(name, size=H, inputs=I, sign=1, dtype=torch.float64, **options):
     return layer
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products gain nothing from more threads, and lose much where others use the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 LAYERS = [*NONLINEARITIES, "ANRU", "LSTM", "GRU"]
 
 
