@@ -5,7 +5,7 @@
         log.txt             what was printed
         metrics.csv         a row an epoch
         test_results.csv    a row a scoring of the test set
-        e_<epoch>.pth.tar   {'state_dict', 'optimizer', 'epoch', ...}, kept
+        e_<epoch>.pth.tar   {'state_dict', 'optimizer', 'epoch', ...}, kept, e_0 of the start
         last.pth.tar        the same, always the newest: a run resumes from it
         events.out.*        for TensorBoard
 
@@ -213,8 +213,12 @@ def describe(script, command, args, spec, data, device):
         "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
-    # As it comes back from the file: tuples are lists, and a path holds from any directory.
-    return json.loads(json.dumps(config, default=lambda path: str(path.absolute())))
+    return plain(config)
+
+
+def plain(values):
+    """Values as they come back from a file: tuples are lists, a path holds from any directory."""
+    return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
 
 
 def device_name(device):
@@ -340,13 +344,25 @@ class Run:
             f"resumed after {state.epoch} epochs and {state.batch} batches"
         )
 
+    @property
+    def complete(self):
+        """Whether the last epoch has been trained and the test set scored."""
+        last = f"e_{self.config['arguments']['epochs']}.pth.tar"
+        return (self.path / last).is_file() and bool(self.rows("test_results.csv"))
+
+    @property
+    def kept(self):
+        """The paths of the kept checkpoints by their epoch, in its order."""
+        found = {}
+        for path in self.path.glob("e_*.pth.tar"):
+            if epoch := re.fullmatch(r"e_(\d+)\.pth\.tar", path.name):
+                found[int(epoch[1])] = path
+        return dict(sorted(found.items()))
+
     def newest_checkpoint(self):
         """The path of the kept checkpoint of the latest epoch, or else of the last state."""
-        kept = {}
-        for path in self.path.glob("e_*.pth.tar"):
-            if found := re.fullmatch(r"e_(\d+)\.pth\.tar", path.name):
-                kept[int(found[1])] = path
-        path = kept[max(kept)] if kept else self.path / LAST
+        epoch = max(self.kept, default=0)
+        path = self.kept[epoch] if epoch else self.path / LAST
         if not path.is_file():
             raise RunError(f"{self.path}: has no checkpoint yet")
         return path
@@ -359,7 +375,8 @@ class Run:
         signal's code. finish: a function of the same kind, for what comes after the last epoch.
         """
         if not (self.path / LAST).exists():
-            self.save(LAST, state.checkpoint(self.config))  # to resume from in the first epoch
+            for name in ("e_0.pth.tar", LAST):  # the start, and what the first epoch resumes from
+                self.save(name, state.checkpoint(self.config))
         try:
             with Interruption() as interruption:
                 while state.epoch < self.config["arguments"]["epochs"]:
@@ -449,12 +466,15 @@ def find_runs(root, script, **arguments):
         except RunError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue
-        saved = run.config["arguments"]
-        if run.config["script"] == script and all(
-            name in saved and saved[name] == value for name, value in arguments.items()
-        ):
+        if run.config["script"] == script and has_arguments(run, arguments):
             found.append(run)
     return sorted(found, key=lambda run: run.config["started"], reverse=True)
+
+
+def has_arguments(run, arguments):
+    """Whether a run's saved arguments are these, a dictionary of some of them."""
+    saved = run.config["arguments"]
+    return all(name in saved and saved[name] == value for name, value in arguments.items())
 
 
 def _next_free(path):
