@@ -295,9 +295,13 @@ class Run:
         """Writes a checkpoint, under a path in the run or an absolute one, whole or not at all."""
         data = io.BytesIO()
         torch.save(checkpoint, data)
+        self.write(name, data.getbuffer())
+
+    def write(self, name, data):
+        """Writes bytes to a file of the run or at an absolute path, whole or not at all."""
         with self._writing(name):
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / name, data.getbuffer())
+            write_whole(self.path / name, data)
 
     def add_row(self, name, row):
         """Adds a row to metrics.csv or test_results.csv, and its numbers to the events."""
@@ -454,10 +458,10 @@ def read_config(path):
     return config
 
 
-def find_runs(root, script, **arguments):
-    """The runs of a script below root whose saved arguments are these, the newest first.
+def find_runs(root, script=None, **arguments):
+    """The runs of a script, None for any, below root whose saved arguments are these.
 
-    Returns a list of Run. Directories whose config cannot be read are named and passed over.
+    Returns a list of Run, the newest first. Directories whose config cannot be read are named and passed over.
     """
     found = []
     for path in sorted(Path(root).rglob("config.json")):
@@ -466,7 +470,7 @@ def find_runs(root, script, **arguments):
         except RunError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue
-        if run.config["script"] == script and has_arguments(run, arguments):
+        if script in (None, run.config["script"]) and has_arguments(run, arguments):
             found.append(run)
     return sorted(found, key=lambda run: run.config["started"], reverse=True)
 

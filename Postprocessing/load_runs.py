@@ -1,0 +1,146 @@
+"""Saved runs: found by their arguments, and loaded as config, metrics and model.
+
+runs = find_runs("SavedModels", nonlin="gamma", learn_params=False)
+config, metrics, model = load_run(runs[0].path)
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from NetworkCreation.models import load_model
+from Training import runs
+from Training.datasets import columns, load_pixels, load_text
+from Training.runs import Run, RunError
+
+
+class LoadedRun(NamedTuple):
+    """config: of config.json. metrics: {column: (epochs,) float64, NaN where there is none}.
+    model: of a checkpoint, in eval mode on the CPU."""
+
+    config: dict
+    metrics: dict
+    model: nn.Module
+
+
+def find_runs(root, script=None, **arguments):
+    """The runs below root whose saved arguments are these, the newest first: a list of Run.
+
+    script: the name of the task script, None for either. Directories without a readable config or
+    a checkpoint are named on stderr and passed over.
+    Raises RunError where root is no directory, or no run below it has an argument of that name.
+    """
+    found = _readable(root, script)
+    for name in arguments:
+        if found and not any(name in run.config["arguments"] for run in found):
+            raise RunError(f"no run below {root} has an argument {name}")
+    return [run for run in found if runs.has_arguments(run, arguments)]
+
+
+def find_run(root, script=None, **arguments):
+    """The one run below root whose saved arguments are these.
+
+    Raises RunError where there is none or several, with a list of what there is.
+    """
+    found = find_runs(root, script, **arguments)
+    if len(found) == 1:
+        return found[0]
+    asked = ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "any arguments"
+    number, shown = (len(found), found) if found else ("no", _readable(root, script))
+    shown = _listed(shown) or "  none"
+    raise RunError(f"{number} runs below {root} with {asked}, where one is needed of:\n{shown}")
+
+
+def differing(found):
+    """The names of the arguments in which runs differ, in their order."""
+    values = {}
+    for run in found:
+        for name, value in run.config["arguments"].items():
+            values.setdefault(name, []).append(value)
+    return [k for k, v in values.items() if len(v) < len(found) or any(one != v[0] for one in v)]
+
+
+def load_run(path, epoch=None):
+    """A run's config, metrics, and the model of its newest kept checkpoint or that of an epoch.
+
+    Returns a LoadedRun. Raises RunError where path is no run or has no such checkpoint,
+    CheckpointError where that cannot be read.
+    """
+    run = Run(path)
+    model, config = load_model(checkpoint_of(run, epoch))
+    return LoadedRun(config, metrics_of(run), model)
+
+
+def checkpoint_of(run, epoch=None):
+    """The path of the newest kept checkpoint, or that of an epoch; RunError where there is none."""
+    if epoch is None:
+        return run.newest_checkpoint()
+    if epoch not in run.kept:
+        kept = ", ".join(map(str, run.kept)) or "none"
+        raise RunError(f"{run.path}: keeps no checkpoint of epoch {epoch}; it keeps {kept}")
+    return run.kept[epoch]
+
+
+def metrics_of(run):
+    """The columns of metrics.csv, {name: (epochs,) float64}, NaN where a row has no value."""
+    rows = run.rows("metrics.csv")
+    names = rows[0] if rows else ()
+    return {k: np.array([float(row[k]) if row[k] else np.nan for row in rows]) for k in names}
+
+
+def test_set(run, data=None):
+    """The test set that a run scores: a PixelSet, or the stream (N,) of a text.
+
+    data: the folder of the data sets, None for the run's own. Raises DataError where it cannot be
+    had, RunError where it is not what the run began with.
+    """
+    saved = run.config["arguments"]
+    root = saved["data"] if data is None else data
+    if run.config["model"]["task"] == "pixels":
+        found = load_pixels(saved["dataset"], root, saved["seed"], saved["permute"])
+    else:
+        found = load_text(saved["dataset"], root, saved["any_corpus"])
+    run.check_data(found.checksums)
+    return found.test
+
+
+@torch.no_grad()
+def layer_input(run, model, count, data=None):
+    """What the recurrent layer sees of the first `count` test sequences, x (T, B, I).
+
+    Of a text, B columns of --bptt steps. data, and what is raised: as for `test_set`.
+    """
+    found = test_set(run, data)
+    if run.config["model"]["task"] == "pixels":
+        return found.batch(slice(0, count))[0]
+    symbols = columns(found, count)[: run.config["arguments"]["bptt"]]
+    return model.encoder(symbols)
+
+
+def _readable(root, script):
+    """All runs below root that have a checkpoint."""
+    if not Path(root).is_dir():
+        raise RunError(f"{root}: there is no such directory")
+    found = []
+    for run in runs.find_runs(root, script):
+        try:
+            run.newest_checkpoint()
+        except RunError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+        else:
+            found.append(run)
+    return found
+
+
+def _listed(found):
+    names = differing(found)
+    lines = []
+    for run in found:
+        saved = run.config["arguments"]
+        said = " ".join(f"{name}={saved[name]!r}" for name in names if name in saved)
+        lines.append(f"  {run.path} {said}".rstrip())
+    return "\n".join(lines)
