@@ -461,7 +461,8 @@ def read_config(path):
 def find_runs(root, script=None, **arguments):
     """The runs of a script, None for any, below root whose saved arguments are these.
 
-    Returns a list of Run, the newest first. Directories whose config cannot be read are named and passed over.
+    Returns a list of Run, the newest first. Directories whose config cannot be read are named and
+    passed over.
     """
     found = []
     for path in sorted(Path(root).rglob("config.json")):
