@@ -1,0 +1,171 @@
+"""The runs behind the figures: three ways to use γ, over a grid of initial n and s.
+
+static: n and s stay where they start. homogeneous: one pair for the layer, learned.
+heterogeneous: a pair for each unit, learned. Source: Geadah et al., arXiv 2006.12253.
+"""
+
+import numpy as np
+
+from Postprocessing.load_runs import find_runs, metrics_of
+from Training.runs import RunError
+
+SETTINGS = {
+    "static": {"nonlin": "gamma", "learn_params": False},
+    "homogeneous": {"nonlin": "gamma", "learn_params": True},
+    "heterogeneous": {"nonlin": "gamma2", "learn_params": True},
+}
+# The networks that are compared, by what sets them apart.
+NETWORKS = {
+    "ANRU": {"net_type": "ANRU"},
+    "gamma2-RNN": {"net_type": "RNN", "nonlin": "gamma2"},
+    "ReLU-RNN": {"net_type": "RNN", "nonlin": "ReLU"},
+    "LSTM": {"net_type": "LSTM"},
+    "GRU": {"net_type": "GRU"},
+}
+
+
+class NoRuns(RunError):
+    """There are no runs for a figure; the message has the command that makes them."""
+
+    def _render_traceback_(self):  # a notebook shows the message alone
+        return [f"{type(self).__name__}: {self}"]
+
+
+def initial(run):
+    """The n and s that an RNN's γ started from; both scripts' flags have names of their own."""
+    saved = run.config["arguments"]
+    names = ("n", "s") if run.config["script"] == "PTB_task.py" else ("gain", "saturation")
+    return tuple(float(saved[name]) for name in names)
+
+
+def is_text(run):
+    """Whether a run is scored in bits per character rather than by its accuracy."""
+    return run.config["model"]["task"] == "characters"
+
+
+def score(run):
+    """The last score of the test set as it is: accuracy in [0, 1], or bits per character."""
+    name = "bits_per_character" if is_text(run) else "accuracy"
+    rows = [row for row in run.rows("test_results.csv") if row["condition"] in ("as_is", "best")]
+    return float(rows[-1][name])
+
+
+def validation(run):
+    """The validation curve, (epochs,): accuracy in [0, 1], or bits per character."""
+    name = "bits_per_character" if is_text(run) else "accuracy"
+    return metrics_of(run)[f"validation_{name}"]
+
+
+def trajectory(run):
+    """The mean n and s of a run from its start through its epochs, (epochs + 1, 2)."""
+    metrics = metrics_of(run)
+    learned = np.stack([metrics["n_mean"], metrics["s_mean"]], axis=1)
+    return np.concatenate([[initial(run)], learned])
+
+
+def load_grid(root, task, **arguments):
+    """The complete runs of a task over the grid, {setting: {(n, s): [Run of each seed]}}.
+
+    Only the newest of several runs with the same arguments counts. Raises NoRuns where a setting
+    has none.
+    """
+    found = {}
+    for setting, own in SETTINGS.items():
+        cells = {}
+        for run in _complete(root, task, net_type="RNN", **own, **arguments):
+            seeds = cells.setdefault(initial(run), {})
+            seeds.setdefault(run.config["arguments"]["seed"], run)  # the newest comes first
+        if not cells:
+            raise NoRuns(
+                f"no complete {setting} run of {task} below {root}; this makes them:\n"
+                f"{_command(task, own)}"
+            )
+        found[setting] = {key: list(cells[key].values()) for key in sorted(cells)}
+    return found
+
+
+def load_networks(root, task, **arguments):
+    """The complete runs of the networks compared, {name: [Run of each seed]}.
+
+    Of the gamma2-RNN those that start at the `initial` n and s nearest (5, 0).
+    Raises NoRuns where a network has none.
+    """
+    found = {}
+    for name, own in NETWORKS.items():
+        runs = _complete(root, task, **own, **arguments)
+        if not runs:
+            raise NoRuns(
+                f"no complete {name} run of {task} below {root}; this makes it:\n"
+                f"{_command(task, own, grid=False)}"
+            )
+        if name == "gamma2-RNN":
+            nearest = min(map(initial, runs), key=lambda at: abs(at[0] - 5) + abs(at[1]))
+            runs = [run for run in runs if initial(run) == nearest]
+        seeds = {}
+        for run in runs:
+            seeds.setdefault(run.config["arguments"]["seed"], run)
+        found[name] = list(seeds.values())
+    return found
+
+
+def plane(cells, value):
+    """The mean over seeds of value(run), on the grid: n (N,), s (S,), (S, N), NaN where no run.
+
+    cells: of one setting.
+    """
+    n = np.array(sorted({key[0] for key in cells}))
+    s = np.array(sorted({key[1] for key in cells}))
+    values = np.full((len(s), len(n)), np.nan)
+    for (n_0, s_0), runs in cells.items():
+        at = np.searchsorted(s, s_0), np.searchsorted(n, n_0)
+        values[at] = np.mean([value(run) for run in runs])
+    return n, s, values
+
+
+def count(grid):
+    """In words how many runs there are of each setting, and how many cells of the grid are empty.
+
+    The grid is that of all n and s that occur.
+    """
+    n = {key[0] for cells in grid.values() for key in cells}
+    s = {key[1] for cells in grid.values() for key in cells}
+    said = []
+    for setting, cells in grid.items():
+        missing = len(n) * len(s) - len(cells)
+        said.append(f"{setting} {sum(map(len, cells.values()))} runs, {missing} cells missing")
+    return f"Grid of {len(n)} n × {len(s)} s: " + "; ".join(said) + "."
+
+
+def runs_of(cells):
+    """All runs of a setting, in the order of the grid."""
+    return [run for runs in cells.values() for run in runs]
+
+
+def _complete(root, task, **arguments):
+    folder = root / task
+    if not folder.is_dir():
+        return []
+    try:
+        return [run for run in find_runs(folder, **arguments) if run.complete]
+    except RunError:  # no run there knows such an argument
+        return []
+
+
+def _command(task, own, grid=True):
+    """A command that makes runs of a task with these arguments."""
+    text = task in ("PTB", "pydoc")
+    script = "PTB_task.py" if text else "sMNIST_task.py"
+    flags = ["--dataset pydoc"] if task == "pydoc" else []
+    flags += ["--dataset digits"] if task.endswith("Digits") else []
+    flags += ["-p"] if task.startswith("ps") else []
+    for name, value in own.items():
+        flag = name.replace("net_type", "net-type")
+        value = value.lower() if text and value == "ReLU" else value
+        is_switch = isinstance(value, bool)
+        flags.append(
+            (f"--{flag}" if value else f"--no-{flag}") if is_switch else f"--{flag} {value}"
+        )
+    if not grid:
+        return f"python3 {script} {' '.join(flags)}"
+    n, s = ("--n", "--s") if text else ("--gain", "--saturation")
+    return f"python3 -m Training.sweep {script} {n} 1 5 20 {s} 0 0.5 1 -- {' '.join(flags)}"

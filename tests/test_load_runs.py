@@ -1,0 +1,149 @@
+"""Saved runs found by their arguments and loaded, and what the analysis commands share."""
+
+import numpy as np
+import pytest
+import torch
+
+from Postprocessing import analysis
+from Postprocessing.load_runs import (
+    find_run,
+    find_runs,
+    layer_input,
+    load_run,
+    metrics_of,
+)
+from tests.conftest import TOY
+from Training.runs import Run, RunError
+
+SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
+
+
+@pytest.fixture
+def two_runs(call):
+    """Two runs that differ in their learning rate, below SavedModels."""
+    for lr in ("1e-3", "1e-2"):
+        flags = ("--epochs", 2, "--save-freq", 1, "--lr", lr)
+        assert call(SMNIST, *TOY[SMNIST], *flags)[0] == 0
+    return find_runs("SavedModels")
+
+
+def test_runs_are_found_by_their_arguments(two_runs):
+    newest, oldest = two_runs
+    assert (newest.config["arguments"]["lr"], oldest.config["arguments"]["lr"]) == (1e-2, 1e-3)
+    assert [run.path for run in find_runs("SavedModels", lr=1e-3)] == [oldest.path]
+    assert find_runs("SavedModels", PTB) == []
+    assert len(find_runs("SavedModels", SMNIST, net_type="RNN", nhid=8)) == 2
+    assert find_run("SavedModels", lr=1e-3).path == oldest.path
+
+
+def test_none_or_several_are_an_error_that_lists_what_there_is(two_runs):
+    for asked, said in (({"lr": 5.0}, "no runs"), ({"nhid": 8}, "2 runs")):
+        with pytest.raises(RunError, match=said) as error:
+            find_run("SavedModels", **asked)
+        for run in two_runs:
+            assert f"{run.path} lr={run.config['arguments']['lr']}" in str(error.value)
+    with pytest.raises(RunError, match=r"no run below .* has an argument nihd"):
+        find_runs("SavedModels", nihd=8)
+    with pytest.raises(RunError, match="nowhere: there is no such directory"):
+        find_runs("nowhere")
+
+
+def test_half_written_and_foreign_directories_are_named_and_passed_over(two_runs, capsys):
+    for path in two_runs[0].path.glob("*.pth.tar"):
+        path.unlink()
+    foreign = two_runs[0].path.parent / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"of": "something else"}')
+    capsys.readouterr()
+    assert [run.path for run in find_runs("SavedModels")] == [two_runs[1].path]
+    err = capsys.readouterr().err
+    assert f"passed over: {foreign}" in err and f"passed over: {two_runs[0].path}" in err
+
+
+def test_a_run_is_loaded_as_config_metrics_and_model(two_runs):
+    run = two_runs[0]
+    config, metrics, model = load_run(run.path)
+    assert config == run.config
+    assert metrics["epoch"].tolist() == [1, 2] and metrics["lr"].tolist() == [1e-2, 1e-2]
+    assert not model.training
+    saved = torch.load(run.path / "e_1.pth.tar", weights_only=True)["state_dict"]
+    assert torch.equal(load_run(run.path, epoch=1).model.rnn.V.weight, saved["rnn.V.weight"])
+    assert not torch.equal(model.rnn.V.weight, saved["rnn.V.weight"])
+    with pytest.raises(RunError, match="epoch 7; it keeps 0, 1, 2"):
+        load_run(run.path, epoch=7)
+    with pytest.raises(RunError, match="no run"):
+        load_run(run.path.parent)
+
+
+def test_a_network_without_n_and_s_has_metrics_without_a_value(call, only_run):
+    assert call(SMNIST, *TOY[SMNIST], "--net-type", "GRU", "--epochs", 1)[0] == 0
+    assert np.isnan(metrics_of(Run(only_run()))["n_mean"]).all()
+
+
+@pytest.mark.parametrize(("script", "shape"), [(SMNIST, (64, 5, 1)), (PTB, (12, 5, 6))])
+def test_the_layers_input_is_that_of_the_test_set(call, only_run, script, shape):
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    run = Run(only_run())
+    x = layer_input(run, load_run(run.path).model, 5)
+    assert x.shape == shape and not x.requires_grad
+    if script == SMNIST:
+        from sklearn.datasets import load_digits
+
+        order = np.random.RandomState(400).permutation(1797)
+        first = load_digits().images[order[-250]].flatten() / 16
+        np.testing.assert_allclose(x[:, 0, 0], first)
+
+
+# The scaffold of the commands, with an analysis that counts its calls.
+
+
+@pytest.fixture
+def command():
+    calls = []
+
+    def compute(run, args):
+        calls.append(run.path)
+        if args.size == 3:
+            raise analysis.Unsuitable("a 3 is too much")
+        return {"values": np.full(2, args.size)}
+
+    def run(*words):
+        parser = analysis.make_parser("sizes", "The size that was asked for.")
+        parser.add_argument("--size", type=int, default=1)
+        return analysis.main("sizes", parser, compute, [str(word) for word in words])
+
+    run.calls = calls
+    return run
+
+
+def test_an_analysis_is_computed_once_and_again_on_request(two_runs, command, capsys):
+    assert command("SavedModels") == 0 and len(command.calls) == 2
+    assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [1, 1]
+    assert command(*(run.path for run in two_runs)) == 0 and len(command.calls) == 2
+    assert command(two_runs[0].path, "--size", 2) == 1 and len(command.calls) == 2
+    assert "--recompute" in capsys.readouterr().err
+    assert command(two_runs[0].path, "--size", 2, "--recompute") == 0
+    assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [2, 2]
+    assert analysis.load(two_runs[1], "sizes")["values"].tolist() == [1, 1]
+
+
+def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command, capsys):
+    assert command("SavedModels", "--size", 3) == 1 and len(command.calls) == 2
+    err = capsys.readouterr().err
+    assert all(f"passed over: {run.path}: a 3 is too much" in err for run in two_runs)
+    with pytest.raises(RunError, match=r"python3 -m Postprocessing\.sizes"):
+        analysis.load(two_runs[0], "sizes")
+    with pytest.raises(SystemExit) as exit:
+        command("nowhere")
+    assert exit.value.code == 2 and "nowhere" in capsys.readouterr().err
+
+
+def test_an_analysis_that_cannot_be_read_is_an_error_with_its_name(two_runs, command):
+    assert command(two_runs[0].path) == 0
+    path = two_runs[0].path / "analysis" / "sizes.npz"
+    for data in (b"", b"PK\x03\x04", path.read_bytes()[:-30]):
+        path.write_bytes(data)
+        with pytest.raises(RunError, match=r"sizes\.npz: cannot be read"):
+            analysis.load(two_runs[0], "sizes")
+    assert command(two_runs[0].path) == 1
+    assert command(two_runs[0].path, "--recompute") == 0
