@@ -112,8 +112,8 @@ def _operands(x, n, s):
 
     So everything is computed in float64: in float32 the rounding of n x alone would change
     e^{−|n x|} by more than 1e-6 of itself, and 1/n², s n and e^{−|n x|} leave its range. A tensor n
-    that is 0, as one below 1.2e-38 becomes where denormal numbers are flushed, counts as the
-    smallest number of its sign and type.
+    becomes 0 where it is denormal and the processor flushes such numbers: it counts as the smallest
+    of its sign, so that 0/0 does not arise.
     """
     if not isinstance(n, torch.Tensor):
         check_gain(n, x.dtype)
@@ -136,8 +136,10 @@ def gamma(x, n, s):
     x: tensor of any shape, floating point. n, s: numbers or tensors that broadcast with x; n ≠ 0,
     of either sign. Returns a tensor of the common shape.
 
-    For finite arguments the result is that of an n x rounded once, to a few units in the last
-    place of the larger of the two terms, without overflow on the way.
+    For finite arguments, 0 and denormal numbers included, value and derivatives are exact to 1e-6
+    of the larger of their two terms (in float64: to a few units in its last place, of an n x that
+    is rounded once), and infinite only where they are beyond the type. A tensor n that is 0 counts
+    as the smallest number of its sign.
     Raises ValueError for a number n that is 0 or not finite (a tensor n is not looked at).
     """
     return _Gamma.apply(*_operands(x, n, s))
@@ -153,7 +155,9 @@ def gamma_into(x, n, s, out, work, scale=None):
 
     x, out: of one shape; out may be x itself. n, s: tensors that broadcast with it. work: two
     tensors like out, overwritten. scale: (1 − s)/n, for a caller that has it already. Not
-    differentiable. As exact as `gamma` unless n x overflows.
+    differentiable. It computes in the type of x: to a few units in the last place of the larger
+    term, of an n x that is rounded once, where x, n and n x are from 1e-30 to 1e30 in size or x is
+    0. e^{−|n x|} below 1.2e-38 may count as 0, and what overflows on the way is infinite or NaN.
     """
     softplus, sigma = work
     torch.mul(x, n, out=sigma)
@@ -167,7 +171,7 @@ def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
 
     dx, dn, ds and the two tensors of `work` are shaped as x; without `dn` and `ds` where both are
     None. The formulas above, with one entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), z = n x:
-    x σ − p = −H/n and σ − p = σ (1 − x) − H/n.
+    x σ − p = −H/n and σ − p = σ (1 − x) − H/n. As exact as `gamma_into`.
     """
     size, complement = work
     torch.mul(x, n, out=size)
