@@ -98,7 +98,7 @@ def reference(x, n, s, dtype):
 
     Allowed are a few units in the last place of the larger term, 4.8e-7 of it in float32, and the
     smallest normal number. Where n x is not exact there is the effect of rounding it once, and what
-    is lost where e^{−|n x|}, or a product of σ with its complement, underflows.
+    is lost where e^{−|n x|}, or a product of σ with its complement and n, underflows.
     """
     epsilon, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
     x, n, s = mpmath.mpf(x), mpmath.mpf(n), mpmath.mpf(s)
@@ -126,7 +126,7 @@ def reference(x, n, s, dtype):
             (1 - s) / n * (x * sigma - p),
             s * x * slope,
             abs((1 - s) / n**2 * z) * slope + abs(s * x) * bend,
-            abs((1 - s) / n**2) * (1 + abs(z)) + abs(s * x),
+            abs((1 - s) / n**2) * (1 + abs(z)) + abs(s * x) * max(1, abs(1 / n)),
         ),
         "s": (sigma, -p, slope + abs(1 / n) * cut, 1 + abs(1 / n)),
     }
