@@ -145,10 +145,10 @@ class TrainingState:
         if not norm.isfinite():
             named = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
             self._stop_unless_finite({f"the gradient of {n}": g for n, g in named.items()})
-            self._stop_unless_finite(
-                {f"the gradient's norm of {n}": g.norm() for n, g in named.items()}
-            )
-            self._stop_unless_finite({"the gradient's norm": norm})
+            sizes = {name: gradient.abs().max() for name, gradient in named.items()}
+            largest = max(sizes, key=sizes.get)
+            said = f"the gradient is finite, the largest {sizes[largest]:.3g} in {largest}; "
+            self._stop_unless_finite({"the gradient's norm": norm}, said)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
         self.optimizer.step()
