@@ -76,6 +76,7 @@ def make_parser():
     )
     parser.add_argument(
         "--save",
+        type=arguments.path_text,
         default="model.pt",
         metavar="PATH",
         help="the best model on validation; a relative path lies in the run's directory",
@@ -131,7 +132,7 @@ def check_save(parser, path):
     """Errors for a place of the best model that other files need, or that cannot be written."""
     if not path.name or ".." in path.parts:
         parser.error(f"argument --save: {str(path)!r} is no file in the run's directory")
-    if not path.is_absolute() and is_run_file(str(path)):
+    if not path.is_absolute() and is_run_file(path.parts[0]):
         parser.error(f"argument --save: {path} is the name of another file of a run")
     if path.is_absolute() and path.exists():
         parser.error(f"argument --save: {path} exists")
@@ -264,6 +265,13 @@ def train(parser, args, given):
     device = arguments.choose_device(parser, args)
     try:
         data = load_text(args.dataset, args.data, args.any_corpus)
+        if 2 * args.batch_size > len(data.train):
+            parser.error(
+                f"argument --batch_size: {len(data.train)} symbols are too few for "
+                f"{args.batch_size} columns of 2"
+            )
+        steps = min(args.bptt, len(data.train) // args.batch_size)
+        arguments.check_memory(parser, args, device, steps * args.batch_size)
         train_text = columns(data.train, args.batch_size, device)
         validation_text, test_text = (
             columns(part, EVALUATION_COLUMNS, device) for part in (data.validation, data.test)
@@ -275,8 +283,10 @@ def train(parser, args, given):
             run.check_data(data.checksums)
             checkpoint = read_checkpoint(run.path / LAST)
             model = model_of(checkpoint, run.path / LAST)[0].to(device)
-    except (DataError, CheckpointError, RunError) as error:
-        parser.error(str(error))
+    except DataError as error:
+        parser.error(f"argument --data: {error}")
+    except (CheckpointError, RunError) as error:
+        parser.error(f"argument --resume: {error}")
     groups = parameter_groups(model, arguments.group_options(args))
     options = {"lr": args.lr, "weight_decay": args.weight_decay}
     if args.adam:
@@ -296,7 +306,7 @@ def train(parser, args, given):
         try:
             run = Run.create(args.save_dir, data.name, args.seed, name, config)
         except RunError as error:
-            parser.error(str(error))
+            parser.error(f"argument --save-dir: {error}")
     else:
         run.go_on(checkpoint, state, args.epochs)
         if "hidden" in state.carry:
@@ -329,13 +339,17 @@ def test(parser, args, given):
             trained = argparse.Namespace(**config["arguments"])
         data = load_text(trained.dataset, args.data, trained.any_corpus)
         if config is None:  # the paper's own code
+            arguments.check_memory(parser, args, device, 0)
             config = {"model": describe_model(args, data.vocabulary)}
         if config["model"]["vocabulary"] != data.vocabulary:
             raise DataError(f"{path} was trained on other symbols than {args.data} holds")
         model, _ = model_of(checkpoint, path, config)
         text = columns(data.test, EVALUATION_COLUMNS, device)
-    except (CheckpointError, DataError, RunError) as error:
-        parser.error(str(error))
+    except DataError as error:
+        parser.error(f"argument --data: {error}")
+    except (CheckpointError, RunError) as error:
+        flag = "--save-dir" if args.checkpoint is None else "--checkpoint"
+        parser.error(f"argument {flag}: {error}")
     print(f"checkpoint: {path}\ndevice: {device_name(device)}")
     loss = evaluate_text(model.to(device), text, trained.bptt, limit=args.limit_batches)
     print(f"test: loss {loss:.4f}, {bits_per_character(loss):.4f} bits per character")

@@ -243,6 +243,8 @@ def train(parser, args, given):
     device = arguments.choose_device(parser, args)
     try:
         data = load_pixels(args.dataset, args.data, args.seed, args.permute).to(device)
+        batch = min(args.batch, len(data.train))
+        arguments.check_memory(parser, args, device, data.steps * batch)
         if run is None:
             generator = stream(args.seed, "initialisation")
             spec = describe_model(args, data.classes, generator)
@@ -251,8 +253,10 @@ def train(parser, args, given):
             run.check_data(data.checksums)
             checkpoint = read_checkpoint(run.path / LAST)
             model = model_of(checkpoint, run.path / LAST)[0].to(device)
-    except (DataError, CheckpointError, RunError) as error:
-        parser.error(str(error))
+    except DataError as error:
+        parser.error(f"argument --data: {error}")
+    except (CheckpointError, RunError) as error:
+        parser.error(f"argument --resume: {error}")
     groups = parameter_groups(model, arguments.group_options(args))
     optimizer = torch.optim.Adam(groups, lr=args.lr, betas=args.betas)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
@@ -266,7 +270,7 @@ def train(parser, args, given):
         try:
             run = Run.create(args.save_dir, task_name(args), args.seed, name, config)
         except RunError as error:
-            parser.error(str(error))
+            parser.error(f"argument --save-dir: {error}")
     else:
         run.go_on(checkpoint, state, args.epochs)
     if args.verbose:
@@ -296,12 +300,16 @@ def test(parser, args, given):
             arguments.check_same(parser, args, given, config, path)
             trained = argparse.Namespace(**config["arguments"])
         else:  # the paper's own code
+            arguments.check_memory(parser, args, device, 0)
             spec = describe_model(args, 10, stream(args.seed, "initialisation"))
             config = {"model": spec}
         model, _ = model_of(checkpoint, path, config)
         data = load_pixels(trained.dataset, args.data, trained.seed, trained.permute)
-    except (CheckpointError, DataError, RunError) as error:
-        parser.error(str(error))
+    except DataError as error:
+        parser.error(f"argument --data: {error}")
+    except (CheckpointError, RunError) as error:
+        flag = "--save-dir" if args.checkpoint is None else "--checkpoint"
+        parser.error(f"argument {flag}: {error}")
     model.to(device)
     test_set = data.test.to(device)
     position, length = step_window(data.steps)

@@ -32,33 +32,37 @@ def _value(x, n, s):
     max(n x, 0)/n is x or 0 and is taken from x itself, so that neither a large n x overflows nor
     its rounding shows. 1 − s comes before the division, which may overflow where s = 1.
     """
-    half_line = torch.where((x > 0) == (n > 0), x, torch.zeros_like(x))
-    rest = torch.log1p(torch.exp(-(n * x).abs()))
-    return (1 - s) * half_line + (1 - s) * rest / n + s * torch.sigmoid(n * x)
+    x = x.double()
+    z, sign = n * x, n.sign()
+    half_line = sign * (sign * x).relu_()
+    rest = z.abs().neg_().exp_().log1p_()
+    return (1 - s) * half_line + (1 - s) * rest / n + s * z.sigmoid_()
 
 
 def derivative_x(x, n, s):
     """∂γ/∂x = (1 − s) σ + s n σ (1 − σ), with σ = σ(n x)."""
-    z = n * x
+    z = n * x.double()
     sigma, complement = torch.sigmoid(z), torch.sigmoid(-z)  # 1 − σ would cancel for large z
     return (1 - s) * sigma + s * (n * (sigma * complement))
 
 
-def derivative_n(x, n, s):
-    """∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ).
+def derivatives(x, n, s):
+    """∂γ/∂x as above, ∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ), and ∂γ/∂s = σ − p.
 
-    x σ − p = −(|z| σ(−|z|) + log(1 + e^{−|z|})) / n with z = n x: two terms of one sign, where
-    x σ and p would cancel.
+    With z = n x and the entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), whose terms are of one sign,
+    x σ − p = −H/n and σ − p = σ (1 − x) − H/n; x σ and p would cancel.
     """
+    x = x.double()
     z = n * x
     size = z.abs().clamp(max=torch.finfo(z.dtype).max)  # ∞ · 0 otherwise, where n x overflows
-    difference = size * torch.sigmoid(-size) + torch.log1p(torch.exp(-size))
-    return s * (x * (torch.sigmoid(z) * torch.sigmoid(-z))) - (1 - s) * difference / n / n
-
-
-def derivative_s(x, n, s):
-    """∂γ/∂s = σ − p; it does not depend on s."""
-    return torch.sigmoid(n * x) - _Gamma.apply(x, n, torch.zeros_like(s))  # p = γ(x; n, 0)
+    sigma, complement = torch.sigmoid(z), torch.sigmoid(-size)
+    slope = torch.addcmul(complement, complement, complement, value=-1)  # σ (1 − σ)
+    entropy = torch.addcmul(torch.log1p(torch.exp(-size)), size, complement)
+    return (
+        torch.addcmul((1 - s) * sigma, s, n * slope),
+        torch.addcdiv(s * (x * slope), (1 - s) * entropy / n, n, value=-1),
+        torch.addcdiv(sigma * (1 - x), entropy, n, value=-1),
+    )
 
 
 class _Gamma(torch.autograd.Function):
@@ -72,7 +76,7 @@ class _Gamma(torch.autograd.Function):
 
     @staticmethod
     def forward(x, n, s):
-        return _value(x, n, s)
+        return _value(x, n, s).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -81,27 +85,41 @@ class _Gamma(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        derivatives = (derivative_x, derivative_n, derivative_s)
+        inputs = ctx.saved_tensors
+        if any(ctx.needs_input_grad[1:]):
+            found = derivatives(*inputs)
+        else:
+            found = derivative_x(*inputs), None, None
         return tuple(
-            grad * derivative(*ctx.saved_tensors) if needed else None
-            for derivative, needed in zip(derivatives, ctx.needs_input_grad, strict=True)
+            (grad * derivative).to(argument.dtype) if needed else None
+            for argument, derivative, needed in zip(
+                inputs, found, ctx.needs_input_grad, strict=True
+            )
         )
 
     @staticmethod
     def jvp(ctx, *tangents):
-        derivatives = (derivative_x, derivative_n, derivative_s)
+        x = ctx.saved_tensors[0]
         return sum(
-            tangent * derivative(*ctx.saved_tensors)
-            for derivative, tangent in zip(derivatives, tangents, strict=True)
+            tangent * derivative
+            for derivative, tangent in zip(derivatives(*ctx.saved_tensors), tangents, strict=True)
             if tangent is not None
-        )
+        ).to(x.dtype)
 
 
 def _operands(x, n, s):
-    """x, n, s as tensors of one shape; a zero n that was given as a number is refused."""
+    """x, n, s of one shape, n and s in float64; a zero n that was given as a number is refused.
+
+    So everything is computed in float64: in float32 the rounding of n x alone would change
+    e^{−|n x|} by more than 1e-6 of itself, and 1/n², s n and e^{−|n x|} leave its range. A tensor n
+    becomes 0 where it is denormal and the processor flushes such numbers: it counts as the smallest
+    of its sign, so that 0/0 does not arise.
+    """
     if not isinstance(n, torch.Tensor):
         check_gain(n, x.dtype)
-    n, s = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in (n, s))
+    n, s = (torch.as_tensor(value, dtype=x.dtype, device=x.device).double() for value in (n, s))
+    smallest = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps
+    n = n + torch.copysign(smallest * (n == 0).double(), n.detach())
     return torch.broadcast_tensors(x, n, s)
 
 
@@ -118,8 +136,10 @@ def gamma(x, n, s):
     x: tensor of any shape, floating point. n, s: numbers or tensors that broadcast with x; n ≠ 0,
     of either sign. Returns a tensor of the common shape.
 
-    For finite arguments the result is that of an n x rounded once, to a few units in the last
-    place of the larger of the two terms, without overflow on the way.
+    For finite arguments, 0 and denormal numbers included, value and derivatives are exact to 1e-6
+    of the larger of their two terms (in float64: to a few units in its last place, of an n x that
+    is rounded once), and infinite only where they are beyond the type. A tensor n that is 0 counts
+    as the smallest number of its sign.
     Raises ValueError for a number n that is 0 or not finite (a tensor n is not looked at).
     """
     return _Gamma.apply(*_operands(x, n, s))
@@ -127,7 +147,7 @@ def gamma(x, n, s):
 
 def gamma_prime(x, n, s):
     """∂γ/∂x at (x; n, s); arguments, shapes and errors as for `gamma`."""
-    return derivative_x(*_operands(x, n, s))
+    return derivative_x(*_operands(x, n, s)).to(x.dtype)
 
 
 def gamma_into(x, n, s, out, work, scale=None):
@@ -135,7 +155,9 @@ def gamma_into(x, n, s, out, work, scale=None):
 
     x, out: of one shape; out may be x itself. n, s: tensors that broadcast with it. work: two
     tensors like out, overwritten. scale: (1 − s)/n, for a caller that has it already. Not
-    differentiable. As exact as `gamma` unless n x overflows.
+    differentiable. It computes in the type of x: to a few units in the last place of the larger
+    term, of an n x that is rounded once, where x, n and n x are from 1e-30 to 1e30 in size or x is
+    0. e^{−|n x|} below 1.2e-38 may count as 0, and what overflows on the way is infinite or NaN.
     """
     softplus, sigma = work
     torch.mul(x, n, out=sigma)
@@ -149,7 +171,7 @@ def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
 
     dx, dn, ds and the two tensors of `work` are shaped as x; without `dn` and `ds` where both are
     None. The formulas above, with one entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), z = n x:
-    x σ − p = −H/n and σ − p = σ (1 − x) − H/n.
+    x σ − p = −H/n and σ − p = σ (1 − x) − H/n. As exact as `gamma_into`.
     """
     size, complement = work
     torch.mul(x, n, out=size)

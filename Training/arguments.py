@@ -1,7 +1,7 @@
 """Command-line arguments: values that are checked at the door, and what both scripts share."""
 
 import argparse
-import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +25,8 @@ OWNERS = {
     "alam": ("nnRNN",),
     "Tdecay": ("nnRNN",),
 }
+GATES = {"LSTM": 4, "GRU": 3}  # maps of x, and of h, where there are more than one
+SIZES = ("nhid", "emsize", "capacity", "batch", "batch_size", "bptt")  # flags that cost memory
 LAYER_FLAGS = ("rinit", "iinit", "capacity", "ostep_method")  # which a layer takes by these names
 
 # Flags that say what to score and where, not what was trained.
@@ -90,15 +92,50 @@ def _number(kind, name, allowed, check):
     return parse
 
 
-positive_int = _number(int, "a whole number", "at least 1", lambda v: v >= 1)
+FLOAT32 = torch.finfo(torch.float32)
+
+positive_int = _number(int, "a whole number", "from 1 to 2**31 - 1", lambda v: 1 <= v < 2**31)
 seed_int = _number(int, "a whole number", "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
-finite = _number(float, "a number", "finite", math.isfinite)
+finite = _number(
+    float, "a number", f"finite, at most {FLOAT32.max:.1e} in size", lambda v: abs(v) <= FLOAT32.max
+)
 # Beyond 1e30 a step of Adam is no longer a float32.
 rate = _number(float, "a number", "positive and at most 1e30", lambda v: 0 < v <= 1e30)
-not_negative = _number(float, "a number", "0 or positive, and finite", lambda v: 0 <= v < math.inf)
+not_negative = _number(float, "a number", "from 0 to 1e30", lambda v: 0 <= v <= 1e30)
 fraction = _number(float, "a number", "from 0 to 1", lambda v: 0 <= v <= 1)
 beta = _number(float, "a number", "at least 0 and below 1", lambda v: 0 <= v < 1)
-gain = _number(float, "a number", "finite and other than 0", lambda v: math.isfinite(v) and v != 0)
+gain = _number(
+    float,
+    "a number",
+    f"from {FLOAT32.tiny:.1e} to {FLOAT32.max:.1e} in size, of either sign",
+    lambda v: FLOAT32.tiny <= abs(v) <= FLOAT32.max,
+)
+
+
+def text(typed):
+    """A string that every file of a run can hold, as it is."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{typed!r} is not text in UTF-8") from None
+    return typed
+
+
+def path_text(typed):
+    """A string that may be the path of a file, whether there is one or not."""
+    try:
+        os.lstat(text(typed) or ".")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{typed!r} is no path ({reason})") from None
+    return typed
+
+
+def path(typed):
+    """The Path of such a string."""
+    return Path(path_text(typed))
 
 
 def add_shared_flags(parser, script, datasets, networks, rinit, iinit, ostep_method):
@@ -111,7 +148,7 @@ def add_shared_flags(parser, script, datasets, networks, rinit, iinit, ostep_met
     flags.add_argument("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
     flags.add_argument(
         "--data",
-        type=Path,
+        type=path,
         default=Path(script).resolve().parent / "data",
         metavar="DIR",
         help="folder of the data sets",
@@ -168,18 +205,20 @@ def add_shared_flags(parser, script, datasets, networks, rinit, iinit, ostep_met
     flags.add_argument("--seed", type=seed_int, default=400, help="of every random draw")
     flags.add_argument(
         "--save-dir",
-        type=Path,
+        type=path,
         default=Path("SavedModels"),
         metavar="DIR",
         help="where runs are saved",
     )
     flags.add_argument(
         "--resume",
-        type=Path,
+        type=path,
         metavar="RUN_DIR",
         help="go on with a run, with its own arguments; only --epochs may be raised",
     )
-    flags.add_argument("--note", default="", help="a remark, kept in the run's config.json")
+    flags.add_argument(
+        "--note", type=text, default="", help="a remark, kept in the run's config.json"
+    )
     flags.add_argument(
         "--limit-batches",
         type=positive_int,
@@ -192,7 +231,7 @@ def add_shared_flags(parser, script, datasets, networks, rinit, iinit, ostep_met
         help="no training: score the test set with --checkpoint, or with the newest run whose "
         "arguments are those given",
     )
-    flags.add_argument("--checkpoint", type=Path, metavar="PATH", help="the checkpoint of --test")
+    flags.add_argument("--checkpoint", type=path, metavar="PATH", help="the checkpoint of --test")
 
 
 def refuse_strangers(parser, args, given, belongs, choice):
@@ -233,6 +272,31 @@ def resolve_network(parser, args, given, of_gamma, rotations):
         )
     if args.net_type == "nnRNN" and args.nhid % 2:
         parser.error(f"argument --nhid: that of nnRNN is even, not {args.nhid}")
+
+
+def check_memory(parser, args, device, batch):
+    """An error where training, or in a test the network alone, cannot fit into the memory.
+
+    batch: x that a training step sees, T · B of them, or 0 for a test. What is counted is the least
+    that it takes: weights, their gradients and Adam's two means of those, and a and h of every
+    step. The flag that is named is the one that is raised most above its default.
+    """
+    units, inputs = args.nhid, getattr(args, "emsize", 1)
+    maps = GATES.get(args.net_type, 1)
+    recurrent = args.capacity if args.net_type == "EURNN" else maps * units
+    weights = units * (recurrent + maps * inputs + 1) + inputs
+    needed = 4 * ((4 if batch else 1) * weights + 2 * batch * units)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        sizes = [name for name in SIZES if getattr(args, name, None) is not None]
+        largest = max(sizes, key=lambda name: getattr(args, name) / parser.get_default(name))
+        parser.error(
+            f"argument {parser.flag(largest)}: {getattr(args, largest)} needs at least "
+            f"{needed / 1e9:.3g} GB of memory, and there are {there / 1e9:.3g} GB"
+        )
 
 
 def layer_options(args):

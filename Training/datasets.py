@@ -4,6 +4,7 @@
 `digits` and `pydoc` come with installed software and need neither files nor a network.
 """
 
+import contextlib
 import hashlib
 import shutil
 import tarfile
@@ -111,7 +112,8 @@ def _load_mnist(root):
     _check_files(raw, {k: v for k, v in MNIST_SHA256.items() if k not in missing})
     if missing:
         try:
-            MNIST(root / "mnist", download=True)
+            with _new_folder(raw):
+                MNIST(root / "mnist", download=True)
         except (OSError, RuntimeError, urllib.error.URLError) as error:
             raise DataError(
                 f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded: "
@@ -239,11 +241,24 @@ def windows(rows, bptt):
     return [(start, min(start + bptt, rows - 1)) for start in range(0, rows - 1, bptt)]
 
 
+@contextlib.contextmanager
+def _new_folder(folder):
+    """Makes a folder; where its block fails, what is new and empty of it goes again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):  # what was downloaded stays
+                path.rmdir()
+        raise
+
+
 def _download_pennchar(folder, missing):
     """Downloads the missing files, from the paper's code or else from Mikolov's archive."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with _new_folder(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
             reasons = []
             for fetch in (_fetch_mirror, _fetch_archive):
                 try:

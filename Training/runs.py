@@ -17,6 +17,7 @@ import csv
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -130,30 +131,45 @@ class TrainingState:
         """One step down the loss; returns the loss and the gradient's norm as numbers.
 
         The loss is returned without the penalty, the norm as it was before it was clipped.
-        Raises TrainingStopped where either is not finite, or a parameter after the step.
+        Raises TrainingStopped where either is not finite, or a parameter after the step, and names
+        what is not. Where parameters are finite and the loss is not, the network overflowed, by the
+        size of a parameter or an n near 0: it names the largest parameter and the smallest n.
         """
-        self._stop_unless_finite("the loss", loss)
+        if not loss.isfinite():
+            self._stop_unless_finite(self.model.state_dict())
+            self._stop_unless_finite({"the loss": loss}, self._extremes())
         self.optimizer.zero_grad()
         (loss if self.penalty is None else loss + self.penalty()).backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
-            for name, parameter in self.model.named_parameters():
-                if parameter.grad is not None:
-                    self._stop_unless_finite(f"the gradient of {name}", parameter.grad)
-            self._stop_unless_finite("the gradient's norm", norm)
+            named = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+            self._stop_unless_finite({f"the gradient of {n}": g for n, g in named.items()})
+            sizes = {name: gradient.abs().max() for name, gradient in named.items()}
+            largest = max(sizes, key=sizes.get)
+            said = f"the gradient is finite, the largest {sizes[largest]:.3g} in {largest}; "
+            self._stop_unless_finite({"the gradient's norm": norm}, said)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
         self.optimizer.step()
-        for name, parameter in self.model.named_parameters():
-            self._stop_unless_finite(name, parameter.detach())
+        self._stop_unless_finite(dict(self.model.named_parameters()))
         return loss.item(), norm.item()
 
-    def _stop_unless_finite(self, what, tensor):
-        if not tensor.isfinite().all():
+    def _extremes(self):
+        """What of the parameters may have made a network overflow, in words."""
+        sizes = {name: t.abs() for name, t in self.model.state_dict().items() if t.numel()}
+        largest = max(sizes, key=lambda name: sizes[name].max())
+        said = f"all parameters are finite, the largest {sizes[largest].max():.3g} in {largest}; "
+        gains = [name for name in sizes if name.endswith(".n")]
+        return said + "".join(f"|n| is {sizes[n].min():.3g} or more in {n}; " for n in gains)
+
+    def _stop_unless_finite(self, named, said=""):
+        names = [name for name, tensor in named.items() if not tensor.isfinite().all()]
+        if names:
             raise TrainingStopped(
-                f"{what} is not finite in epoch {self.epoch + 1}, batch {self.batch + 1}, at "
-                f"learning rate {self.lr:g}: a lower --lr may help"
+                f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not finite in epoch "
+                f"{self.epoch + 1}, batch {self.batch + 1}, at learning rate {self.lr:g}: {said}a "
+                "lower --lr may help"
             )
 
     def finish_epoch(self, validation_loss):
@@ -161,7 +177,11 @@ class TrainingState:
 
         Raises TrainingStopped where that loss is not finite.
         """
-        self._stop_unless_finite("the validation loss", torch.tensor(validation_loss))
+        if not math.isfinite(validation_loss):
+            raise TrainingStopped(
+                f"the validation loss is not finite after epoch {self.epoch + 1}, at learning rate "
+                f"{self.lr:g}: {self._extremes()}a lower --lr may help"
+            )
         self.scheduler.step(validation_loss)
         self.best = min(self.best, validation_loss)
         self.epoch += 1
@@ -270,8 +290,9 @@ class Run:
         Raises RunError where it cannot be written; it leaves no new directory behind then.
         """
         parent = Path(save_dir) / task / str(seed) / name
-        path, new = None, [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        path, new = None, []
         try:
+            new = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
             path = _next_free(parent / datetime.date.today().isoformat())
             write_whole(path / "config.json", json.dumps(config, indent=2).encode())
