@@ -148,7 +148,7 @@ def draw_robustness(amplitudes, scores, ax, name):
 
 
 def draw_response(without, driven, window, ax, label):
-    """A quantity (T, units) without and with a step drive: units thin, their mean thick.
+    """A quantity (T, units) without and with a step drive: driven units thin, means thick.
 
     window: the steps (first, end) of the drive, which are shaded.
     """

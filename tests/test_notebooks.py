@@ -1,0 +1,92 @@
+"""Every notebook runs from top to bottom, on toy runs that the sweep makes, in any directory."""
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from Postprocessing import adaptation, jacobian_norm, lyapunov, mutual_information, robustness
+from tests.conftest import REPOSITORY, TOY
+from Training import sweep
+
+NOTEBOOKS = ["performance", "learning_speed", "dynamics", "robustness"]
+COMMON = {
+    "psDigits": ("sMNIST_task.py", "--gain", "--saturation", ["-p"]),
+    "pydoc": ("PTB_task.py", "--n", "--s", []),
+}
+
+
+def execute(name, folder, monkeypatch, **environment):
+    """Runs a notebook with the parameters that its first cell takes from the environment."""
+    for key, value in environment.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    book = nbformat.read(REPOSITORY / "Postprocessing" / f"{name}.ipynb", as_version=4)
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return book
+
+
+def printed(book):
+    return "".join(
+        output.text for cell in book.cells for output in cell.get("outputs", ()) if "text" in output
+    )
+
+
+@pytest.fixture(scope="module", params=COMMON)
+def toy_runs(request, tmp_path_factory):
+    """Runs of a task over a grid of which a cell is missing, and of each network, analysed."""
+    root = tmp_path_factory.mktemp("runs")
+    script, n, s, more = COMMON[request.param]
+    flags = [
+        "--",
+        *TOY[script],
+        *more,
+        "--epochs",
+        "2",
+        "--save-freq",
+        "1",
+        "--save-dir",
+        str(root),
+    ]
+    relu = "ReLU" if script == "sMNIST_task.py" else "relu"
+    path = str(REPOSITORY / script)
+    for setting in (["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]):
+        own = [*flags, "--nonlin", *setting]
+        assert sweep.main([path, n, "1", "5", s, "0", "0.5", *own]) == 0
+        assert sweep.main([path, n, "9", s, "0", *own]) == 0
+    assert sweep.main([path, "--net-type", "ANRU", "LSTM", "GRU", *flags]) == 0
+    assert sweep.main([path, "--nonlin", relu, *flags]) == 0
+    for command in (lyapunov, jacobian_norm, mutual_information, adaptation, robustness):
+        assert command.main([str(root)]) == 0
+    return request.param, root
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_draws_its_figure(toy_runs, name, tmp_path, monkeypatch):
+    task, root = toy_runs
+    figures = tmp_path / "figures"
+    book = execute(name, tmp_path, monkeypatch, RUNS=root, TASK=task, FIGURES=figures)
+    for kind, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        data = (figures / f"{name}_{task}.{kind}").read_bytes()
+        assert data.startswith(magic) and len(data) > 5000
+    if name != "robustness":  # 3 n × 2 s, of which (9, 0.5) is missing
+        assert "static 5 runs, 1 cells missing" in printed(book)
+
+
+def test_the_shape_of_gamma_needs_no_runs(tmp_path, monkeypatch):
+    execute("gamma_shape", tmp_path, monkeypatch, FIGURES=tmp_path)
+    assert (tmp_path / "gamma_shape.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_without_runs_a_notebook_says_which_command_makes_them(name, tmp_path, monkeypatch):
+    with pytest.raises(CellExecutionError, match=r"python3 (-m Training\.sweep )?sMNIST_task\.py"):
+        execute(name, tmp_path, monkeypatch, RUNS=tmp_path, TASK="psDigits", FIGURES=tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "Postprocessing").glob("*.ipynb")))
+def test_notebooks_are_kept_without_outputs(path):
+    book = nbformat.read(path, as_version=4)
+    assert len(book.cells) > 3
+    for cell in book.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
