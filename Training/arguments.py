@@ -91,6 +91,7 @@ def _number(kind, name, allowed, check):
 
 
 positive_int = _number(int, "a whole number", "at least 1", lambda v: v >= 1)
+not_negative_int = _number(int, "a whole number", "0 or more", lambda v: v >= 0)
 seed_int = _number(int, "a whole number", "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
 finite = _number(float, "a number", "finite", math.isfinite)
 # Beyond 1e30 a step of Adam is no longer a float32.
