@@ -95,6 +95,7 @@ def _number(kind, name, allowed, check):
 FLOAT32 = torch.finfo(torch.float32)
 
 positive_int = _number(int, "a whole number", "from 1 to 2**31 - 1", lambda v: 1 <= v < 2**31)
+not_negative_int = _number(int, "a whole number", "from 0 to 2**31 - 1", lambda v: 0 <= v < 2**31)
 seed_int = _number(int, "a whole number", "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
 finite = _number(
     float, "a number", f"finite, at most {FLOAT32.max:.1e} in size", lambda v: abs(v) <= FLOAT32.max
