@@ -143,7 +143,8 @@ class TrainingState:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
-            named = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+            parameters = self.model.named_parameters()
+            named = {n: p.grad for n, p in parameters if p.grad is not None and p.numel()}
             self._stop_unless_finite({f"the gradient of {n}": g for n, g in named.items()})
             sizes = {name: gradient.abs().max() for name, gradient in named.items()}
             largest = max(sizes, key=sizes.get)

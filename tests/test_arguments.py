@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import PTB_task
 import sMNIST_task
 from tests.conftest import TOY
-from Training import datasets, runs
+from Training import arguments, datasets, runs
 
 TASKS = {"sMNIST_task.py": sMNIST_task, "PTB_task.py": PTB_task}
 EXAMPLES = int(os.environ.get("ARGUMENT_EXAMPLES", 60))
@@ -102,12 +102,12 @@ def once(load):
     return read
 
 
-def run_script(script, arguments):
+def run_script(script, line):
     """The exit code and what was written to stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = TASKS[script].main(arguments)
+            code = TASKS[script].main(line)
         except SystemExit as error:
             code = error.code
         finally:
@@ -129,16 +129,16 @@ def test_a_run_starts_or_one_line_names_the_flag(stopped_before_the_first_update
     @given(typed(parser))
     def check(flags):
         alone = {"--resume", "--test", "--checkpoint"} & {name for name, _ in flags}
-        arguments = [] if alone else [*TOY[script], "--data", "data"]
+        line = [] if alone else [*TOY[script], "--data", "data"]
         for name, value in flags:
-            arguments += [name, *value]
+            line += [name, *value]
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             Path(folder, "here").mkdir()
             patch.chdir(Path(folder, "here"))
             Path("file").write_text("in the way")
             Path("folder").mkdir()
             before = tree(folder)
-            code, err = run_script(script, arguments)
+            code, err = run_script(script, line)
             event(f"code {code}")
             if code == 0:
                 (config,) = Path(folder).rglob("config.json")
@@ -146,13 +146,42 @@ def test_a_run_starts_or_one_line_names_the_flag(stopped_before_the_first_update
                 return
             assert code == 2, err
             assert re.fullmatch(r"[^\n]+\n", err) and err.startswith(f"{script}: error: ")
-            options = {parser.flag(a.dest) for a in parser._actions if a.dest != "help"}
-            named = [a for a in arguments if a in options or a in parser._option_string_actions]
-            assert any(
-                option in err
-                for name in named
-                for option in parser._option_string_actions[name].option_strings
-            ), err
+            known = parser._option_string_actions
+            names = {o for word in line if word in known for o in known[word].option_strings}
+            assert any(name in err for name in names), err
             assert tree(folder) == before
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("sMNIST_task.py", ["--nhid", "1000000000"]),
+        ("sMNIST_task.py", ["--nhid", "300000", "--net-type", "LSTM"]),
+        ("sMNIST_task.py", ["--capacity", "2147483647", "--net-type", "EURNN"]),
+        ("PTB_task.py", ["--emsize", "2147483647"]),
+        ("PTB_task.py", ["--nhid", "1000000000"]),
+    ],
+)
+def test_a_network_that_no_memory_holds_is_refused(
+    stopped_before_the_first_update, tmp_path, monkeypatch, script, flags
+):
+    monkeypatch.chdir(tmp_path)
+    code, err = run_script(script, [*TOY[script], *flags])
+    assert code == 2 and err.count("\n") == 1
+    assert re.search(rf"argument {flags[0]}: {flags[1]} needs at least \S+ GB of memory", err)
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize(("batch", "fits"), [(50000, False), (100, True)])
+def test_the_memory_of_a_batch_is_counted(monkeypatch, batch, fits):
+    """psMNIST with 400 units: two numbers of 4 bytes a unit and step, 251 MB for 100 images."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**6}.get)
+    parser = sMNIST_task.make_parser()
+    args = parser.parse_args(["--batch", str(batch)])
+    err = io.StringIO()
+    refused = contextlib.nullcontext() if fits else pytest.raises(SystemExit)
+    with contextlib.redirect_stderr(err), refused:
+        arguments.check_memory(parser, args, torch.device("cpu"), 784 * batch)
+    assert ("argument --batch: 50000 needs at least 125 GB" in err.getvalue()) == (not fits)

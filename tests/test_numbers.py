@@ -95,3 +95,14 @@ def test_a_gradient_whose_norm_overflows_is_named():
     said = r"the gradient's norm is not finite .* the largest 1e\+30 in lin\.bias;"
     with pytest.raises(TrainingStopped, match=said):
         state.update(1e30 * state.model.lin.bias.sum())
+
+
+def test_a_parameter_without_elements_is_no_hindrance():
+    """An EURNN of one unit has no pair of units to rotate."""
+    spec = {"task": "pixels", "net_type": "EURNN", "hidden_size": 1, "classes": 10, "layer": {}}
+    model = build_model(spec, torch.Generator().manual_seed(0))
+    state = TrainingState(model, torch.optim.Adam(model.parameters()), None, {})
+    for factor, said in ((math.inf, "the loss is"), (1e30, "the gradient's norm is")):
+        loss = factor * (state.model(torch.ones(2, 1, 1)).sum() + model.rnn.theta.sum() + 1)
+        with pytest.raises(TrainingStopped, match=said):
+            state.update(loss)
