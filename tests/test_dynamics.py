@@ -1,0 +1,233 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+from NetworkCreation.gamma_function import gamma_prime
+from NetworkCreation.layers import NONLINEARITIES
+from NetworkCreation.Networks import NETWORKS
+from Postprocessing import analysis, jacobian_norm, lyapunov
+from Postprocessing.dynamics import flat_step, flatten, freeze, push, step_jacobian
+from Postprocessing.jacobian_norm import jacobian_norms
+from Postprocessing.lyapunov import lyapunov_exponents
+from tests.conftest import TOY
+from Training.runs import Run
+
+T, B, INPUTS, H = 5, 3, 2, 4
+
+
+def make_layer(name, **options):
+    options |= {"supervisor_size": 3} if name == "ANRU" else {}
+    layer = freeze(NETWORKS[name](INPUTS, H, generator=generator(), **options))
+    for tensor in layer.parameters():  # biases start at 0, and would hide what leaves them out
+        tensor += 0.2 * torch.randn(tensor.shape, generator=generator(), dtype=tensor.dtype)
+    return layer
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape, seed=1):
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def random_state(layer):
+    return 0.5 * draw(*flatten(layer.initial_state(B)).shape)
+
+
+def full_jacobians(layer, x_t, state):
+    """The explicit Jacobian of the whole state for each sample, (B, D, D)."""
+    step = flat_step(layer)
+    return torch.stack(
+        [
+            jacobian(lambda s, x=x: step(x[None], s[None])[0], s)
+            for x, s in zip(x_t, state, strict=True)
+        ]
+    )
+
+
+def test_a_linear_map_has_the_logarithms_of_its_eigenvalues():
+    basis = draw(4, 4)
+    values = torch.tensor([1.5, -0.9, 0.5, 0.1], dtype=torch.float64)
+    A = basis @ values.diag() @ basis.inverse()
+    found = lyapunov_exponents(
+        lambda x_t, state: state @ A.t() + x_t, draw(2, 4), draw(200, 1, 1), 4, 100, generator()
+    )
+    assert found.shape == (2, 4)
+    torch.testing.assert_close(found, values.abs().log().expand(2, 4), rtol=0, atol=1e-6)
+
+
+def test_the_henon_map_has_its_known_exponents():
+    def step(_, state):
+        x, y = state.unbind(1)
+        return torch.stack([1 - 1.4 * x * x + y, 0.3 * x], dim=1)
+
+    start = 0.1 * torch.rand(64, 2, generator=generator(), dtype=torch.float64)
+    found = lyapunov_exponents(step, start, range(1000), 2, 100, generator())
+    expected = torch.tensor([0.4192, -1.6232], dtype=torch.float64)
+    torch.testing.assert_close(found.mean(0), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.sum(1), torch.full((64,), math.log(0.3)).double())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pushed_tangents_are_the_explicit_jacobian_times_them(name):
+    layer = make_layer(name)
+    x_t, state = draw(B, INPUTS), random_state(layer)
+    tangents = draw(*state.shape, 3, seed=2)
+    after, pushed = push(flat_step(layer), x_t, state, tangents)
+    torch.testing.assert_close(after, flat_step(layer)(x_t, state))
+    torch.testing.assert_close(pushed, full_jacobians(layer, x_t, state) @ tangents)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_sum_of_all_exponents_is_the_mean_log_determinant(name):
+    layer = make_layer(name)
+    if name in ("RNN", "ANRU"):  # where γ is steep, rounding decides the smallest exponents
+        (layer.n if name == "RNN" else layer.Wgn.bias).fill_(1.0)
+    x, state = draw(T, B, INPUTS), random_state(layer)
+    found = lyapunov_exponents(flat_step(layer), state, x, state.shape[1], 2, generator())
+    logs = []
+    for x_t in x:
+        logs.append(full_jacobians(layer, x_t, state).det().abs().log())
+        state = flat_step(layer)(x_t, state)
+    torch.testing.assert_close(found.sum(1), torch.stack(logs[2:]).mean(0))
+
+
+def test_the_flat_step_walks_along_the_trajectory_of_the_layer():
+    for name in NETWORKS:
+        layer = make_layer(name)
+        x, state = draw(T, B, INPUTS), flatten(layer.initial_state(B))
+        for x_t in x:
+            state = flat_step(layer)(x_t, state)
+        torch.testing.assert_close(state, flatten(layer(x)[1]))
+
+
+def test_a_direction_that_vanishes_has_minus_infinity():
+    found = lyapunov_exponents(lambda x_t, state: 0 * state, draw(2, 3), range(4))
+    assert (found == -math.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("k", "warm_up", "factor", "message"),
+    [
+        (3, 0, 1.0, "3 exponents of a state of 2 numbers"),
+        (0, 0, 1.0, "0 exponents"),
+        (1, 4, 1.0, "a warm-up of 4 steps of 4 leaves none"),
+        (1, 0, 1e200, "a state is not finite after 2 steps"),
+    ],
+)
+def test_exponents_that_cannot_be_had_are_refused(k, warm_up, factor, message):
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        lyapunov_exponents(lambda x_t, state: factor * state, ones, range(4), k, warm_up)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_jacobian_of_a_step_is_that_of_autograd(name):
+    layer = make_layer(name)
+    x_t, state = draw(B, INPUTS), random_state(layer)
+    size = 2 * H if name == "EURNN" else H
+    expected = full_jacobians(layer, x_t, state)[:, :size, :size]
+    torch.testing.assert_close(step_jacobian(layer, x_t, state), expected)
+
+
+@pytest.mark.parametrize("nonlin", NONLINEARITIES)
+def test_the_jacobian_of_every_activation_is_that_of_autograd(nonlin):
+    layer = make_layer("RNN", nonlin=nonlin, n=2.0, s=0.3)
+    x_t, state = draw(B, INPUTS), random_state(layer)
+    found = step_jacobian(layer, x_t, state)
+    torch.testing.assert_close(found, full_jacobians(layer, x_t, state))
+    if nonlin in ("gamma", "gamma2"):
+        slope = gamma_prime(layer.preactivation(x_t, state), layer.n, layer.s)
+        torch.testing.assert_close(found, slope.unsqueeze(-1) * layer.V.weight)
+
+
+def test_the_norms_are_those_of_the_matrices_at_the_times_asked_for():
+    layer = make_layer("GRU")
+    x, state = draw(T, B, INPUTS), random_state(layer)
+    spectral, infinity = jacobian_norms(layer, state, x, range(2, T + 1, 2))
+    assert spectral.shape == infinity.shape == (2, B)
+    for t, x_t in enumerate(x, start=1):
+        J = full_jacobians(layer, x_t, state).numpy()
+        if t % 2 == 0:
+            largest = np.linalg.svd(J, compute_uv=False)[:, 0]
+            np.testing.assert_allclose(spectral[t // 2 - 1], largest)
+            np.testing.assert_allclose(infinity[t // 2 - 1], np.abs(J).sum(2).max(1))
+        state = flat_step(layer)(x_t, state)
+
+
+def test_a_frozen_matrix_is_the_one_that_its_parameters_made():
+    layer = NETWORKS["nnRNN"](INPUTS, H, generator=generator()).double()
+    expected = layer.V.weight.detach().clone()
+    assert freeze(layer).V.weight is layer.V.weight
+    torch.testing.assert_close(layer.V.weight, expected)
+    assert not any(p.requires_grad for p in layer.parameters())
+
+
+RUNS = {
+    "digits": ["sMNIST_task.py", "--net-type", "RNN", "--nonlin", "gamma2"],
+    "pydoc": ["PTB_task.py", "--net-type", "LSTM"],
+}
+
+
+@pytest.fixture(params=RUNS)
+def toy_run(request, call, only_run):
+    script, *arguments = RUNS[request.param]
+    assert call(script, *TOY[script], *arguments, "--epochs", 1)[0] == 0
+    return Run(only_run())
+
+
+def test_the_commands_leave_their_arrays_once(toy_run, capsys):
+    steps = 64 if toy_run.config["model"]["task"] == "pixels" else 12
+    path = str(toy_run.path)
+    assert lyapunov.main([path, "--exponents", "2", "--sequences", "3"]) == 0
+    assert jacobian_norm.main([path, "--sequences", "3", "--every", "4"]) == 0
+    exponents = analysis.load(toy_run, "lyapunov")
+    norms = analysis.load(toy_run, "jacobian_norm")
+    assert exponents["epochs"].tolist() == norms["epochs"].tolist() == [0, 1]
+    assert exponents["exponents"].shape == (2, 3, 2)
+    np.testing.assert_allclose(exponents["mean"], exponents["exponents"].mean(1))
+    np.testing.assert_allclose(exponents["std"], exponents["exponents"].std(1))
+    assert norms["times"].tolist() == list(range(4, steps + 1, 4))
+    assert norms["spectral"].shape == norms["infinity"].shape == (2, steps // 4, 3)
+    # 3 sequences at the start and after training: nothing is repeated
+    assert len(np.unique(exponents["exponents"])) == 12
+    assert (norms["spectral"] > 0).all() and np.isfinite(exponents["exponents"]).all()
+
+    files = sorted((toy_run.path / "analysis").iterdir())
+    before = [file.stat().st_mtime_ns for file in files]
+    assert lyapunov.main([path, "--exponents", "2", "--sequences", "3"]) == 0
+    assert jacobian_norm.main([path, "--sequences", "3", "--every", "4"]) == 0
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert lyapunov.main([path]) == 1
+    assert "see --recompute" in capsys.readouterr().err
+    assert lyapunov.main([path, "--exponents", "2", "--sequences", "3", "--recompute"]) == 0
+    again = analysis.load(toy_run, "lyapunov")
+    np.testing.assert_array_equal(again["exponents"], exponents["exponents"])
+
+
+def test_without_input_the_exponents_are_those_of_the_free_network(call, only_run, capsys):
+    arguments = [*TOY["PTB_task.py"], "--net-type", "RNN", "--nonlin", "none", "--epochs", 1]
+    assert call("PTB_task.py", *arguments)[0] == 0
+    run = Run(only_run())
+    path = str(run.path)
+    flags = ["--autonomous", "--steps", "300", "--exponents", "8", "--sequences", "2"]
+    assert lyapunov.main([path, *flags, "--warm-up", "50"]) == 0
+    found = analysis.load(run, "lyapunov")["exponents"]
+    state_dict = torch.load(run.kept[1], weights_only=True)["state_dict"]
+    _, expected = torch.linalg.slogdet(state_dict["rnn.V.weight"].double())
+    np.testing.assert_allclose(found[1].sum(1), expected.item(), atol=1e-9)
+
+    for flags, message in [
+        (["--exponents", "9"], "9 exponents of a state of 8 numbers"),
+        (["--steps", "13"], "have 12 steps, and --steps is 13"),
+        (["--warm-up", "12"], "a warm-up of 12 steps of 12 leaves none"),
+    ]:
+        assert lyapunov.main([path, "--recompute", *flags]) == 1
+        assert message in capsys.readouterr().err
+    assert jacobian_norm.main([path, "--every", "13"]) == 1
+    assert "have 12 steps, and --every is 13" in capsys.readouterr().err
+    assert not (run.path / "analysis" / "jacobian_norm.npz").exists()
