@@ -36,7 +36,12 @@ from NetworkCreation.Networks import NETWORKS
 from NetworkCreation.orthogonal import ORTHOGONAL_MAPS
 from Training import arguments
 from Training.datasets import TEXT_SETS, DataError, columns, load_text, windows
-from Training.evaluation import adapted, bits_per_character, evaluate_text
+from Training.evaluation import (
+    EVALUATION_COLUMNS,
+    adapted,
+    bits_per_character,
+    evaluate_text,
+)
 from Training.runs import (
     LAST,
     Run,
@@ -49,7 +54,6 @@ from Training.runs import (
     stream,
 )
 
-EVALUATION_COLUMNS = 10
 TRACED = (50, 4)  # steps and columns of the validation text over which n and s are averaged
 
 

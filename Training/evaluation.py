@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 from Training.datasets import windows
 
+EVALUATION_COLUMNS = 10  # of the validation and the test text
+
 
 def bits_per_character(loss):
     """A mean cross-entropy in nats as bits: loss / ln 2."""
@@ -46,17 +48,19 @@ def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=N
 
 
 @torch.no_grad()
-def evaluate_text(model, text, bptt, limit=None, check=None):
+def evaluate_text(model, text, bptt, limit=None, check=None, drive=None):
     """Mean cross-entropy in nats over all predicted symbols of text (rows, columns).
 
-    The state is carried from window to window of bptt steps. limit and check as above.
+    The state is carried from window to window of bptt steps. limit and check as above. drive:
+    (bptt,) or None, given to the model in every window.
     """
     model.eval()
     loss, seen, state = 0.0, 0, None
     for start, end in tqdm(
         windows(len(text), bptt)[:limit], desc="evaluating", leave=False, disable=None
     ):
-        logits, state = model(text[start:end], state)
+        current = None if drive is None else drive[: end - start]
+        logits, state = model(text[start:end], state, current)
         targets = text[start + 1 : end + 1].flatten()
         loss += cross_entropy(logits.flatten(0, 1), targets, reduction="sum").item()
         seen += len(targets)

@@ -1,0 +1,97 @@
+"""How well a trained network does under changed input statistics, against the change's amplitude.
+
+    python3 -m Postprocessing.robustness RUN... [--amplitudes 0 1 5]
+
+Writes analysis/robustness.npz into each run:
+    amplitudes (A,)
+    sin, sin_loss (A,)     test accuracy in [0, 1] and loss in nats under the sine transform of one
+                           cycle a sequence (pixels alone)
+    step, step_loss (A,)   the same under a step drive of this size, in the window of the test's
+                           step; text: bits per character, with the drive in every window of --bptt
+The network is the one that the script scores at the end: of pixels the newest checkpoint, of text
+the best on validation. The default amplitudes are those of Geadah et al., arXiv 2006.12253.
+"""
+
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from NetworkCreation.models import load_model
+from Postprocessing import analysis
+from Postprocessing.load_runs import test_set
+from Training import arguments
+from Training.datasets import PixelSet, columns
+from Training.evaluation import (
+    EVALUATION_COLUMNS,
+    bits_per_character,
+    evaluate_pixels,
+    evaluate_text,
+)
+from Training.transforms import SinTransform, step_drive, step_window
+
+AMPLITUDES = (0.0, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
+
+
+def make_parser():
+    parser = analysis.make_parser("robustness", __doc__)
+    parser.add_argument(
+        "--amplitudes",
+        type=arguments.finite,
+        nargs="+",
+        metavar="A",
+        default=AMPLITUDES,
+        help="of the sine transform and of the step drive",
+    )
+    parser.add_argument(
+        "--samples",
+        type=arguments.positive_int,
+        help="test images, or windows of text (default: all)",
+    )
+    return parser
+
+
+def _drive(steps, amplitude):
+    return step_drive(steps, amplitude, *step_window(steps))
+
+
+def pixel_scores(model, test, batch_size, amplitudes):
+    """{'sin', 'sin_loss', 'step', 'step_loss': (A,)} of a classifier on a PixelSet."""
+    steps = test.images.shape[1]
+    scores = {name: [] for name in ("sin_loss", "sin", "step_loss", "step")}
+    for amplitude in tqdm(amplitudes, desc="amplitudes", leave=False, disable=None):
+        sine = SinTransform(amplitude=amplitude)
+        changed = evaluate_pixels(model, test, batch_size, transform=sine)
+        driven = evaluate_pixels(model, test, batch_size, drive=_drive(steps, amplitude))
+        for name, value in zip(scores, (*changed, *driven), strict=True):
+            scores[name].append(value)
+    return {name: np.array(values) for name, values in scores.items()}
+
+
+def text_scores(model, text, bptt, amplitudes, limit=None):
+    """{'step', 'step_loss': (A,)} of a character model on text (rows, columns)."""
+    loss = [
+        evaluate_text(model, text, bptt, limit, drive=_drive(bptt, amplitude))
+        for amplitude in tqdm(amplitudes, desc="amplitudes", leave=False, disable=None)
+    ]
+    return {"step": bits_per_character(np.array(loss)), "step_loss": np.array(loss)}
+
+
+def compute(run, args):
+    """The arrays of a run: see above."""
+    saved = run.config["arguments"]
+    test = test_set(run, args.data)
+    if run.config["model"]["task"] == "pixels":
+        model, _ = load_model(run.newest_checkpoint())
+        few = slice(0, args.samples)
+        test = PixelSet(test.images[few], test.labels[few], test.scale)
+        scores = pixel_scores(model, test, saved["batch"], args.amplitudes)
+    else:
+        model, _ = load_model(run.path / saved["save"])
+        text = columns(test, EVALUATION_COLUMNS)
+        scores = text_scores(model, text, saved["bptt"], args.amplitudes, args.samples)
+    return {"amplitudes": np.array(args.amplitudes), **scores}
+
+
+if __name__ == "__main__":
+    sys.exit(analysis.main("robustness", make_parser(), compute))

@@ -1,0 +1,100 @@
+"""Adaptation and robustness: the numbers of small runs against what the runs themselves say."""
+
+import numpy as np
+import pytest
+import torch
+
+from Postprocessing import adaptation, analysis, robustness
+from Postprocessing.load_runs import layer_input, load_run, metrics_of
+from tests.conftest import TOY
+from Training.evaluation import bits_per_character
+from Training.runs import Run
+
+PIXELS = ["--epochs", "2", "--save-freq", "1", *TOY["sMNIST_task.py"]]
+TEXT = ["--epochs", "1", *TOY["PTB_task.py"]]
+RUNS = [
+    ("sMNIST_task.py", [*PIXELS, "--nonlin", "gamma2"]),
+    ("sMNIST_task.py", [*PIXELS, "--net-type", "ANRU"]),
+    ("sMNIST_task.py", [*PIXELS, "--net-type", "LSTM"]),
+    ("PTB_task.py", TEXT),
+]
+
+
+def main(module, path, *flags):
+    name = module.__name__.split(".")[-1]
+    code = analysis.main(name, module.make_parser(), module.compute, [str(path), *flags])
+    return code, analysis.load(Run(path), name)
+
+
+@pytest.mark.parametrize(("script", "flags"), RUNS)
+def test_adaptation_is_that_of_the_run(call, only_run, script, flags):
+    call(script, *flags)
+    path = only_run()
+    code, found = main(adaptation, path, "--size", "2", "--units", "3")
+    assert code == 0
+    run, (_, metrics, model) = Run(path), load_run(path)
+    for name in ("n_mean", "n_std", "s_mean", "s_std"):
+        np.testing.assert_array_equal(found[name], metrics[name])
+    np.testing.assert_array_equal(found["metrics_epochs"], metrics_of(run)["epoch"])
+    if hasattr(model.rnn, "n"):
+        assert list(found["epochs"]) == list(run.kept)
+        assert found["n"].shape == (len(run.kept), model.rnn.n.numel())
+        np.testing.assert_array_equal(found["s"][-1], model.rnn.s.detach())
+        np.testing.assert_allclose(found["n"][1:].mean(axis=1), metrics["n_mean"], rtol=1e-6)
+    else:
+        assert "n" not in found
+
+    x, drive = layer_input(run, model, 1), torch.from_numpy(found["drive"])
+    assert set(drive.tolist()) == {0.0, 2.0}
+    assert list(found["units"]) == [0, 4, 7]
+    with torch.no_grad():
+        for condition, current in (("as_is", None), ("driven", drive)):
+            h = model.rnn(x, drive=current)[0][:, 0].numpy()
+            close = {"rtol": 1e-4, "atol": 1e-5}
+            np.testing.assert_allclose(found[f"h_{condition}"], h[:, [0, 4, 7]], **close)
+            np.testing.assert_allclose(found[f"h_{condition}_mean"], h.mean(axis=1), **close)
+            np.testing.assert_allclose(found[f"h_{condition}_std"], h.std(axis=1), **close)
+    start = found["drive"].argmax()
+    for name in ("a", "n", "s", "h") if "n_as_is" in found else ("a", "h"):
+        before, after = found[f"{name}_as_is"], found[f"{name}_driven"]
+        np.testing.assert_array_equal(before[:start], after[:start])
+        assert np.abs(before[start] - after[start]).max() > 0
+    assert ("n_as_is" in found) == ("ANRU" in flags)
+
+
+@pytest.mark.parametrize(("script", "flags"), RUNS)
+def test_robustness_begins_at_what_the_run_scored(call, only_run, script, flags):
+    call(script, *flags)
+    path = only_run()
+    text = ["--samples", "3"] if script == "PTB_task.py" else []  # its --limit-batches
+    code, found = main(robustness, path, "--amplitudes", "0", "30", *text)
+    assert code == 0
+    results = {row["condition"]: row for row in Run(path).rows("test_results.csv")}
+    saved = results["best" if text else "as_is"]
+    assert found["step_loss"][0] == pytest.approx(float(saved["loss"]), rel=1e-6)
+    assert found["step_loss"][1] != found["step_loss"][0]
+    if text:
+        np.testing.assert_allclose(found["step"], bits_per_character(found["step_loss"]))
+        assert "sin" not in found
+    else:
+        assert found["sin"][0] == found["step"][0] == float(saved["accuracy"])
+        assert found["sin_loss"][1] != found["sin_loss"][0]
+
+
+def test_robustness_under_the_tests_own_transform(call, only_run):
+    call("sMNIST_task.py", *PIXELS)
+    _, found = main(robustness, only_run(), "--amplitudes", "0.5")
+    saved = [row for row in Run(only_run()).rows("test_results.csv") if row["condition"] == "sin"]
+    assert found["sin"][0] == float(saved[-1]["accuracy"])
+    assert found["sin_loss"][0] == pytest.approx(float(saved[-1]["loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("module", [adaptation, robustness])
+def test_what_is_there_is_computed_again_on_request(call, only_run, module):
+    call("sMNIST_task.py", *PIXELS)
+    path = only_run()
+    assert main(module, path)[0] == 0
+    (file,) = (path / "analysis").iterdir()
+    first = file.stat().st_mtime_ns
+    assert main(module, path)[0] == 0 and file.stat().st_mtime_ns == first
+    assert main(module, path, "--recompute")[0] == 0 and file.stat().st_mtime_ns > first

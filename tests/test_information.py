@@ -1,0 +1,181 @@
+"""Mutual information: the estimator against known values, and the command on small runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from Postprocessing import mutual_information as command
+from Postprocessing.analysis import load
+from Postprocessing.mutual_information import mutual_information, principal_components
+from tests.conftest import TOY
+from Training.runs import Run
+
+N = 4000
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def column(values):
+    return np.asarray(values, dtype=float).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9, -0.9])
+def test_correlated_gaussians(rng, rho):
+    x, noise = rng.standard_normal((2, N))
+    y = rho * x + math.sqrt(1 - rho**2) * noise
+    expected = -0.5 * math.log(1 - rho**2)
+    assert mutual_information(column(x), column(y)) == pytest.approx(expected, abs=0.05)
+
+
+def test_independent_coordinates_add_up(rng):
+    x, noise = rng.standard_normal((2, N, 2))
+    y = 0.6 * x + 0.8 * noise
+    assert mutual_information(x, y) == pytest.approx(-math.log(1 - 0.36), abs=0.06)
+
+
+@pytest.mark.parametrize("m", [2, 5])
+def test_discrete_and_continuous(rng, m):
+    """X ~ U{0, …, m−1}, Y ~ U[X, X+2]: the first experiment of arXiv 1709.06212."""
+    x = rng.integers(m, size=N)
+    y = x + 2 * rng.random(N)
+    expected = math.log(m) - (m - 1) * math.log(2) / m
+    assert mutual_information(column(x), column(y)) == pytest.approx(expected, abs=0.05)
+
+
+def test_zero_inflated_poisson(rng):
+    """X ~ Exp(1), Y = 0 or Poisson(X): the third experiment of arXiv 1709.06212.
+
+    E[Y log Y!] has no closed form; I = H(Y) − H(Y | X) is summed over y and integrated over x.
+    """
+    p = 0.15  # of the zero that is put in
+    x = rng.exponential(size=N)
+    y = np.where(rng.random(N) < p, 0, rng.poisson(x))
+    counts = np.arange(60)
+    log_factorial = np.array([math.lgamma(k + 1) for k in counts])
+    nodes, weights = np.polynomial.laguerre.laggauss(60)
+    given = (1 - p) * np.exp(counts * np.log(nodes[:, None]) - nodes[:, None] - log_factorial)
+    given[:, 0] += p
+
+    def entropy(q):
+        return -np.sum(q * np.log(np.maximum(q, 1e-300)), axis=-1)
+
+    expected = entropy(weights @ given) - weights @ entropy(given)
+    assert mutual_information(column(x), column(y)) == pytest.approx(expected, abs=0.05)
+
+
+def test_ties_alone(rng):
+    """Dice: one knows itself, nothing of another, and a constant nothing of it."""
+    x = rng.integers(6, size=N)
+    assert mutual_information(column(x), column(x)) == pytest.approx(math.log(6), abs=0.01)
+    other = rng.integers(6, size=N)
+    assert mutual_information(column(x), column(other)) == pytest.approx(0, abs=0.01)
+    assert mutual_information(column(np.zeros(N)), column(x)) == pytest.approx(0, abs=0.01)
+
+
+def test_mixture_of_points_and_density(rng):
+    """Half of the samples are (9, 9), the others correlated: log 2 more than half of theirs."""
+    x, noise = rng.standard_normal((2, N))
+    y = 0.9 * x + math.sqrt(0.19) * noise
+    x[: N // 2] = y[: N // 2] = 9
+    expected = math.log(2) - 0.25 * math.log(0.19)
+    assert mutual_information(column(x), column(y)) == pytest.approx(expected, abs=0.06)
+
+
+def test_against_the_definition(rng):
+    """The estimator point by point, with all distances."""
+    x = rng.integers(3, size=(150, 1)).astype(float)
+    y = np.where(rng.random((150, 2)) < 0.5, 0.0, rng.standard_normal((150, 2)))
+    dx, dy = (np.abs(z[:, None] - z[None]).max(axis=2) for z in (x, y))
+    joint = np.maximum(dx, dy)
+
+    def digamma(n):
+        return sum(1 / j for j in range(1, n)) - np.euler_gamma
+
+    total = 0.0
+    for i in range(150):
+        distance = np.sort(joint[i])[4]
+        near = (dx[i] < distance, dy[i] < distance) if distance else (dx[i] == 0, dy[i] == 0)
+        k = 4 if distance else np.sum(joint[i] == 0)
+        total += digamma(k) + math.log(150) - sum(digamma(np.sum(one)) for one in near)
+    assert np.any(np.sort(joint)[:, 4] == 0) and np.any(np.sort(joint)[:, 4] > 0)
+    assert mutual_information(x, y, neighbours=4) == pytest.approx(total / 150, abs=1e-12)
+
+
+def test_it_is_symmetric_and_knows_no_scale_and_no_order(rng):
+    x, noise = rng.standard_normal((2, 500, 2))
+    y = x + noise
+    found = mutual_information(x, y)
+    assert mutual_information(y, x) == pytest.approx(found, abs=1e-12)
+    assert mutual_information(4 * x + 1, 4 * y) == pytest.approx(found, abs=1e-9)
+    order = rng.permutation(500)
+    assert mutual_information(x[order], y[order]) == pytest.approx(found, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "neighbours", "said"),
+    [
+        (np.zeros(9), np.zeros((9, 1)), 5, "shapes"),
+        (np.zeros((9, 1)), np.zeros((8, 1)), 5, "shapes"),
+        (np.zeros((9, 1)), np.zeros((9, 1)), 9, "neighbours is 9"),
+        (np.zeros((9, 1)), np.zeros((9, 1)), 0, "neighbours is 0"),
+        (np.full((9, 1), np.nan), np.zeros((9, 1)), 5, "not finite"),
+    ],
+)
+def test_bad_samples_are_refused(x, y, neighbours, said):
+    with pytest.raises(ValueError, match=said):
+        mutual_information(x, y, neighbours)
+
+
+def test_principal_components_hold_the_largest_variances(rng):
+    turn, _ = np.linalg.qr(rng.standard_normal((4, 4)))
+    h = rng.standard_normal((3000, 4)) * [5.0, 2.0, 0.1, 0.01] @ turn + 3.0
+    projected = principal_components(h, 2)
+    np.testing.assert_allclose(projected.std(axis=0), [5.0, 2.0], rtol=0.05)
+    assert principal_components(h, 9).shape == (3000, 4)
+
+
+def information(path):
+    return load(Run(path), "mutual_information")
+
+
+def test_the_command_on_pixels(call, only_run, capsys):
+    call("sMNIST_task.py", *TOY["sMNIST_task.py"], "-p", "--epochs", "2", "--save-freq", "1")
+    path = only_run()
+    assert main(path) == 0
+    found = information(path)
+    assert found["epochs"] == [2] and found["samples"] == 250
+    assert found["times"][0] == 5 and found["times"][-1] == 64
+    assert found["information"].shape == (1, 8) and np.isfinite(found["information"]).all()
+    assert found["information"][0, 0] > 0.5  # h_5 is a function of the window
+
+    file = path / "analysis" / "mutual_information.npz"
+    before = file.stat().st_mtime_ns
+    assert main(path) == 0 and file.stat().st_mtime_ns == before
+    assert main(path, "--all-epochs", "--times", "9", "64") == 1  # there with other settings
+    assert file.stat().st_mtime_ns == before
+    assert main(path, "--all-epochs", "--times", "9", "64", "--recompute") == 0
+    assert list(information(path)["epochs"]) == [0, 1, 2]
+    assert information(path)["information"][2, 1] == found["information"][0, -1]
+    for flags in (["--times", "65"], ["--window", "65"], ["--samples", "5"]):
+        capsys.readouterr()
+        assert main(path, "--recompute", *flags) == 1
+        assert "passed over" in capsys.readouterr().err
+    assert information(path)["information"].shape == (3, 2)
+
+
+def test_the_command_on_text(call, only_run):
+    call("PTB_task.py", *TOY["PTB_task.py"], "--epochs", "1")
+    path = only_run()
+    assert main(path, "--times", "1", "12", "--components", "8") == 0
+    first, last = information(path)["information"][0]
+    assert first > 1.5 and first > last > 0.5  # h_1 is the symbol itself, h_12 a mixture
+
+
+def main(path, *flags):
+    parser = command.make_parser()
+    arguments = [str(path), *flags]
+    return command.analysis.main("mutual_information", parser, command.compute, arguments)
