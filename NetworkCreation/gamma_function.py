@@ -17,6 +17,7 @@ import argparse
 
 import torch
 from torch import nn
+from torch.nn.functional import softplus
 
 # From here on softplus(z) is z to the last bit, in float64 too.
 SOFTPLUS_IS_LINEAR = 40
@@ -159,11 +160,11 @@ def gamma_into(x, n, s, out, work, scale=None):
     term, of an n x that is rounded once, where x, n and n x are from 1e-30 to 1e30 in size or x is
     0. e^{−|n x|} below 1.2e-38 may count as 0, and what overflows on the way is infinite or NaN.
     """
-    softplus, sigma = work
+    sigma, p = work
     torch.mul(x, n, out=sigma)
-    torch.ops.aten.softplus.out(sigma, 1, SOFTPLUS_IS_LINEAR, out=softplus)
+    softplus(sigma, 1, SOFTPLUS_IS_LINEAR, out=p)
     scale = (1 - s) / n if scale is None else scale
-    torch.mul(softplus, scale, out=out).addcmul_(sigma.sigmoid_(), s)
+    torch.mul(p, scale, out=out).addcmul_(sigma.sigmoid_(), s)
 
 
 def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
@@ -173,17 +174,16 @@ def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
     None. The formulas above, with one entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), z = n x:
     x σ − p = −H/n and σ − p = σ (1 − x) − H/n. As exact as `gamma_into`.
     """
-    size, complement = work
-    torch.mul(x, n, out=size)
-    sigma = torch.sigmoid(size, out=complement if ds is None else ds)
-    size.abs_()
+    exponent, complement = work  # z and then −|z|
+    torch.mul(x, n, out=exponent)
+    sigma = torch.sigmoid(exponent, out=complement if ds is None else ds)
+    exponent.abs_().neg_()
     if ds is None:
-        _times_slope(s * n, size.neg_().sigmoid_(), out=dx).addcmul_(sigma, 1 - s)
+        _times_slope(s * n, exponent.sigmoid_(), out=dx).addcmul_(sigma, 1 - s)
         return
-    torch.neg(size, out=complement)
-    rest = torch.ops.aten.softplus.out(complement, 1, SOFTPLUS_IS_LINEAR, out=dn)
-    _times_slope(s * n, complement.sigmoid_(), out=dx)  # s n σ (1 − σ)
-    entropy = torch.addcmul(rest, complement, size, out=size)
+    _times_slope(s * n, torch.sigmoid(exponent, out=complement), out=dx)  # s n σ (1 − σ)
+    rest = softplus(exponent, 1, SOFTPLUS_IS_LINEAR, out=dn)
+    entropy = torch.addcmul(rest, complement, exponent, value=-1, out=exponent)
     torch.mul(x, dx, out=dn).addcmul_(entropy, (s - 1) / n).div_(n)
     dx.addcmul_(sigma, 1 - s)
     ds.addcmul_(ds, x, value=-1).addcmul_(entropy, -1 / n)

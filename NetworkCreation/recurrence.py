@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from NetworkCreation.gamma_function import gamma_derivatives_into, gamma_into
 
 # Elements that a pass over several steps works on: few enough to stay in a cache.
-PASS = 1 << 18
+PASS = 3 << 17
 # Units of all samples whose supervisors are worked on together: 2 MB of them for M = 50.
 CHUNK = 10000
 # Steps between two states of the supervisors that are kept; those between are computed again.
@@ -122,7 +122,7 @@ def _flush(gradient):
     A gradient vanishes on its way back in time, and a product of denormal numbers takes a hundred
     times as long as one of normal numbers. In float32 this is what is below 1e-30.
     """
-    torch.ops.aten.hardshrink.out(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
+    torch.hardshrink(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
 
 
 class _InputGradients:
@@ -265,33 +265,33 @@ class _RNN(torch.autograd.Function):
         steps, batch, size = outputs.shape
         passes = _passes(steps, batch, size)
         shape = (passes[0][1], batch, size)
-        delta, slope, da, *work = outputs.new_empty(5, *shape).unbind()  # δ = dL/dh
-        by_step = list(zip(delta.unbind(), slope.unbind(), da.unbind(), strict=True))
-        into = outputs.new_empty(len(parameters) if learns else 0, *shape).unbind()
-        sums = torch.zeros(len(into), *shape, dtype=h.dtype, device=h.device).unbind()
+        buffers = outputs.new_empty(5, *shape)
+        by_step = list(zip(*(buffer.unbind() for buffer in buffers[:3]), strict=True))
+        into = outputs.new_empty(len(parameters) if learns else 0, *shape)
+        sums = torch.zeros_like(into)
         dV = torch.zeros_like(V) if needed["V"] else None
         entry = _InputGradients(needed, x, U, drive)
         da_t = None
         for first, last in reversed(passes):
-            part = slice(0, last - first)
+            length = last - first
+            delta, slope, da, *work = buffers[:, :length].unbind()  # δ = dL/dh
             derivatives(
                 None if a is None else a[first:last],
                 outputs[first:last],
                 parameters,
-                slope[part],
-                [buffer[part] for buffer in into],
-                [buffer[part] for buffer in work],
+                slope,
+                into[:, :length].unbind(),
+                work,
             )
             for t in reversed(range(first, last)):
                 delta_t, slope_t, da_now = by_step[t - first]
                 _delta(delta_t, da_t, V, t, doutputs, dstate)
                 da_t = torch.mul(delta_t, slope_t, out=da_now)
                 _flush(da_t)
-            for total, derivative in zip(sums, into, strict=True):
-                total[part].addcmul_(delta[part], derivative[part])
-            entry.add(first, last, da[part])
+            sums[:, :length].addcmul_(delta, into[:, :length])
+            entry.add(first, last, da)
             if dV is not None:
-                dV.addmm_(_rows(da[part]).t(), _previous(h, outputs, first, last))
+                dV.addmm_(_rows(da).t(), _previous(h, outputs, first, last))
         dh = da_t @ V if needed["h"] else None
         dparameters = [
             total.sum_to_size(parameter.shape)

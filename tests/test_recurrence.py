@@ -184,6 +184,39 @@ def test_float32_over_a_whole_image(name):
     assert_equal(layer, x.detach().requires_grad_(), state, None, tolerance=1e-4)
 
 
+def untouched(name, dtype):
+    """A layer of the experiments' size, H = 400, with its default initialisation."""
+    kind = {"gamma2": RNN, "ANRU": ANRU, "LSTM": LSTM, "GRU": GRU}[name]
+    return kind(1, 400, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["gamma2", "ANRU", "LSTM", "GRU"])
+def test_float32_at_the_size_of_the_experiments(name):
+    layer = untouched(name, torch.float32)
+    exact = copy.deepcopy(layer).double()
+    x, _, _ = inputs_of(layer, 784, batch=1, state=False, dtype=torch.float32)
+    ours = results(layer, layer, x, None, None)
+    right = results(exact.loop, exact, x.detach().double().requires_grad_(), None, None)
+    for found, expected in zip(ours, right, strict=True):
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["gamma2", "ANRU", "LSTM", "GRU"])
+def test_two_threads_give_what_one_gives(name):
+    layer = untouched(name, torch.float64)
+    x, _, _ = inputs_of(layer, 5, batch=100, state=False)  # enough elements a step to be shared out
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(results(layer, layer, x, None, None))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert (one - two).abs().max() <= 1e-12 * one.abs().max()
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradcheck(name):
     layer = make(name, size=3)
