@@ -268,7 +268,12 @@ def train(parser, args, given):
         except RunError as error:
             parser.error(str(error))
     else:
-        run.go_on(checkpoint, state, args.epochs)
+        sums = {"loss": 0.0, "correct": 0, "seen": 0, "gradient_norm": 0.0, "seconds": 0.0}
+        carry = {"order": torch.arange(len(data.train))} if args.shuffle else {}
+        try:
+            run.go_on(checkpoint, state, args.epochs, sums, carry)
+        except RunError as error:
+            parser.error(str(error))
     if args.verbose:
         for name, parameter in model.named_parameters():
             run.print(f"{name}: {parameter.numel()} {tuple(parameter.shape)}")
@@ -278,7 +283,7 @@ def train(parser, args, given):
         train_epoch(state, data, args, device, run, check)
         finish_epoch(state, data, args, run, check)
 
-    return run.carry_out(state, epoch)
+    return run.carry_out(state, epoch, args.snapshot_minutes)
 
 
 def test(parser, args, given):
@@ -294,7 +299,7 @@ def test(parser, args, given):
         if "config" in checkpoint:
             config = checkpoint["config"]
             arguments.check_same(parser, args, given, config, path)
-            trained = argparse.Namespace(**config["arguments"])
+            trained = arguments.saved_arguments(parser, config["arguments"], path)
         else:  # the paper's own code
             spec = describe_model(args, 10, stream(args.seed, "initialisation"))
             config = {"model": spec}
