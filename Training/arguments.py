@@ -275,7 +275,7 @@ def resumed_arguments(parser, args, given):
     try:
         run = Run(args.resume)
         if run.config["script"] != parser.prog:
-            parser.error(f"argument --resume: {args.resume} is a run of {run.config['script']}")
+            raise RunError(f"{run.path / 'config.json'}: is of a run of {run.config['script']}")
         run.lock()
         saved = saved_arguments(parser, run.config["arguments"], run.path / "config.json")
     except RunError as error:

@@ -261,10 +261,7 @@ def _check_alike(expected, found, where):
         kind = (expected.shape, expected.dtype)
         if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != kind:
             raise ValueError(f"{where} is not {tuple(expected.shape)} of {expected.dtype}")
-        # Indices are the same ones in some order.
-        if expected.dtype == torch.int64 and not torch.equal(
-            *(t.sort()[0] for t in (expected, found))
-        ):
+        if expected.dtype == torch.int64 and not found.sort()[0].equal(expected.sort()[0]):
             raise ValueError(f"{where} is no order of {len(expected)} samples")
     else:
         number = isinstance(expected, float) and type(found) is int
@@ -402,6 +399,8 @@ class Run:
     def add_row(self, name, row):
         """Adds a row to metrics.csv or test_results.csv, and its numbers to the events."""
         rows = [*self.rows(name), {k: "" if v is None else str(v) for k, v in row.items()}]
+        if rows[0].keys() != row.keys():
+            raise RunError(f"{self.path / name}: is damaged, its columns are not those of a row")
         self._write_rows(name, rows)
         group = "/".join([name.removesuffix(".csv"), *(v for v in row.values() if _is_text(v))])
         scalars = {

@@ -136,19 +136,17 @@ def kill_round(folder, number, draw, counts):
     new = [*flags_of(case), "--save-dir", place, "--snapshot-minutes", draw.choice(SNAPSHOTS)]
     process = start(case[0], *new)
     for _ in range(draw.randint(1, 4)):
-        if draw.random() < 0.9:
-            until_it_runs(process)
-        time.sleep(draw.uniform(0, seconds * 1.2))
+        runs_now = draw.random() < 0.9 and until_it_runs(process)
+        time.sleep(draw.uniform(0, seconds))
         ended = process.poll() is not None
-        stop = draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
+        stop = draw.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
         process.send_signal(stop)
-        code, out, err = finish(process)
+        code, _, err = finish(process)
         if not ended:
             counts[f"kill: {stop.name}"] += 1
-            allowed = {0, -stop, 128 + stop}
-            imported = "Traceback" not in err or "device:" not in out  # Python's own start
-            assert (code in allowed or code == 1) and imported, f"{stop.name}: {code} {err}"
-        counts["kill: in a write"] += any(place.rglob(".*.part"))
+            if runs_now:  # before that, Python itself is interrupted
+                assert code in (0, -stop, 128 + stop) and "Traceback" not in err, f"{code} {err}"
+        counts["kill: in a write"] += stop == signal.SIGKILL and any(place.rglob(".*.part"))
         if not any(place.rglob(runs.LAST)):
             counts["kill: before the first checkpoint"] += 1
             if any(place.rglob("config.json")):
@@ -199,6 +197,7 @@ def disk_round(folder, number, draw, counts):
     resume(script, run)
     assert_nothing_lost(whole, run)
     shutil.rmtree(place)
+    shutil.rmtree(run, ignore_errors=True)
 
 
 def together_round(folder, number, draw, counts):
@@ -295,16 +294,8 @@ def damage_bytes(data, draw):
     elif kind == "insert":
         data[at:at] = draw.randbytes(length)
     else:
-        other = [
-            b"",
-            b"\0" * size,
-            b"\xff\xfe",
-            b"[" * 100000,
-            b"{}",
-            b"null",
-            draw.randbytes(size),
-        ]
-        data = draw.choice(other)
+        other = [b"", b"\0" * size, b"\xff\xfe", b"[" * 100000, b"{}", b"null"]
+        data = draw.choice([*other, draw.randbytes(size)])
     return bytes(data)
 
 
@@ -334,23 +325,8 @@ def damage_value(value, draw):
             torch.zeros_like(value),
         ]
         return draw.choice(other)
-    others = [
-        None,
-        True,
-        -1,
-        0,
-        10**9,
-        10**30,
-        1.5,
-        float("inf"),
-        "",
-        "\0é",
-        [],
-        {},
-        [[]],
-        "x" * 99,
-    ]
-    return draw.choice([*others, {"a": {}}])
+    numbers = [True, -1, 0, 10**9, 10**30, 1.5, float("inf")]
+    return draw.choice([*numbers, None, "", "\0é", "x" * 99, [], [[]], {}, {"a": {}}])
 
 
 def damage_checkpoint(path, draw, marker):
@@ -489,6 +465,7 @@ def carry_out(kinds, rounds, seed, folder):
                     ROUNDS[kind](folder, number, draw, counts)
                 except (Exception, Hang):  # whatever it is, it is what this looks for
                     failures.append(f"{kind} round {number}: {traceback.format_exc()}")
+                    print(failures[-1], file=sys.stderr, flush=True)
                     if (folder / "damaged").exists():
                         shutil.copytree(folder / "damaged", folder / f"failed_{kind}_{number}")
     unit = 1 if sys.platform == "darwin" else 1024
@@ -527,7 +504,6 @@ def main(argv=None):
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         counts, failures = carry_out(args.only, args.rounds, args.seed, folder.resolve())
-    print("\n".join(failures))
     for name, count in sorted(counts.items()):
         print(f"{count:6d}  {name}")
     print(f"{len(failures):6d}  failures")
