@@ -3,6 +3,7 @@
 import pickle
 import struct
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -135,7 +136,9 @@ def read_checkpoint(path):
     """
     try:
         _check_archive(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said in one line
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except pickle.UnpicklingError as error:
@@ -215,6 +218,8 @@ def model_of(checkpoint, checkpoint_path, config=None):
 def _check_size(spec, held):
     """Raises ValueError, before memory is taken, where a network has more weights than are held."""
     units, layer = spec["hidden_size"], spec["layer"]
+    if min(units, spec.get("classes", 1), spec.get("embedding_size", 1)) < 1:
+        raise ValueError("a size of it is below 1")
     if spec["net_type"] == "EURNN":
         weights = layer.get("capacity", 2) * max(units - 1, 1)
     else:
