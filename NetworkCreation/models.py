@@ -139,6 +139,9 @@ def read_checkpoint(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a file is said in one line
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for tensor in _tensors(checkpoint):
+            if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise ValueError("it does not hold all numbers of a tensor")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except pickle.UnpicklingError as error:
@@ -152,12 +155,19 @@ def read_checkpoint(path):
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path}: not a checkpoint, {name!r} is no tensor's name")
-        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: damaged, it does not hold all of {name}")
     config = checkpoint.get("config", {"model": {}})
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise CheckpointError(f"{path}: damaged, its config describes no model")
     return checkpoint
+
+
+def _tensors(value):
+    """The tensors within dictionaries and sequences."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def _check_archive(path):

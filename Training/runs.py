@@ -456,7 +456,9 @@ class Run:
     def check_data(self, checksums):
         """Raises RunError where these are not the checksums of the data that the run began with."""
         if self.config["data"].get("sha256") != checksums:
-            raise RunError(f"{self.path}: was trained on other data than is there now")
+            raise RunError(
+                f"{self.path / 'config.json'}: is of a run on other data than are there now"
+            )
 
     def go_on(self, checkpoint, state, epochs, sums, carry):
         """Makes ready to resume: restores the state, and sets the number of epochs.
