@@ -248,7 +248,10 @@ def score_best(state, test_text, device, args, run, check):
     """Scores the test set with the best model on validation, once."""
     if any(int(row["epoch"]) == state.epoch for row in run.rows("test_results.csv")):
         return
-    model, _ = load_model(run.path / args.save)
+    try:
+        model, _ = load_model(run.path / args.save)
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
     loss = evaluate_text(
         model.to(device), test_text, args.bptt, limit=args.limit_batches, check=check
     )
@@ -276,10 +279,9 @@ def train(parser, args, given):
             )
         steps = min(args.bptt, len(data.train) // args.batch_size)
         arguments.check_memory(parser, args, device, steps * args.batch_size)
-        train_text = columns(data.train, args.batch_size, device)
-        validation_text, test_text = (
-            columns(part, EVALUATION_COLUMNS, device) for part in (data.validation, data.test)
-        )
+        train_text = columns(data.train, args.batch_size, device, "train.txt")
+        validation_text = columns(data.validation, EVALUATION_COLUMNS, device, "valid.txt")
+        test_text = columns(data.test, EVALUATION_COLUMNS, device, "test.txt")
         if run is None:
             spec = describe_model(args, data.vocabulary)
             model = build_model(spec, stream(args.seed, "initialisation")).to(device)
@@ -312,7 +314,12 @@ def train(parser, args, given):
         except RunError as error:
             parser.error(f"argument --save-dir: {error}")
     else:
-        run.go_on(checkpoint, state, args.epochs)
+        sums = {"loss": 0.0, "seen": 0, "gradient_norm": 0.0, "seconds": 0.0}
+        carry = {"hidden": model.rnn.initial_state(args.batch_size)}
+        try:
+            run.go_on(checkpoint, state, args.epochs, sums, carry)
+        except RunError as error:
+            parser.error(str(error))
         if "hidden" in state.carry:
             state.carry["hidden"] = map_state(lambda h: h.to(device), state.carry["hidden"])
 
@@ -323,7 +330,7 @@ def train(parser, args, given):
     def finish(check):
         score_best(state, test_text, device, args, run, check)
 
-    return run.carry_out(state, epoch, finish)
+    return run.carry_out(state, epoch, args.snapshot_minutes, finish)
 
 
 def test(parser, args, given):
@@ -334,21 +341,22 @@ def test(parser, args, given):
         path = args.checkpoint
         if path is None:
             run = arguments.choose_run(parser, args, given)
-            path = run.path / run.config["arguments"]["save"]
+            saved = arguments.saved_arguments(parser, run.config["arguments"], run.path)
+            path = run.path / saved.save
         checkpoint = read_checkpoint(path)
         config = checkpoint.get("config")
         trained = args
         if config is not None:
             arguments.check_same(parser, args, given, config, path)
-            trained = argparse.Namespace(**config["arguments"])
+            trained = arguments.saved_arguments(parser, config["arguments"], path)
         data = load_text(trained.dataset, args.data, trained.any_corpus)
         if config is None:  # the paper's own code
             arguments.check_memory(parser, args, device, 0)
             config = {"model": describe_model(args, data.vocabulary)}
-        if config["model"]["vocabulary"] != data.vocabulary:
+        if config["model"].get("vocabulary") != data.vocabulary:
             raise DataError(f"{path} was trained on other symbols than {args.data} holds")
         model, _ = model_of(checkpoint, path, config)
-        text = columns(data.test, EVALUATION_COLUMNS, device)
+        text = columns(data.test, EVALUATION_COLUMNS, device, "test.txt")
     except DataError as error:
         parser.error(f"argument --data: {error}")
     except (CheckpointError, RunError) as error:

@@ -272,7 +272,12 @@ def train(parser, args, given):
         except RunError as error:
             parser.error(f"argument --save-dir: {error}")
     else:
-        run.go_on(checkpoint, state, args.epochs)
+        sums = {"loss": 0.0, "correct": 0, "seen": 0, "gradient_norm": 0.0, "seconds": 0.0}
+        carry = {"order": torch.arange(len(data.train))} if args.shuffle else {}
+        try:
+            run.go_on(checkpoint, state, args.epochs, sums, carry)
+        except RunError as error:
+            parser.error(str(error))
     if args.verbose:
         for name, parameter in model.named_parameters():
             run.print(f"{name}: {parameter.numel()} {tuple(parameter.shape)}")
@@ -282,7 +287,7 @@ def train(parser, args, given):
         train_epoch(state, data, args, device, run, check)
         finish_epoch(state, data, args, run, check)
 
-    return run.carry_out(state, epoch)
+    return run.carry_out(state, epoch, args.snapshot_minutes)
 
 
 def test(parser, args, given):
@@ -298,7 +303,7 @@ def test(parser, args, given):
         if "config" in checkpoint:
             config = checkpoint["config"]
             arguments.check_same(parser, args, given, config, path)
-            trained = argparse.Namespace(**config["arguments"])
+            trained = arguments.saved_arguments(parser, config["arguments"], path)
         else:  # the paper's own code
             arguments.check_memory(parser, args, device, 0)
             spec = describe_model(args, 10, stream(args.seed, "initialisation"))

@@ -1,6 +1,11 @@
 """The two models of the experiments, layer and read-out, and how a checkpoint becomes a model."""
 
 import pickle
+import struct
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,6 +13,12 @@ from torch import nn
 from NetworkCreation import initialization
 from NetworkCreation.layers import choose, hidden
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
+
+# What a file that is damaged, or made to do damage, can raise while it is read or built from.
+DAMAGE = (
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(EOFError, OverflowError, MemoryError, struct.error, tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 class CheckpointError(ValueError):
@@ -124,18 +135,55 @@ def read_checkpoint(path):
     holds anything but tensors and plain values.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said in one line
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for tensor in _tensors(checkpoint):
+            if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise ValueError("it does not hold all numbers of a tensor")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values ({_first_line(error)})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+    except (OSError, *DAMAGE) as error:
         raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path}: not a checkpoint, it has no 'state_dict'")
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{path}: not a checkpoint, {name!r} is no tensor's name")
+    config = checkpoint.get("config", {"model": {}})
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise CheckpointError(f"{path}: damaged, its config describes no model")
     return checkpoint
+
+
+def _tensors(value):
+    """The tensors within dictionaries and sequences."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def _check_archive(path):
+    """Raises ValueError for a checkpoint that is not what was written; torch does not check that.
+
+    Every part has its CRC-32, and none is compressed, so that none is larger than the file. Of the
+    files that torch wrote before version 1.6, which are no archives, nothing is checked.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > Path(path).stat().st_size:
+            raise ValueError("it is said to hold more than it does")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} in it does not have its checksum")
 
 
 def load_model(checkpoint_path, config=None):
@@ -157,10 +205,15 @@ def model_of(checkpoint, checkpoint_path, config=None):
     if saved is not None and config is not None and saved["model"] != config["model"]:
         raise CheckpointError(f"{checkpoint_path}: {_difference(saved['model'], config['model'])}")
     config = config if saved is None else saved
-    model = build_model(config["model"])
     state = checkpoint["state_dict"]
-    if saved is None:
-        state = _from_paper(state, model)
+    try:
+        _check_size(config["model"], sum(tensor.numel() for tensor in state.values()))
+        model = build_model(config["model"])
+        if saved is None:
+            state = _from_paper(state, model)
+    except DAMAGE as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else _first_line(error)
+        raise CheckpointError(f"{checkpoint_path}: describes no network ({reason})") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -170,6 +223,23 @@ def model_of(checkpoint, checkpoint_path, config=None):
             f"{config['model']['hidden_size']} units ({reasons})"
         ) from error
     return model.eval(), config
+
+
+def _check_size(spec, held):
+    """Raises ValueError, before memory is taken, where a network has more weights than are held."""
+    units, layer = spec["hidden_size"], spec["layer"]
+    if min(units, spec.get("classes", 1), spec.get("embedding_size", 1)) < 1:
+        raise ValueError("a size of it is below 1")
+    if spec["net_type"] == "EURNN":
+        weights = layer.get("capacity", 2) * max(units - 1, 1)
+    else:
+        weights = units**2 + layer.get("supervisor_size", 0) ** 2
+    if spec["task"] == "characters":
+        weights += len(spec["vocabulary"]) * spec["embedding_size"] + units * spec["embedding_size"]
+    else:
+        weights += units * spec["classes"]
+    if weights > held + 1000:  # a lower bound, but for one unit with many layers of rotations
+        raise ValueError(f"it has {weights} weights or more, and the file {held}")
 
 
 def _from_paper(state, model):

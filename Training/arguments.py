@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from Training.runs import Run, RunError, find_runs
+from Training.runs import MODE, Run, RunError, find_runs
 
 # The networks that have one recurrent matrix and any φ, and those whose matrix is orthogonal.
 ELMAN = ("RNN", "expRNN", "nnRNN")
@@ -27,6 +27,7 @@ OWNERS = {
 }
 GATES = {"LSTM": 4, "GRU": 3}  # maps of x, and of h, where there are more than one
 SIZES = ("nhid", "emsize", "capacity", "batch", "batch_size", "bptt")  # flags that cost memory
+OF_GAMMA = {"gain", "saturation", "n", "s", "random", "learn_params"}  # of one script or the other
 LAYER_FLAGS = ("rinit", "iinit", "capacity", "ostep_method")  # which a layer takes by these names
 
 # Flags that say what to score and where, not what was trained.
@@ -218,6 +219,13 @@ def add_shared_flags(parser, script, datasets, networks, rinit, iinit, ostep_met
         help="go on with a run, with its own arguments; only --epochs may be raised",
     )
     flags.add_argument(
+        "--snapshot-minutes",
+        type=not_negative,
+        default=10.0,
+        metavar="M",
+        help="time within an epoch from one saved state to the next; 0: after every batch",
+    )
+    flags.add_argument(
         "--note", type=text, default="", help="a remark, kept in the run's config.json"
     )
     flags.add_argument(
@@ -331,13 +339,12 @@ def resumed_arguments(parser, args, given):
     """The run to go on with, its arguments and its number of epochs raised where that was asked."""
     try:
         run = Run(args.resume)
+        if run.config["script"] != parser.prog:
+            raise RunError(f"{run.path / 'config.json'}: is of a run of {run.config['script']}")
+        run.lock()
+        saved = saved_arguments(parser, run.config["arguments"], run.path / "config.json")
     except RunError as error:
         parser.error(f"argument --resume: {error}")
-    if run.config["script"] != parser.prog:
-        parser.error(f"argument --resume: {args.resume} is a run of {run.config['script']}")
-    # A run that was begun before a flag came to be takes its default, where it has a use for it.
-    saved = argparse.Namespace(**vars(args) | run.config["arguments"])
-    refuse_strangers(parser, saved, set(), OWNERS, "net_type")
     if "epochs" in given:
         if args.epochs < saved.epochs:
             parser.error(
@@ -345,6 +352,48 @@ def resumed_arguments(parser, args, given):
             )
         saved.epochs = args.epochs
     return run, saved
+
+
+def saved_arguments(parser, saved, path):
+    """The arguments that a config holds, as if they had been typed. path: its file.
+
+    A run that was begun before a flag came to be takes its default, where it has a use for it.
+    Raises RunError for a name that is no flag's and a value that the flag would refuse.
+    """
+    flags = {a.dest: a for a in parser._actions if a.dest not in ("help", *MODE)}
+    if unknown := saved.keys() - flags.keys():
+        raise RunError(f"{path}: {', '.join(sorted(unknown))} is no argument of {parser.prog}")
+    args = argparse.Namespace(**{name: flag.default for name, flag in flags.items()})
+    for name, value in saved.items():
+        try:
+            setattr(args, name, None if value is None else _retyped(flags[name], value))
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise RunError(f"{path}: argument {parser.flag(name)}: {error}") from error
+    refuse_strangers(parser, args, set(), OWNERS, "net_type")
+    for name, flag in flags.items():
+        stranger = name in OF_GAMMA or args.net_type not in OWNERS.get(name, (args.net_type,))
+        if getattr(args, name) is None and flag.default is not None and not stranger:
+            raise RunError(f"{path}: argument {parser.flag(name)}: has no value")
+    return args
+
+
+def _retyped(flag, value):
+    """A saved value as its flag would have it; ArgumentTypeError for one that it would refuse."""
+    if flag.nargs == 0:
+        kinds = bool
+    elif flag.nargs is not None:
+        if not isinstance(value, list) or len(value) != flag.nargs:
+            raise argparse.ArgumentTypeError(f"{value!r} is not {flag.nargs} values")
+        return [flag.type(str(one)) for one in value]
+    else:
+        kinds = str if flag.type in (None, Path) else (int, float)
+    if not isinstance(value, kinds):
+        raise argparse.ArgumentTypeError(f"{value!r} is of another type")
+    if flag.type is not None:
+        value = flag.type(str(value))
+    if flag.choices is not None and value not in flag.choices:
+        raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(flag.choices)}")
+    return value
 
 
 def choose_run(parser, args, given):
@@ -359,8 +408,10 @@ def choose_run(parser, args, given):
 
 def check_same(parser, args, given, config, path):
     """An error where a checkpoint's config is of another script or contradicts a flag given."""
-    if config["script"] != parser.prog:
-        parser.error(f"argument --checkpoint: {path} is of a run of {config['script']}")
+    if config.get("script") != parser.prog:
+        parser.error(f"argument --checkpoint: {path} is of a run of {config.get('script')}")
+    if not isinstance(config.get("arguments"), dict):
+        parser.error(f"argument --checkpoint: {path} does not say what it was trained with")
     for name in sorted(given - EVALUATION):
         saved = config["arguments"].get(name)
         if saved != getattr(args, name):

@@ -105,7 +105,7 @@ def load_pixels(name, root, seed, permute):
 
 def _load_mnist(root):
     """MNIST: its 60,000 training images are split 50,000 / 10,000, its test images are its own."""
-    from torchvision.datasets import MNIST  # slow to import, and needed here alone
+    from torchvision.datasets import MNIST, mnist  # slow to import, and needed here alone
 
     raw = root / "mnist" / "MNIST" / "raw"
     missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
@@ -121,9 +121,10 @@ def _load_mnist(root):
                 "mirrors; --dataset digits needs no files"
             ) from error
     checksums = _check_files(raw, MNIST_SHA256)
-    sets = [MNIST(root / "mnist", train=train) for train in (True, False)]
-    images = torch.cat([one.data.flatten(1) for one in sets])
-    labels = torch.cat([one.targets for one in sets])
+    # The files that were checked: MNIST itself prefers processed ones where there are any.
+    files = [[raw / name for name in MNIST_SHA256 if kind in name] for kind in ("images", "labels")]
+    images = torch.cat([mnist.read_image_file(path).flatten(1) for path in files[0]])
+    labels = torch.cat([mnist.read_label_file(path) for path in files[1]])
     return images, labels, 255, [50000, 10000, 10000], 10000, checksums
 
 
@@ -224,15 +225,15 @@ def _load_pydoc(root, any_corpus):
 TEXT_SETS = {"ptb": _load_pennchar, "pydoc": _load_pydoc}
 
 
-def columns(stream, batch_size, device=None):
+def columns(stream, batch_size, device=None, name="the text"):
     """A stream (N,) cut into columns that run side by side, (N // batch_size, batch_size).
 
-    What does not fill a row at the end is dropped. Raises DataError for a stream that is too
-    short to predict one symbol in each column.
+    What does not fill a row at the end is dropped. Raises DataError, with the stream's name, for
+    one that is too short to predict one symbol in each column.
     """
     rows = len(stream) // batch_size
     if rows < 2:
-        raise DataError(f"{len(stream)} symbols are too few for {batch_size} columns of 2")
+        raise DataError(f"{name}: {len(stream)} symbols are too few for {batch_size} columns of 2")
     return stream[: rows * batch_size].view(batch_size, rows).t().contiguous().to(device)
 
 

@@ -8,13 +8,16 @@
         e_<epoch>.pth.tar   {'state_dict', 'optimizer', 'epoch', ...}, kept, e_0 of the start
         last.pth.tar        the same, always the newest: a run resumes from it
         events.out.*        for TensorBoard
+        lock                held by the process that trains the run, as long as it lives
 
-Every file but the log is written whole or not at all. Checkpoints hold tensors and plain values.
+Every file but the log and the events is written whole or not at all, the metrics of an epoch
+before its checkpoints. Checkpoints hold tensors and plain values.
 """
 
 import contextlib
 import csv
 import datetime
+import errno
 import io
 import json
 import math
@@ -25,6 +28,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -32,17 +36,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from torch import nn
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # there is none on Windows
+    fcntl = None
+
 LAST = "last.pth.tar"
+LOCK = "lock"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboardX")
+MODE = ("test", "checkpoint", "resume")  # arguments that say what to do, and are no run's own
 STREAMS = ("initialisation", "order", "transform", "evaluation")
 
 
 class RunError(Exception):
-    """A run directory cannot be written, or is none."""
+    """A run directory cannot be written, is none, is damaged, or is another process's."""
 
 
 class TrainingStopped(Exception):
@@ -203,15 +216,78 @@ class TrainingState:
             "config": config,
         }
 
-    def restore(self, checkpoint):
-        """Takes the state back from such a dictionary."""
+    def restore(self, checkpoint, sums, carry):
+        """Takes the state back from such a dictionary.
+
+        sums, carry: what they are like within an epoch; at its start they may be empty.
+        Raises ValueError, and changes nothing, where the dictionary is not like this state.
+        """
+        expected = self.checkpoint(checkpoint.get("config"))
+        expected["optimizer"]["state"] = self._optimizer_state()
+        for name, like in (("sums", sums), ("carry", carry)):
+            expected[name] = like if checkpoint.get(name) else {}
+        match checkpoint:
+            case {"optimizer": {"state": state}} if state == {}:  # before the first batch
+                expected["optimizer"]["state"] = {}
+        _check_alike(expected, checkpoint, "it")
+        if min(checkpoint["epoch"], checkpoint["batch"]) < 0:
+            raise ValueError("its epoch or batch is negative")
+        if checkpoint["batch"] and not checkpoint["sums"]:
+            raise ValueError("it lies within an epoch and has no 'sums'")
+        try:
+            for name, generator in self.generators.items():
+                generator.set_state(checkpoint["generators"][name])
+        except RuntimeError as error:
+            raise ValueError(f"its generators cannot be taken ({error})") from error
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
-        for name, generator in self.generators.items():
-            generator.set_state(checkpoint["generators"][name])
         for name in ("epoch", "batch", "sums", "carry", "best"):
             setattr(self, name, checkpoint[name])
+
+    def _optimizer_state(self):
+        """What the optimiser has kept of each parameter after its first step, by number."""
+        scratch = nn.Parameter(torch.zeros(()))
+        scratch.grad = torch.zeros(())
+        twin = type(self.optimizer)([scratch], lr=0.0)
+        twin.step()
+        kept = twin.state[scratch]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return {
+            number: {
+                name: value if name == "step" else parameter.detach()
+                for name, value in kept.items()
+            }
+            for number, parameter in enumerate(parameters)
+        }
+
+
+def _check_alike(expected, found, where):
+    """Raises ValueError unless found is built of the same names, types, and shapes of tensors."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            raise ValueError(f"{where} is no dictionary")
+        if missing := sorted(map(str, expected.keys() - found.keys())):
+            raise ValueError(f"{where} has no {', '.join(missing)}")
+        if unknown := sorted(map(str, found.keys() - expected.keys())):
+            raise ValueError(f"{where} has {', '.join(unknown)}, of another version or network")
+        for name, value in expected.items():
+            _check_alike(value, found[name], str(name))
+    elif isinstance(expected, (list, tuple)):
+        if not isinstance(found, (list, tuple)) or len(found) != len(expected):
+            raise ValueError(f"{where} is no list of {len(expected)}")
+        for value, other in zip(expected, found, strict=True):
+            _check_alike(value, other, where)
+    elif isinstance(expected, torch.Tensor):
+        kind = (expected.shape, expected.dtype)
+        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != kind:
+            raise ValueError(f"{where} is not {tuple(expected.shape)} of {expected.dtype}")
+        if expected.dtype == torch.int64 and not found.sort()[0].equal(expected.sort()[0]):
+            raise ValueError(f"{where} is no order of {len(expected)} samples")
+    else:
+        number = isinstance(expected, float) and type(found) is int
+        if type(found) is not type(expected) and not number:
+            raise ValueError(f"{where} is {found!r:.50}, not {type(expected).__name__}")
 
 
 def describe(script, command, args, spec, data, device):
@@ -220,10 +296,9 @@ def describe(script, command, args, spec, data, device):
     script: its file. command: as it was typed. args: the resolved arguments. spec: of the model.
     data: what the set is, its `sha256` included.
     """
-    mode = ("test", "checkpoint", "resume")
     config = {
         "script": Path(script).name,
-        "arguments": {name: value for name, value in vars(args).items() if name not in mode},
+        "arguments": {name: value for name, value in vars(args).items() if name not in MODE},
         "model": spec,
         "data": data,
         "command": command,
@@ -266,7 +341,7 @@ def _commit(folder):
 
 def is_run_file(name):
     """Whether a run has a file of this name already, or will have."""
-    names = ("config.json", "log.txt", "metrics.csv", "test_results.csv", LAST)
+    names = ("config.json", "log.txt", "metrics.csv", "test_results.csv", LAST, LOCK)
     return name in names or re.match(r"events\.out\.|e_\d+\.pth\.tar$", name) is not None
 
 
@@ -282,7 +357,9 @@ class Run:
         """Opens a run. Raises RunError where path is none."""
         self.path = Path(path)
         self.config = read_config(self.path)
+        self._first = 1  # the epoch of the first row that this process adds
         self._events = None
+        self._lock = None
 
     @classmethod
     def create(cls, save_dir, task, seed, name, config):
@@ -303,13 +380,36 @@ class Run:
                     folder.rmdir()
             raise RunError(f"{parent}: cannot be written ({error.strerror})") from error
         run = cls(path)
+        run.lock()
         run.print(f"run: {path}\ndevice: {config['device']}")
         return run
 
+    def lock(self):
+        """Keeps the run to this process until it closes it or ends, in whatever way it ends.
+
+        Raises RunError where another process has it. Where the system or the file system knows no
+        locks, it says so and goes on.
+        """
+        with self._writing(LOCK):
+            self._lock = (self.path / LOCK).open("a")
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOLCK, "no locks on this system")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{self.path}: another process is training this run") from None
+        except OSError as error:
+            self.print(
+                f"{self.path / LOCK}: cannot be locked ({error.strerror}): take care that no other "
+                "process resumes this run"
+            )
+        self.config = read_config(self.path)  # as the process that had it left it
+
     def print(self, text):
         """Prints a line, above a bar where there is one, and keeps it in log.txt."""
-        tqdm.write(text)
-        sys.stdout.flush()
+        with _Writing("standard output"):
+            tqdm.write(text)
+            sys.stdout.flush()
         with self._writing("log.txt"), (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
@@ -322,28 +422,58 @@ class Run:
     def write(self, name, data):
         """Writes bytes to a file of the run or at an absolute path, whole or not at all."""
         with self._writing(name):
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():  # the directory of a run that was removed does not come back
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / name, data)
 
     def add_row(self, name, row):
         """Adds a row to metrics.csv or test_results.csv, and its numbers to the events."""
         rows = [*self.rows(name), {k: "" if v is None else str(v) for k, v in row.items()}]
+        if rows[0].keys() != row.keys():
+            raise RunError(f"{self.path / name}: is damaged, its columns are not those of a row")
         self._write_rows(name, rows)
-        if self._events is None:
-            with self._writing("events"):
-                self._events = SummaryWriter(str(self.path), purge_step=row["epoch"])
         group = "/".join([name.removesuffix(".csv"), *(v for v in row.values() if _is_text(v))])
-        for key, value in row.items():
-            if key != "epoch" and value is not None and not _is_text(value):
-                self._events.add_scalar(f"{group}/{key}", value, row["epoch"])
+        scalars = {
+            f"{group}/{key}": value
+            for key, value in row.items()
+            if key != "epoch" and value is not None and not _is_text(value)
+        }
+        with self._writing("events.out"):
+            self._add_events(row["epoch"], scalars)
+
+    def _add_events(self, epoch, scalars):
+        """Writes numbers for TensorBoard, by name, at once rather than by a thread of its own."""
+        if self._events is None:
+            self._events = EventsWriter(str(self.path / "events"), f".{os.getpid()}")
+            # What an earlier process wrote from there on is no more.
+            start = Event(step=self._first, session_log=SessionLog(status=SessionLog.START))
+            self._events.write_event(start)
+        for name, value in scalars.items():
+            self._events.write_event(
+                Event(wall_time=time.time(), step=epoch, summary=scalar(name, value))
+            )
         self._events.flush()
 
     def rows(self, name):
-        """The rows of metrics.csv or test_results.csv, as dictionaries of strings."""
-        if not (self.path / name).exists():
+        """The rows of metrics.csv or test_results.csv, as dictionaries of strings.
+
+        Raises RunError where the file holds anything else.
+        """
+        path = self.path / name
+        if not path.exists():
             return []
-        with (self.path / name).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            text = path.read_text(encoding="utf-8")
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            if text and not text.endswith("\n"):
+                raise ValueError("its last line is cut")
+            for row in rows:
+                _check_row(row)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, csv.Error) as error:
+            raise RunError(f"{path}: is damaged ({error})") from error
+        return rows
 
     def forget_after(self, epoch):
         """Drops the rows of later epochs: those that a run wrote after its last checkpoint."""
@@ -355,13 +485,30 @@ class Run:
 
     def check_data(self, checksums):
         """Raises RunError where these are not the checksums of the data that the run began with."""
-        if self.config["data"]["sha256"] != checksums:
-            raise RunError(f"{self.path}: was trained on other data than is there now")
+        if self.config["data"].get("sha256") != checksums:
+            raise RunError(
+                f"{self.path / 'config.json'}: is of a run on other data than are there now"
+            )
 
-    def go_on(self, checkpoint, state, epochs):
-        """Makes ready to resume: restores the state, and sets the number of epochs."""
-        state.restore(checkpoint)
+    def go_on(self, checkpoint, state, epochs, sums, carry):
+        """Makes ready to resume: restores the state, and sets the number of epochs.
+
+        sums, carry: as for `TrainingState.restore`. Raises RunError, and changes no file, where
+        the checkpoint, config.json and metrics.csv are not of one run.
+        """
+        self._check_config(checkpoint["config"])
+        try:
+            state.restore(checkpoint, sums, carry)
+        except ValueError as error:
+            raise RunError(f"{self.path / LAST}: cannot be resumed from: {error}") from error
+        epochs_there = [int(row["epoch"]) for row in self.rows("metrics.csv")]
+        if epochs_there[: state.epoch] != list(range(1, state.epoch + 1)):
+            raise RunError(
+                f"{self.path / 'metrics.csv'}: is damaged, it lacks a row of the epochs 1 to "
+                f"{state.epoch}"
+            )
         self.forget_after(state.epoch)
+        self._first = state.epoch + 1
         self.config["arguments"]["epochs"] = epochs
         with self._writing("config.json"):
             write_whole(self.path / "config.json", json.dumps(self.config, indent=2).encode())
@@ -385,6 +532,15 @@ class Run:
                 found[int(epoch[1])] = path
         return dict(sorted(found.items()))
 
+    def _check_config(self, saved):
+        """Raises RunError where config.json says other than the config of a checkpoint."""
+        for part in ("script", "arguments", "model", "data"):
+            here, there = self.config[part], saved.get(part)
+            if part == "arguments" and isinstance(there, dict):  # --resume may raise the epochs
+                here, there = here | {"epochs": None}, there | {"epochs": None}
+            if here != there:
+                raise RunError(f"{self.path / 'config.json'}: its {part} are not those of {LAST}")
+
     def newest_checkpoint(self):
         """The path of the kept checkpoint of the latest epoch, or else of the last state."""
         epoch = max(self.kept, default=0)
@@ -393,22 +549,34 @@ class Run:
             raise RunError(f"{self.path}: has no checkpoint yet")
         return path
 
-    def carry_out(self, state, epoch, finish=None):
+    def carry_out(self, state, epoch, minutes, finish=None):
         """Trains to the last epoch of the config; returns the exit code.
 
         epoch: a function of `check` that takes the state through what is left of an epoch, and
         calls check() where it may be interrupted: that saves the state and ends the run with the
-        signal's code. finish: a function of the same kind, for what comes after the last epoch.
+        signal's code. minutes: the least time between two saves within an epoch, which check()
+        does too. finish: a function like epoch, for what comes after the last one.
         """
         if not (self.path / LAST).exists():
             for name in ("e_0.pth.tar", LAST):  # the start, and what the first epoch resumes from
                 self.save(name, state.checkpoint(self.config))
+        saved = (state.epoch, state.batch)
+        due = time.monotonic() + 60 * minutes
+
+        def check():
+            nonlocal saved, due
+            interruption.check()
+            if time.monotonic() >= due and (state.epoch, state.batch) != saved:
+                self.save(LAST, state.checkpoint(self.config))
+                saved = (state.epoch, state.batch)
+                due = time.monotonic() + 60 * minutes
+
         try:
             with Interruption() as interruption:
                 while state.epoch < self.config["arguments"]["epochs"]:
-                    epoch(interruption.check)
+                    epoch(check)
                 if finish is not None:
-                    finish(interruption.check)
+                    finish(check)
         except Interrupted as signum:
             self.save(LAST, state.checkpoint(self.config))
             self.print(f"{signum}: saved; go on with --resume {self.path}")
@@ -422,10 +590,14 @@ class Run:
         return 0
 
     def close(self):
-        """Closes the events, where there are any."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        """Closes the events, where there are any, and lets other processes have the run."""
+        events, self._events = self._events, None
+        if events is not None:
+            with self._writing("events.out"):
+                events.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _write_rows(self, name, rows):
         text = io.StringIO(newline="")
@@ -455,8 +627,11 @@ class _Writing:
 
 
 def write_whole(path, data):
-    """Writes bytes to a file that holds them all, or what it held before. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes bytes to a file that holds them all, or what it held before. Raises OSError.
+
+    What a process that was killed here leaves, `.<name>.part`, the next write takes over.
+    """
+    temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -464,18 +639,36 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong first is what is said
+            temporary.unlink(missing_ok=True)
         raise
+    _keep_order(path.parent)
+
+
+def _keep_order(folder):
+    """Has the names in a folder on the disk, so that no later write survives a crash without it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_config(path):
     """The config of a run. Raises RunError where path is no run's directory."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path}: no run, its config.json cannot be read ({reason})") from error
-    if not isinstance(config, dict) or not {"script", "arguments", "model"} <= config.keys():
+    kinds = {"script": str, "arguments": dict, "model": dict, "data": dict}
+    kinds |= {"device": str, "started": str}
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(name), kind) for name, kind in kinds.items()
+    ):
         raise RunError(f"{path}: no run, its config.json is of something else")
     return config
 
@@ -519,3 +712,13 @@ def _next_free(path):
 
 def _is_text(value):
     return isinstance(value, str)
+
+
+def _check_row(row):
+    """Raises ValueError where a row is not made of numbers, its condition apart."""
+    if None in row or None in row.values() or not row.get("epoch"):
+        raise ValueError(f"a line does not fit the first: {list(row.values())}")
+    int(row["epoch"])
+    for name, value in row.items():
+        if name != "condition" and value:
+            float(value)

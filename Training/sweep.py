@@ -26,10 +26,10 @@ import joblib
 from tqdm import tqdm
 
 from Training.arguments import Parser, positive_int
-from Training.runs import LAST, find_runs, has_arguments, plain
+from Training.runs import LAST, MODE, find_runs, has_arguments, plain
 
 # Arguments that say where and how a run goes, not what is trained.
-ASIDE = {"cuda", "data", "save_dir", "resume", "note", "test", "checkpoint", "verbose"}
+ASIDE = {"cuda", "data", "save_dir", "snapshot_minutes", "note", "verbose", *MODE}
 OUTCOMES = {
     "complete": "were complete",
     "trained": "trained to the end",
@@ -112,7 +112,7 @@ def combinations(parser, resolve, lists, common):
     for words in itertools.product(*lists.values()):
         typed = [w for pair in zip(lists, words, strict=True) for w in pair] + common
         args, given = parser.parse(typed)
-        if mode := given & {"test", "resume", "checkpoint"}:
+        if mode := given & set(MODE):
             parser.error(f"argument {parser.flag(mode.pop())}: is not for a sweep")
         resolve(parser, args, given)
         # Where n and s are drawn, the run's own are known when it has begun.

@@ -153,7 +153,8 @@ def test_the_state_comes_back_from_its_checkpoint(tmp_path):
     state.generators["order"].manual_seed(77)
     torch.save(state.checkpoint(CONFIG), tmp_path / "state")
     other = make_state(lr=0.7)
-    other.restore(torch.load(tmp_path / "state", weights_only=True))
+    like = ({"loss": 0.0, "seen": 0}, {"order": torch.arange(4)})
+    other.restore(torch.load(tmp_path / "state", weights_only=True), *like)
     assert (other.batch, other.sums, other.lr) == (3, {"loss": 0.1 + 0.1 + 0.1, "seen": 12}, 0.1)
     assert torch.equal(other.carry["order"], torch.arange(4))
     for one in (state, other):
@@ -229,7 +230,7 @@ def test_carry_out_saves_and_gives_the_signals_code(tmp_path, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
         check()
 
-    assert run.carry_out(state, epoch) == 143
+    assert run.carry_out(state, epoch, 10) == 143
     assert torch.load(run.path / "last.pth.tar", weights_only=True)["batch"] == 3
     assert f"--resume {run.path}" in capsys.readouterr().out
 
@@ -241,6 +242,6 @@ def test_carry_out_keeps_the_last_good_state(tmp_path):
         state.batch += 1
         raise TrainingStopped("the loss is not finite")
 
-    assert run.carry_out(state, epoch) == 1
+    assert run.carry_out(state, epoch, 10) == 1
     assert torch.load(run.path / "last.pth.tar", weights_only=True)["batch"] == 0
     assert "not finite" in (run.path / "log.txt").read_text()

@@ -1,0 +1,514 @@
+"""Does harm to runs and to files, and checks that nothing is lost.
+
+    python3 -m tests.faults --rounds 10                       ten rounds of each kind
+    python3 -m tests.faults --rounds 1000 --only files
+    python3 -m tests.faults --rounds 20 --only kill --keep DIR
+
+kill: a run is killed at random moments, by SIGKILL, SIGTERM or SIGINT, and resumed until it is
+done; it must then be bit for bit that which nobody disturbed. disk: files may not grow, or the
+directory is taken away; the run must end with an error that names a file, and go on from its last
+checkpoint. files: a file is damaged and read; that must be the project's own error with the file's
+name, or do no harm. together: processes that want the same directory.
+
+The counts are printed at the end; the exit code is 1 where anything failed.
+"""
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import zipfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+import PTB_task
+import sMNIST_task
+from NetworkCreation.models import CheckpointError, load_model
+from tests.conftest import REPOSITORY, TOY
+from tests.test_scripts import assert_same_result
+from Training import datasets, runs
+from Training.datasets import DataError, columns, load_pixels, load_text
+from Training.runs import Run, RunError
+
+MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
+NETWORKS = [
+    ["--net-type", "ANRU"],
+    ["--nonlin", "gamma2"],
+    ["--net-type", "LSTM"],
+    ["--net-type", "expRNN"],
+]
+OF_TASK = {"sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5"], "PTB_task.py": []}
+CASES = [(script, flags + OF_TASK[script]) for flags in NETWORKS for script in TOY]
+SNAPSHOTS = ("0", "0.002")  # minutes
+SIZE = ["--limit-batches", "8", "--epochs", "4", "--save-freq", "2"]
+SECONDS = 300  # that a process may take
+READING_SECONDS = 30
+MEMORY = 2**30  # bytes that reading damaged files may take
+
+
+class Hang(BaseException):
+    """Reading takes too long; an Exception might be taken for an answer."""
+
+
+def start(script, *arguments, limit=None):
+    """A script in a process of its own; limit: the largest size of its files, in bytes."""
+
+    def cap():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=None if limit is None else cap,
+    )
+
+
+def finish(process):
+    """Exit code, stdout and stderr of a process."""
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def until_it_runs(process):
+    """Waits for the line after which a run trains; False where the process ended before it."""
+    return any(line.startswith(("device:", "resumed")) for line in process.stdout)
+
+
+def only_run(folder):
+    (config,) = folder.rglob("config.json")
+    return config.parent
+
+
+def flags_of(case):
+    script, flags = case
+    return [*TOY[script], *SIZE, *flags]
+
+
+def undisturbed(folder, case):
+    """The run that nobody disturbs, and the seconds that it trained; made once in a folder."""
+    place = folder / "_".join([case[0], *case[1][:2]])
+    if not place.exists():
+        process = start(case[0], *flags_of(case), "--save-dir", place)
+        until_it_runs(process)
+        begun = time.monotonic()
+        code, _, err = finish(process)
+        assert code == 0, err
+        (place / "seconds").write_text(str(time.monotonic() - begun))
+    return only_run(place), float((place / "seconds").read_text())
+
+
+def assert_nothing_lost(whole, torn):
+    """Bit for bit the same rows and checkpoints, and no other files."""
+    names = sorted(path.name for path in whole.iterdir() if not path.name.startswith("events"))
+    left = sorted(path.name for path in torn.iterdir() if not path.name.startswith("events"))
+    assert left == names, f"files {left}, not {names}"
+    assert_same_result(whole, torn, [name for name in names if name.endswith((".tar", ".pt"))])
+
+
+def resume(script, run):
+    code, _, err = finish(start(script, "--resume", run))
+    assert code == 0, err
+
+
+def kill_round(folder, number, draw, counts):
+    """A run is stopped up to four times and resumed each time."""
+    case = CASES[number % len(CASES)]
+    whole, seconds = undisturbed(folder / "whole", case)
+    place = folder / f"kill{number}"
+    new = [*flags_of(case), "--save-dir", place, "--snapshot-minutes", draw.choice(SNAPSHOTS)]
+    process = start(case[0], *new)
+    for _ in range(draw.randint(1, 4)):
+        runs_now = draw.random() < 0.9 and until_it_runs(process)
+        time.sleep(draw.uniform(0, seconds))
+        ended = process.poll() is not None
+        stop = draw.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+        process.send_signal(stop)
+        code, _, err = finish(process)
+        if not ended:
+            counts[f"kill: {stop.name}"] += 1
+            if runs_now:  # before that, Python itself is interrupted
+                assert code in (0, -stop, 128 + stop) and "Traceback" not in err, f"{code} {err}"
+        counts["kill: in a write"] += stop == signal.SIGKILL and any(place.rglob(".*.part"))
+        if not any(place.rglob(runs.LAST)):
+            counts["kill: before the first checkpoint"] += 1
+            if any(place.rglob("config.json")):
+                code, _, err = finish(start(case[0], "--resume", only_run(place)))
+                assert code == 2 and err.count("\n") == 1 and runs.LAST in err, err
+            shutil.rmtree(place, ignore_errors=True)
+            process = start(case[0], *new)
+        else:
+            process = start(case[0], "--resume", only_run(place))
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert_nothing_lost(whole, only_run(place))
+    shutil.rmtree(place)
+
+
+def disk_round(folder, number, draw, counts):
+    """Files may not grow beyond a limit, or the directory goes while the run writes into it."""
+    case = CASES[number % len(CASES)]
+    whole, seconds = undisturbed(folder / "whole", case)
+    place, script = folder / f"disk{number}", case[0]
+    arguments = [*flags_of(case), "--save-dir", place, "--snapshot-minutes", "0"]
+    if (number + number // len(CASES)) % 2 == 0:
+        counts["disk: files may not grow"] += 1
+        limit = draw.randint(0, (whole / runs.LAST).stat().st_size)
+        code, _, err = finish(start(script, *arguments, limit=limit))
+        assert (code, err.count("\n")) in ((1, 1), (2, 1)), f"{code} {err}"
+        assert "cannot be written (File too large)" in err and str(place) in err, err
+        if not any(place.rglob(runs.LAST)):
+            counts["disk: full before the first checkpoint"] += 1
+            return
+        run = only_run(place)
+    else:
+        counts["disk: the directory goes"] += 1
+        process = start(script, *arguments)
+        until_it_runs(process)
+        time.sleep(draw.uniform(0, seconds))
+        gone, run = only_run(place), folder / f"disk{number}_kept"
+        ended = process.poll() is not None
+        gone.rename(run)
+        if draw.random() < 0.5:
+            gone.write_text("in the way")
+        code, _, err = finish(process)
+        if not ended and code:
+            assert code == 1 and err.count("\n") == 1, f"{code} {err}"
+            assert "cannot be" in err and str(gone) in err, err
+        assert not gone.is_dir()
+    load_model(run / runs.LAST)
+    resume(script, run)
+    assert_nothing_lost(whole, run)
+    shutil.rmtree(place)
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def together_round(folder, number, draw, counts):
+    """Eight runs begin at once; two processes resume one run."""
+    place, script = folder / f"together{number}", draw.choice(list(TOY))
+    small = [*TOY[script], "--epochs", "1", "--save-dir", place]
+    codes = [finish(process)[0] for process in [start(script, *small) for _ in range(8)]]
+    assert codes == [0] * 8 and len(list(place.rglob("config.json"))) == 8, codes
+    counts["together: eight runs at once"] += 1
+    run = draw.choice(list(place.rglob("config.json"))).parent
+    first = start(script, "--resume", run, "--epochs", "100000")
+    until_it_runs(first)
+    code, _, err = finish(start(script, "--resume", run))
+    assert code == 2 and err.count("\n") == 1 and "another process" in err, err
+    first.kill()
+    finish(first)
+    third = start(script, "--resume", run)
+    assert until_it_runs(third), finish(third)
+    third.kill()
+    finish(third)
+    counts["together: a second process was refused"] += 1
+    shutil.rmtree(place)
+
+
+def call(script, *arguments):
+    """A script's main in this process: exit code and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = MAINS[script]([str(a) for a in arguments])
+        except SystemExit as exit:
+            code = exit.code
+    return code, err.getvalue()
+
+
+def sound_files(folder):
+    """What is to be damaged: a run of each task that stopped within its second epoch, and data."""
+    for script in TOY:
+        left = {"sMNIST_task.py": 17, "PTB_task.py": 8}[script]
+
+        def check(interruption):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise runs.Interrupted(signal.SIGTERM)
+
+        flags = [*TOY[script], *OF_TASK[script], "--epochs", 2, "--save-freq", 1]
+        with mock.patch.object(runs.Interruption, "check", check):
+            code, err = call(script, *flags, "--save-dir", folder / "runs")
+        assert code == 143, err
+        only_run(folder / "runs").rename(folder / script)
+        shutil.rmtree(folder / "runs")
+    raw = folder / "data" / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in datasets.MNIST_SHA256:
+        images = "images" in name
+        header = (0x803, 20, 28, 28) if images else (0x801, 20)
+        size = 20 * 784 if images else 20
+        content = b"".join(value.to_bytes(4, "big") for value in header) + bytes(size)
+        (raw / name).write_bytes(content)
+    corpus = folder / "data" / "pennchar"
+    corpus.mkdir()
+    for name in datasets.PENNCHAR_SHA256:
+        (corpus / name).write_text("a b _ c\nd é f\n" * 40, encoding="utf-8")
+    return folder
+
+
+class Evil:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def damage_bytes(data, draw):
+    """Bytes that are cut, flipped, overwritten, lengthened or of something else."""
+    data, size = bytearray(data), len(data)
+    at = draw.choice([0, 1, 4, 16, size // 2, size - 1, size - 22, draw.randrange(size + 1)])
+    at = max(0, min(at, size - 1))
+    length = draw.choice([1, 4, 64, 4096])
+    kind = draw.choice(["cut", "flip", "flip", "flips", "overwrite", "remove", "insert", "other"])
+    if kind == "cut":
+        del data[at:]
+    elif kind in ("flip", "flips"):
+        for place in [at] if kind == "flip" else draw.choices(range(size), k=20):
+            data[place] ^= 1 << draw.randrange(8)
+    elif kind == "overwrite":
+        data[at : at + length] = draw.choice([b"\0", b"\xff", b"9"]) * length
+    elif kind == "remove":
+        del data[at : at + length]
+    elif kind == "insert":
+        data[at:at] = draw.randbytes(length)
+    else:
+        other = [b"", b"\0" * size, b"\xff\xfe", b"[" * 100000, b"{}", b"null"]
+        data = draw.choice([*other, draw.randbytes(size)])
+    return bytes(data)
+
+
+def damage_value(value, draw):
+    """A value of another type, size or sign in the place of one among plain values."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        value, name = dict(value), draw.choice(list(value))
+        kind = draw.random()
+        if kind < 0.1:
+            del value[name]
+        elif kind < 0.15:
+            value[f"{name}_"] = value.pop(name)
+        else:
+            value[name] = damage_value(value[name], draw)
+        return value
+    if isinstance(value, (list, tuple)) and value and draw.random() < 0.7:
+        value, at = list(value), draw.randrange(len(value))
+        value[at] = damage_value(value[at], draw)
+        return value
+    if isinstance(value, torch.Tensor) and draw.random() < 0.7:
+        other = [
+            value.flatten()[:-1].clone(),
+            torch.cat([value.flatten(), value.flatten()]),
+            value.to(torch.float64),
+            torch.zeros(1, dtype=value.dtype).expand(10**6, 10**6),
+            value.to_sparse() if value.ndim and value.dtype != torch.uint8 else value,
+            torch.zeros_like(value),
+        ]
+        return draw.choice(other)
+    numbers = [True, -1, 0, 10**9, 10**30, 1.5, float("inf")]
+    return draw.choice([*numbers, None, "", "\0é", "x" * 99, [], [[]], {}, {"a": {}}])
+
+
+def damage_checkpoint(path, draw, marker):
+    """A checkpoint that is whole as a file and wrong in what it holds, or holds code."""
+    kind = draw.random()
+    if kind < 0.1:
+        path.write_bytes(pickle.dumps({"state_dict": Evil(marker)}))
+    elif kind < 0.2:
+        torch.save({"state_dict": {"a": Evil(marker)}}, path)
+    elif kind < 0.25:
+        parts = zipfile.ZipFile(path).infolist()
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # 1 GB in 1 MB
+            for part in parts:
+                archive.writestr(part.filename, bytes(2**20) * 64)
+    else:
+        checkpoint = torch.load(path, weights_only=True)
+        name = draw.choice(list(checkpoint))
+        if kind < 0.4:
+            sizes = draw.choice(["hidden_size", "classes", "embedding_size", "vocabulary"])
+            checkpoint["config"]["model"][sizes] = draw.choice([10**9, 10**5, -1, 0])
+        elif kind < 0.8:
+            checkpoint[name] = damage_value(checkpoint[name], draw)
+        else:
+            checkpoint = damage_value(checkpoint, draw)
+        torch.save(checkpoint, path)
+
+
+def files_round(folder, number, draw, counts):
+    """One damaged file, read as the project reads it."""
+    sound = folder / "sound"
+    if not sound.exists():
+        sound_files(sound)
+    place, marker = folder / "damaged", folder / "executed"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(sound, place)
+    script = draw.choice(list(TOY))
+    run = place / script
+    kinds = ["last.pth.tar", "scored", "config.json", "metrics.csv", "test_results.csv"]
+    kind = draw.choice([*kinds, "last.pth.tar", "scored", "idx", "text"])
+    scored = {"sMNIST_task.py": "e_1.pth.tar", "PTB_task.py": "model.pt"}[script]
+    if kind == "idx":
+        path = place / "data/mnist/MNIST/raw" / draw.choice(list(datasets.MNIST_SHA256))
+    elif kind == "text":
+        path = place / "data/pennchar" / draw.choice(list(datasets.PENNCHAR_SHA256))
+    else:
+        path = run / {"scored": scored}.get(kind, kind)
+    if not path.exists():  # test_results.csv of a text, before its end
+        path.write_text("epoch,condition,loss,bits_per_character\n1,best,1.5,2.1\n")
+    before = path.read_bytes()
+    if path.suffix in (".tar", ".pt") and draw.random() < 0.6:
+        damage_checkpoint(path, draw, marker)
+        if draw.random() < 0.2:
+            other = place / next(one for one in TOY if one != script) / "last.pth.tar"
+            shutil.copyfile(other, path)
+    elif kind == "config.json" and draw.random() < 0.6:
+        path.write_text(json.dumps(damage_value(json.loads(before), draw)))
+    elif kind == "idx" and draw.random() < 0.3:
+        at = 4 * draw.randint(1, 3)
+        path.write_bytes(before[:at] + b"\xff" * 4 + before[at + 4 :])
+    else:
+        path.write_bytes(damage_bytes(before, draw))
+    counts[f"files: {kind if kind != 'scored' else 'a checkpoint to score'}"] += 1
+    if path.read_bytes() == before:
+        return
+    signal.alarm(READING_SECONDS)
+    try:
+        said = read(kind, place, path, script, sound)
+    finally:
+        signal.alarm(0)
+    assert said is None or path.name in said, f"{said!r} does not name {path.name}"
+    assert not marker.exists(), "code was executed"
+    counts["files: refused" if said else "files: read without harm"] += 1
+
+
+def read(kind, place, path, script, sound):
+    """What is said of a damaged file; None where it does no harm."""
+    if kind == "idx":
+        digests = {
+            name: datasets._sha256(sound / "data/mnist/MNIST/raw" / name)
+            for name in datasets.MNIST_SHA256
+        }
+        with mock.patch.dict(datasets.MNIST_SHA256, digests):
+            try:
+                load_pixels("mnist", place / "data", 1, False)
+            except DataError as error:
+                return str(error)
+        raise AssertionError("images that differ were read")
+    if kind == "text":
+        try:
+            text = load_text("ptb", place / "data", any_corpus=True)
+            for part, name in zip(
+                (text.train, text.validation, text.test), datasets.PENNCHAR_SHA256, strict=True
+            ):
+                columns(part, 10, name=name)
+        except DataError as error:
+            return str(error)
+        return None
+    if kind in ("scored", "last.pth.tar"):
+        with contextlib.suppress(CheckpointError):
+            load_model(path)
+        arguments = ["--checkpoint", path, "--limit-batches", 1]
+        said = answer(call(script, "--test", *arguments), path)
+        if kind == "scored":
+            return said
+    with contextlib.suppress(RunError):
+        for name in ("metrics.csv", "test_results.csv"):
+            Run(path.parent).rows(name)
+    return answer(call(script, "--resume", path.parent), path)
+
+
+def answer(called, path):
+    """The line of an error; None for a success, or for training that was stopped by its numbers."""
+    code, err = called
+    if code == 0 or (code == 1 and not err):
+        return None
+    assert code in (1, 2) and err.count("\n") == 1, f"{path.name}: {code}\n{err}"
+    return err
+
+
+ROUNDS = {
+    "kill": kill_round,
+    "disk": disk_round,
+    "files": files_round,
+    "together": together_round,
+}
+
+
+def carry_out(kinds, rounds, seed, folder):
+    """So many rounds of each kind; returns what was counted and the failures in words."""
+    counts, failures = collections.Counter(), []
+    with within_reading_time():
+        for kind in kinds:
+            for number in range(rounds):
+                draw = random.Random(f"{seed} {kind} {number}")
+                try:
+                    ROUNDS[kind](folder, number, draw, counts)
+                except (Exception, Hang):  # whatever it is, it is what this looks for
+                    failures.append(f"{kind} round {number}: {traceback.format_exc()}")
+                    print(failures[-1], file=sys.stderr, flush=True)
+                    if (folder / "damaged").exists():
+                        shutil.copytree(folder / "damaged", folder / f"failed_{kind}_{number}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if memory > MEMORY + 2**29:  # torch itself takes less than half a GB
+        failures.append(f"the memory rose to {memory / 2**30:.2f} GB")
+    counts["memory of this process in MB"] = memory // 2**20
+    return counts, failures
+
+
+@contextlib.contextmanager
+def within_reading_time():
+    """SIGALRM raises Hang, where there is a main thread to raise it in."""
+
+    def hang(signum, frame):
+        raise Hang(f"after {READING_SECONDS} s")
+
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, hang)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="of each kind (default: 10)")
+    parser.add_argument("--only", nargs="+", choices=ROUNDS, default=list(ROUNDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="where the evidence stays")
+    args = parser.parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        counts, failures = carry_out(args.only, args.rounds, args.seed, folder.resolve())
+    for name, count in sorted(counts.items()):
+        print(f"{count:6d}  {name}")
+    print(f"{len(failures):6d}  failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

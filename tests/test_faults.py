@@ -1,0 +1,216 @@
+"""A few rounds of `tests.faults`, and its harms one by one; nothing in the project unpickles."""
+
+import json
+import re
+import threading
+import time
+
+import pytest
+import torch
+
+import PTB_task
+import sMNIST_task
+from NetworkCreation.models import CheckpointError, load_model
+from tests.conftest import REPOSITORY, TOY
+from tests.faults import carry_out
+from tests.test_runs import create, make_state
+from tests.test_scripts import assert_same_result, metrics
+from Training import runs
+from Training.runs import Run, RunError
+
+
+@pytest.mark.parametrize(("kinds", "rounds"), [(["files"], 40), (["kill", "disk"], 1)])
+def test_nothing_is_lost(tmp_path, kinds, rounds):
+    counts, failures = carry_out(kinds, rounds, seed=1, folder=tmp_path)
+    assert not failures, "\n".join(failures)
+    assert all(any(name.startswith(kind) for name in counts) for kind in kinds)
+
+
+def test_nothing_unpickles():
+    said = re.compile(
+        r"torch\.load\((?!.*weights_only=True)|allow_pickle|\b(joblib|dill|shelve|marshal)\b|"
+        r"\bpickle\.(?!UnpicklingError\b)\w+|read_pickle|from pickle|weights_only=False"
+    )
+    files = [*REPOSITORY.glob("*.py")]
+    for room in ("NetworkCreation", "Training", "Postprocessing", "tests/benchmarks"):
+        files += (REPOSITORY / room).rglob("*.py")
+    found = [
+        f"{path}: {line.strip()}"
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if said.search(line)
+    ]
+    assert len(files) > 10 and not found
+    assert said.search("torch.load(path)") and said.search("pickle.loads(data)")
+
+
+def test_a_state_is_saved_at_most_so_often_within_an_epoch(tmp_path, monkeypatch):
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    for minutes, expected in ((0, [0, 1, 2, 3]), (0.5, [0, 2]), (10, [0])):
+        run, state, saved = create(tmp_path, arguments={"epochs": 1}), make_state(), []
+        monkeypatch.setattr(run, "save", lambda name, c, saved=saved: saved.append(c["batch"]))
+
+        def epoch(check, state=state):
+            nonlocal seconds
+            for _ in range(3):
+                state.batch += 1
+                seconds += 15
+                check()
+                check()
+            state.epoch += 1
+
+        assert run.carry_out(state, epoch, minutes) == 0
+        assert saved == expected, minutes
+
+
+@pytest.mark.parametrize("script", TOY)
+def test_a_process_that_ends_between_two_files_of_an_epoch(call, only_run, monkeypatch, script):
+    """All are written again: here the last one fails, after those of its epoch are there."""
+    arguments = [*TOY[script], "--epochs", 3, "--save-freq", 2]
+    assert call(script, *arguments, "--save-dir", "whole")[0] == 0
+    save = Run.save
+
+    def fail(run, name, checkpoint):
+        if name == runs.LAST and checkpoint["epoch"] == 2:
+            raise RunError("no space")
+        save(run, name, checkpoint)
+
+    monkeypatch.setattr(Run, "save", fail)
+    code, _, err = call(script, *arguments, "--save-dir", "torn", "--snapshot-minutes", 0)
+    assert code == 1 and "no space" in err
+    torn = only_run("torn")
+    assert len(metrics(torn)) == 2 and (torn / "e_2.pth.tar").exists()
+    (torn / ".last.pth.tar.part").write_bytes(b"left by a process that was killed")
+    monkeypatch.setattr(Run, "save", save)
+    assert call(script, "--resume", torn)[0] == 0
+    assert_same_result(only_run("whole"), torn, ["last.pth.tar", "e_2.pth.tar", "e_3.pth.tar"])
+    assert not list(torn.glob(".*"))
+
+
+def test_a_run_belongs_to_one_process(call, only_run, capsys):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    holder = Run(only_run())
+    holder.lock()
+    code, _, err = call(script, "--resume", only_run())
+    assert code == 2 and err.count("\n") == 1 and "another process" in err
+    assert call(script, "--test", "--limit-batches", 1)[0] == 0
+    holder.close()
+    assert call(script, "--resume", only_run())[0] == 0
+
+
+def test_without_locks_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "fcntl", None)
+    run = create(tmp_path)
+    assert "cannot be locked" in (run.path / "log.txt").read_text()
+    run.close()
+
+
+def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
+    made, barrier = [], threading.Barrier(8)
+
+    def begin():
+        barrier.wait()
+        made.append(create(tmp_path))
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({run.path for run in made}) == 8
+    for run in made:
+        run.close()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_named(call, only_run, monkeypatch):
+    script = "sMNIST_task.py"
+
+    def die(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", die)
+    assert call(script, *TOY[script])[0] == 130
+    for flags in (["--resume", only_run()], ["--test"]):
+        code, _, err = call(script, *flags)
+        assert code == 2 and err.count("\n") == 1 and str(only_run().name) in err
+    (only_run() / "config.json").unlink()
+    code, _, err = call(script, "--test")
+    assert code == 2 and "no run" in err
+
+
+def test_config_json_and_the_checkpoint_must_be_of_one_run(call, only_run):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    path = only_run() / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in (("lr", 2e-3), ("lr", "x"), ("nhid", 8.5), ("epochs", None), ("lq", 1)):
+        path.write_text(json.dumps(config | {"arguments": config["arguments"] | {name: value}}))
+        code, _, err = call(script, "--resume", only_run())
+        assert code == 2 and err.count("\n") == 1 and "config.json" in err, name
+    path.write_text(json.dumps(config))
+    (only_run() / "metrics.csv").write_text("epoch\n")
+    code, _, err = call(script, "--resume", only_run())
+    assert code == 2 and "metrics.csv" in err
+
+
+def test_a_run_from_before_a_flag_takes_its_default(call, only_run):
+    script = "PTB_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    path, last = only_run() / "config.json", only_run() / "last.pth.tar"
+    config, checkpoint = json.loads(path.read_text()), torch.load(last, weights_only=True)
+    for one in (config, checkpoint["config"]):
+        del one["arguments"]["snapshot_minutes"]
+    path.write_text(json.dumps(config))
+    torch.save(checkpoint, last)
+    code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
+    assert code == 0, err
+
+
+def test_a_flipped_bit_and_a_network_too_large_are_found(call, only_run, tmp_path):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    sound = only_run() / "e_1.pth.tar"
+    checkpoint = torch.load(sound, weights_only=True)
+    data = bytearray(sound.read_bytes())
+    weights = checkpoint["state_dict"]["lin.weight"].numpy().tobytes()
+    data[data.index(weights)] ^= 1
+    path = tmp_path / "flipped.pth.tar"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"flipped\.pth\.tar.*checksum"):
+        load_model(path)
+    for name, size in (("hidden_size", 10**9), ("classes", 10**9)):
+        changed = checkpoint["config"] | {"model": checkpoint["config"]["model"] | {name: size}}
+        torch.save(checkpoint | {"config": changed}, path)
+        with pytest.raises(CheckpointError, match="weights or more"):
+            load_model(path)
+
+
+def test_the_best_model_that_is_gone_is_named_at_the_end(call, only_run, monkeypatch):
+    script = "PTB_task.py"
+    finish = PTB_task.score_best
+
+    def lose(state, *arguments):
+        (only_run() / "model.pt").unlink()
+        finish(state, *arguments)
+
+    monkeypatch.setattr(PTB_task, "score_best", lose)
+    code, _, err = call(script, *TOY[script], "--epochs", 1)
+    assert code == 1 and err.count("\n") == 1 and "model.pt" in err
+
+
+def test_a_directory_that_is_gone_does_not_come_back(call, only_run, monkeypatch, tmp_path):
+    script = "sMNIST_task.py"
+    evaluate = sMNIST_task.evaluate_pixels
+
+    def remove(*arguments, **options):
+        if not (tmp_path / "gone").exists():
+            only_run().rename(tmp_path / "gone")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(sMNIST_task, "evaluate_pixels", remove)
+    code, _, err = call(script, *TOY[script], "--epochs", 1, "--snapshot-minutes", 0)
+    assert code == 1 and err.count("\n") == 1 and "cannot be" in err
+    assert not list((tmp_path / "SavedModels").rglob("*.tar"))
+    load_model(tmp_path / "gone" / "last.pth.tar")
