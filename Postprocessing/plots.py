@@ -93,7 +93,7 @@ def draw_plane(n, s, values, ax, label, levels=10):
     there = np.isfinite(values)
     if min(values.shape) > 1 and np.ptp(values[there]) > 0:
         shown = ax.contourf(n, s, np.ma.masked_invalid(values), levels, cmap=SCALE)
-        ax.plot(n_at[there], s_at[there], ".", color="white", markersize=1.5)
+        ax.plot(n_at[there], s_at[there], ".", color="white", markersize=1.5, clip_on=False)
     else:
         shown = ax.scatter(n_at[there], s_at[there], c=values[there], cmap=SCALE)
     ax.figure.colorbar(shown, ax=ax, label=label)
@@ -118,7 +118,7 @@ def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
     ax.scatter(n, s, s=8, color=colour, alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
-    ax.legend()
+    ax.legend(ncols=3, handlelength=1, columnspacing=1, loc="lower right", bbox_to_anchor=(1, 1))
     return _name_plane(ax)
 
 
@@ -126,7 +126,8 @@ def draw_quartiles(x, values, ax, name):
     """Median over runs and the band between the quartiles; values (R, len(x)), NaN left out."""
     low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
     ax.plot(x, middle, color=COLOURS[name], label=f"{name} ({len(values)})")
-    ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+    ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
+    ax.plot(x, np.stack([low, high], axis=1), color=COLOURS[name], linewidth=0.5)
     return ax
 
 

@@ -386,7 +386,7 @@ def _retyped(flag, value):
             raise argparse.ArgumentTypeError(f"{value!r} is not {flag.nargs} values")
         return [flag.type(str(one)) for one in value]
     else:
-        kinds = str if flag.type in (None, Path) else (int, float)
+        kinds = str if flag.type in (None, text, path_text, path) else (int, float)
     if not isinstance(value, kinds):
         raise argparse.ArgumentTypeError(f"{value!r} is of another type")
     if flag.type is not None:
