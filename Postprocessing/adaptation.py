@@ -81,5 +81,9 @@ def compute(run, args):
     return arrays
 
 
+def main(argv=None):
+    return analysis.main("adaptation", make_parser(), compute, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(analysis.main("adaptation", make_parser(), compute))
+    sys.exit(main())

@@ -9,6 +9,7 @@ the trajectory that the sequence drives in the network as it runs.
 """
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -75,4 +76,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -9,6 +9,8 @@ test sequence drives; of the whole state: h of the RNN, (h, g) of ANRU, (h, c) o
 --autonomous: without input (x_t = 0, the biases stay), from states drawn from N(0, 1).
 """
 
+import sys
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -107,4 +109,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -177,5 +177,9 @@ def compute(run, args):
     }
 
 
+def main(argv=None):
+    return analysis.main("mutual_information", make_parser(), compute, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(analysis.main("mutual_information", make_parser(), compute))
+    sys.exit(main())

@@ -93,5 +93,9 @@ def compute(run, args):
     return {"amplitudes": np.array(args.amplitudes), **scores}
 
 
+def main(argv=None):
+    return analysis.main("robustness", make_parser(), compute, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(analysis.main("robustness", make_parser(), compute))
+    sys.exit(main())

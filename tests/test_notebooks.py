@@ -1,18 +1,21 @@
-"""Every notebook runs from top to bottom, on toy runs that the sweep makes, in any directory."""
+"""Every notebook runs from top to bottom, on toy runs, in any directory."""
+
+import itertools
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+import PTB_task
+import sMNIST_task
 from Postprocessing import adaptation, jacobian_norm, lyapunov, mutual_information, robustness
 from tests.conftest import REPOSITORY, TOY
-from Training import sweep
 
 NOTEBOOKS = ["performance", "learning_speed", "dynamics", "robustness"]
 COMMON = {
-    "psDigits": ("sMNIST_task.py", "--gain", "--saturation", ["-p"]),
-    "pydoc": ("PTB_task.py", "--n", "--s", []),
+    "psDigits": ("sMNIST_task.py", "--gain", "--saturation", "ReLU", ["-p"]),
+    "pydoc": ("PTB_task.py", "--n", "--s", "relu", []),
 }
 
 
@@ -36,26 +39,20 @@ def printed(book):
 def toy_runs(request, tmp_path_factory):
     """Runs of a task over a grid of which a cell is missing, and of each network, analysed."""
     root = tmp_path_factory.mktemp("runs")
-    script, n, s, more = COMMON[request.param]
-    flags = [
-        "--",
-        *TOY[script],
-        *more,
-        "--epochs",
-        "2",
-        "--save-freq",
-        "1",
-        "--save-dir",
-        str(root),
+    script, n, s, relu, more = COMMON[request.param]
+    common = [*TOY[script], *more, "--epochs", "2", "--save-freq", "1", "--save-dir", str(root)]
+    settings = [["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]]
+    runs = [
+        ["--nonlin", *setting, n, gain, s, saturation]
+        for setting in settings
+        for gain, saturation in itertools.product(("1", "5", "9"), ("0", "0.5"))
+        if (gain, saturation) != ("9", "0.5")
     ]
-    relu = "ReLU" if script == "sMNIST_task.py" else "relu"
-    path = str(REPOSITORY / script)
-    for setting in (["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]):
-        own = [*flags, "--nonlin", *setting]
-        assert sweep.main([path, n, "1", "5", s, "0", "0.5", *own]) == 0
-        assert sweep.main([path, n, "9", s, "0", *own]) == 0
-    assert sweep.main([path, "--net-type", "ANRU", "LSTM", "GRU", *flags]) == 0
-    assert sweep.main([path, "--nonlin", relu, *flags]) == 0
+    runs += [["--net-type", name] for name in ("ANRU", "LSTM", "GRU")]
+    runs += [["--nonlin", relu]]
+    main = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}[script]
+    for flags in runs:
+        assert main([*common, *flags]) == 0
     for command in (lyapunov, jacobian_norm, mutual_information, adaptation, robustness):
         assert command.main([str(root)]) == 0
     return request.param, root
