@@ -23,6 +23,8 @@ NETWORKS = {
     "GRU": {"net_type": "GRU"},
 }
 
+TEXTS = ("PTB", "pydoc", "corpus")  # tasks of PTB_task.py
+
 
 class NoRuns(RunError):
     """There are no runs for a figure; the message has the command that makes them."""
@@ -92,6 +94,8 @@ def load_networks(root, task, **arguments):
     """
     found = {}
     for name, own in NETWORKS.items():
+        if task in TEXTS and name == "ReLU-RNN":
+            own = own | {"nonlin": "relu"}  # as PTB_task.py spells it
         runs = _complete(root, task, **own, **arguments)
         if not runs:
             raise NoRuns(
@@ -153,14 +157,13 @@ def _complete(root, task, **arguments):
 
 def _command(task, own, grid=True):
     """A command that makes runs of a task with these arguments."""
-    text = task in ("PTB", "pydoc")
+    text = task in TEXTS
     script = "PTB_task.py" if text else "sMNIST_task.py"
     flags = ["--dataset pydoc"] if task == "pydoc" else []
     flags += ["--dataset digits"] if task.endswith("Digits") else []
     flags += ["-p"] if task.startswith("ps") else []
     for name, value in own.items():
         flag = name.replace("net_type", "net-type")
-        value = value.lower() if text and value == "ReLU" else value
         is_switch = isinstance(value, bool)
         flags.append(
             (f"--{flag}" if value else f"--no-{flag}") if is_switch else f"--{flag} {value}"
