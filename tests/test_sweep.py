@@ -108,7 +108,9 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_a_signal_saves_the_run_under_way_and_the_sweep_goes_on_from_there(folder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, number):
+    """Asked to stop it saves the run under way; killed, that run goes on alone, under its lock."""
     words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--limit-batches", "200"]
     words += ["--batch", "1", "--epochs", "6"]
     command = [sys.executable, "-m", "Training.sweep", str(REPOSITORY / "sMNIST_task.py"), *words]
@@ -116,12 +118,13 @@ def test_a_signal_saves_the_run_under_way_and_the_sweep_goes_on_from_there(folde
         command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, cwd=folder
     )
     wait_for(lambda: any(path.read_text() for path in folder.rglob("metrics.csv")))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
+    process.send_signal(number)
+    code = process.wait(timeout=120)
     (config,) = folder.rglob("config.json")
-    run = Run(config.parent)
-    assert (
-        not run.complete and f"{signal.SIGTERM.name}: saved" in (run.path / "log.txt").read_text()
-    )
-    assert call(*words) == 0
-    assert len(find_runs("SavedModels")) == 2 and all(r.complete for r in find_runs("SavedModels"))
+    if number == signal.SIGINT:
+        said = (config.parent / "log.txt").read_text()
+        assert code == 130 and f"{signal.SIGTERM.name}: saved" in said
+        assert not Run(config.parent).complete
+    wait_for(lambda: call(*words) == 0)
+    found = find_runs("SavedModels")
+    assert len(found) == 2 and all(run.complete for run in found)
