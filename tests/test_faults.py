@@ -19,7 +19,7 @@ from Training import runs
 from Training.runs import Run, RunError
 
 
-@pytest.mark.parametrize(("kinds", "rounds"), [(["files"], 40), (["kill", "disk"], 1)])
+@pytest.mark.parametrize(("kinds", "rounds"), [(["files"], 20), (["kill", "disk"], 1)])
 def test_nothing_is_lost(tmp_path, kinds, rounds):
     counts, failures = carry_out(kinds, rounds, seed=2, folder=tmp_path)
     assert not failures, "\n".join(failures)
