@@ -150,9 +150,13 @@ def test_config_json_and_the_checkpoint_must_be_of_one_run(call, only_run):
         code, _, err = call(script, "--resume", only_run())
         assert code == 2 and err.count("\n") == 1 and "config.json" in err, name
     path.write_text(json.dumps(config))
-    (only_run() / "metrics.csv").write_text("epoch\n")
-    code, _, err = call(script, "--resume", only_run())
-    assert code == 2 and "metrics.csv" in err
+    rows, last = (only_run() / "metrics.csv").read_text(), only_run() / "last.pth.tar"
+    checkpoint = torch.load(last, weights_only=True)
+    for text, epoch in (("epoch\n", 1), (rows, 10**9)):
+        (only_run() / "metrics.csv").write_text(text)
+        torch.save(checkpoint | {"epoch": epoch}, last)
+        code, _, err = call(script, "--resume", only_run())
+        assert code == 2 and "metrics.csv" in err
 
 
 def test_a_run_from_before_a_flag_takes_its_default(call, only_run):
