@@ -341,7 +341,8 @@ def test(parser, args, given):
         path = args.checkpoint
         if path is None:
             run = arguments.choose_run(parser, args, given)
-            saved = arguments.saved_arguments(parser, run.config["arguments"], run.path)
+            config_path = run.path / "config.json"
+            saved = arguments.saved_arguments(parser, run.config["arguments"], config_path)
             path = run.path / saved.save
         checkpoint = read_checkpoint(path)
         config = checkpoint.get("config")

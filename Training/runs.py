@@ -501,8 +501,8 @@ class Run:
             state.restore(checkpoint, sums, carry)
         except ValueError as error:
             raise RunError(f"{self.path / LAST}: cannot be resumed from: {error}") from error
-        epochs_there = [int(row["epoch"]) for row in self.rows("metrics.csv")]
-        if epochs_there[: state.epoch] != list(range(1, state.epoch + 1)):
+        there = [int(row["epoch"]) for row in self.rows("metrics.csv")]
+        if len(there) < state.epoch or there != list(range(1, len(there) + 1)):
             raise RunError(
                 f"{self.path / 'metrics.csv'}: is damaged, it lacks a row of the epochs 1 to "
                 f"{state.epoch}"
