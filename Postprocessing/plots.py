@@ -49,13 +49,17 @@ def use_style():
     )
 
 
-def panels(rows, columns, width=PAGE, height=2.3, **options):
-    """A figure and its axes, named a, b, c, … from left to right and top to bottom."""
+def panels(rows, columns, width=PAGE, height=2.3, caption="", **options):
+    """A figure and its axes, named a, b, c, … from left to right and top to bottom.
+
+    caption: a line below them, such as what the runs are and how many are missing.
+    """
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * height), squeeze=False, **options
     )
     for letter, ax in zip("abcdefghij", axes.flat, strict=False):
         ax.set_title(letter, fontweight="bold")
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=6, color="0.3")
     return figure, axes
 
 
