@@ -49,7 +49,7 @@ def use_style():
     )
 
 
-def panels(rows, columns, width=PAGE, height=2.3, caption="", **options):
+def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
     """A figure and its axes, named a, b, c, … from left to right and top to bottom.
 
     caption: a line below them, such as what the runs are and how many are missing.
@@ -122,7 +122,8 @@ def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
     ax.scatter(n, s, s=8, color=colour, alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
-    ax.legend(ncols=3, handlelength=1, columnspacing=1, loc="lower right", bbox_to_anchor=(1, 1))
+    beside = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "ncols": 3, "fontsize": 6}
+    ax.legend(**beside, handlelength=1, handletextpad=0.2, columnspacing=0.5)
     return _name_plane(ax)
 
 
