@@ -30,6 +30,10 @@ SIZES = ("nhid", "emsize", "capacity", "batch", "batch_size", "bptt")  # flags t
 OF_GAMMA = {"gain", "saturation", "n", "s", "random", "learn_params"}  # of one script or the other
 LAYER_FLAGS = ("rinit", "iinit", "capacity", "ostep_method")  # which a layer takes by these names
 
+# Flags that runs may have been begun without, before they came to be.
+LATER = {"betas", "clip", "lr_orth", "ostep_method", "alam", "Tdecay", "capacity"}
+LATER |= {"snapshot_minutes"}
+
 # Flags that say what to score and where, not what was trained.
 EVALUATION = {"cuda", "data", "save_dir", "limit_batches", "test", "checkpoint", "transform"}
 
@@ -357,12 +361,14 @@ def resumed_arguments(parser, args, given):
 def saved_arguments(parser, saved, path):
     """The arguments that a config holds, as if they had been typed. path: its file.
 
-    A run that was begun before a flag came to be takes its default, where it has a use for it.
-    Raises RunError for a name that is no flag's and a value that the flag would refuse.
+    A run that was begun before a flag of `LATER` takes its default, where it has a use for it.
+    Raises RunError for a name that is no flag's, one that lacks, and a value that would be refused.
     """
     flags = {a.dest: a for a in parser._actions if a.dest not in ("help", *MODE)}
     if unknown := saved.keys() - flags.keys():
         raise RunError(f"{path}: {', '.join(sorted(unknown))} is no argument of {parser.prog}")
+    if missing := flags.keys() - saved.keys() - LATER:
+        raise RunError(f"{path}: lacks the arguments {', '.join(sorted(missing))}")
     args = argparse.Namespace(**{name: flag.default for name, flag in flags.items()})
     for name, value in saved.items():
         try:

@@ -504,8 +504,8 @@ class Run:
         there = [int(row["epoch"]) for row in self.rows("metrics.csv")]
         if len(there) < state.epoch or there != list(range(1, len(there) + 1)):
             raise RunError(
-                f"{self.path / 'metrics.csv'}: is damaged, it lacks a row of the epochs 1 to "
-                f"{state.epoch}"
+                f"{self.path / 'metrics.csv'}: has no row for each of the {state.epoch} epochs of "
+                f"{LAST}"
             )
         self.forget_after(state.epoch)
         self._first = state.epoch + 1
