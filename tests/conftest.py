@@ -28,6 +28,12 @@ for flags in TOY.values():
     flags += ["--lr", "1e-3"]
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers_are_kept():
+    """A script that ran in this process has them flushed from then on."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def mnist_root():
     if not (DATA / "mnist").is_dir():

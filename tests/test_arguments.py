@@ -68,7 +68,7 @@ def tree(folder):
     return sorted(str(path) for path in Path(folder).rglob("*"))
 
 
-def started(run, state, epoch, finish=None):
+def started(run, state, epoch, minutes, finish=None):
     """In place of `Run.carry_out`: the first update would begin now."""
     return 0
 
