@@ -567,11 +567,12 @@ def test_a_run_from_before_the_flags_goes_on(call, only_run):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    path = only_run() / "config.json"
-    config = json.loads(path.read_text())
+    path, last = only_run() / "config.json", only_run() / "last.pth.tar"
+    config, checkpoint = json.loads(path.read_text()), torch.load(last, weights_only=True)
     for name in ("capacity", "lr_orth", "ostep_method", "alam", "Tdecay", "betas", "clip"):
-        del config["arguments"][name]
+        del config["arguments"][name], checkpoint["config"]["arguments"][name]
     path.write_text(json.dumps(config))
+    torch.save(checkpoint, last)
     code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
     assert code == 0, err
     assert metrics(only_run()) == metrics(only_run("whole"))
