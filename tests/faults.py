@@ -432,7 +432,8 @@ def read(kind, place, path, script, sound):
     if kind in ("scored", "last.pth.tar"):
         with contextlib.suppress(CheckpointError):
             load_model(path)
-        arguments = ["--checkpoint", path, "--limit-batches", 1]
+        # The data set is named, because a checkpoint without its config is taken for the paper's.
+        arguments = ["--checkpoint", path, "--limit-batches", 1, *TOY[script][:2]]
         said = answer(call(script, "--test", *arguments), path)
         if kind == "scored":
             return said
