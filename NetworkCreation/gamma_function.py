@@ -167,26 +167,54 @@ def gamma_into(x, n, s, out, work, scale=None):
     torch.mul(p, scale, out=out).addcmul_(sigma.sigmoid_(), s)
 
 
+def gamma_terms_into(x, n, s, dx, terms, work):
+    """∂γ/∂x into `dx`, and into the three of `terms` what the other derivatives are made of.
+
+    −H, x s n σ (1 − σ) and σ (1 − x), with the entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}) and
+    z = n x. They may be summed over all that shares one n and one s before `combine_terms` makes
+    the derivatives of them. dx, the terms and the two tensors of `work` are shaped as x; `terms`
+    may be empty, and its first the first of `work`. As exact as `gamma_into`.
+    """
+    exponent, complement = work  # z and then −|z|; σ(−|z|)
+    torch.mul(x, n, out=exponent)
+    if not terms:
+        sigma = torch.sigmoid(exponent, out=complement)
+        _times_slope(s * n, torch.sigmoid(_minus_size(exponent), out=exponent), out=dx)
+        dx.addcmul_(sigma, 1 - s)
+        return
+    entropy, of_slope, of_sigma = terms
+    sigma = torch.sigmoid(exponent, out=of_sigma)
+    torch.sigmoid(_minus_size(exponent), out=complement)
+    _times_slope(s * n, complement, out=dx)  # s n σ (1 − σ)
+    # log(1 + e^{−|z|}) = −log(1 − σ(−|z|)), with neither a cancellation nor another exponential
+    rest = torch.neg(complement, out=of_slope).log1p_()
+    torch.addcmul(rest, complement, exponent, out=entropy)
+    torch.mul(x, dx, out=of_slope)
+    dx.addcmul_(sigma, 1 - s)
+    sigma.addcmul_(sigma, x, value=-1)
+
+
+def combine_terms(n, s, terms):
+    """∂γ/∂n and ∂γ/∂s, in this order, from the terms of `gamma_terms_into` or sums of them."""
+    entropy, of_slope, of_sigma = terms
+    return (of_slope + entropy * ((1 - s) / n)) / n, of_sigma + entropy / n
+
+
 def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
     """∂γ/∂x into `dx`, ∂γ/∂n into `dn` and ∂γ/∂s into `ds`; companion of `gamma_into`.
 
-    dx, dn, ds and the two tensors of `work` are shaped as x; without `dn` and `ds` where both are
-    None. The formulas above, with one entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), z = n x:
+    dx, dn, ds and the two tensors of `work` are shaped as x. The formulas above, with
     x σ − p = −H/n and σ − p = σ (1 − x) − H/n. As exact as `gamma_into`.
     """
-    exponent, complement = work  # z and then −|z|
-    torch.mul(x, n, out=exponent)
-    sigma = torch.sigmoid(exponent, out=complement if ds is None else ds)
-    exponent.abs_().neg_()
-    if ds is None:
-        _times_slope(s * n, exponent.sigmoid_(), out=dx).addcmul_(sigma, 1 - s)
-        return
-    _times_slope(s * n, torch.sigmoid(exponent, out=complement), out=dx)  # s n σ (1 − σ)
-    rest = softplus(exponent, 1, SOFTPLUS_IS_LINEAR, out=dn)
-    entropy = torch.addcmul(rest, complement, exponent, value=-1, out=exponent)
-    torch.mul(x, dx, out=dn).addcmul_(entropy, (s - 1) / n).div_(n)
-    dx.addcmul_(sigma, 1 - s)
-    ds.addcmul_(ds, x, value=-1).addcmul_(entropy, -1 / n)
+    gamma_terms_into(x, n, s, dx, (work[0], dn, ds), work)
+    entropy = work[0].div_(n)
+    dn.div_(n).addcmul_(entropy, (1 - s) / n)
+    ds.add_(entropy)
+
+
+def _minus_size(z):
+    """−|z|, in place."""
+    return z.copysign_(-1.0)
 
 
 def _times_slope(factor, sigma, out):

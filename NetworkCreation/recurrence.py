@@ -17,11 +17,18 @@ under torch.func or twice, use the loop of steps (`layer.loop`).
 import ctypes
 import math
 import weakref
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from NetworkCreation.gamma_function import gamma_derivatives_into, gamma_into
+from NetworkCreation.gamma_function import (
+    combine_terms,
+    gamma_derivatives_into,
+    gamma_into,
+    gamma_terms_into,
+)
 
 # Elements that a pass over several steps works on: few enough to stay in a cache.
 PASS = 3 << 17
@@ -155,9 +162,20 @@ class _InputGradients:
                 self.ddrive[first:last] += total.sum(-1)
 
 
-# The activations: value(a, parameters, out, work) and derivatives(a, h, parameters, slope, into,
-# work), which writes φ'(a) into `slope` and, unless `into` is empty, ∂φ/∂parameter into each of
-# `into`. `work` are two buffers. All but γ are differentiated from h alone, and out may be a.
+class Activation(NamedTuple):
+    """What the time loop has to know of an activation φ; `parameters` are those it learns.
+
+    value(a, parameters, out, work) writes φ(a) into `out`. derivatives(a, h, parameters, slope,
+    terms, work) writes φ'(a) into `slope` and, unless `terms` is empty, what the derivatives by the
+    parameters are made of into `terms`, as many as `number`; combine(parameters, terms) makes them,
+    and may be given sums of the terms over all that shares the parameters. `work` are two buffers.
+    All but γ are differentiated from h alone, and `out` may be a.
+    """
+
+    value: Callable
+    derivatives: Callable
+    number: int = 0
+    combine: Callable = lambda parameters, terms: terms
 
 
 def _gamma(a, parameters, out, work):
@@ -165,15 +183,19 @@ def _gamma(a, parameters, out, work):
     gamma_into(a, n, s, out, work, scale)
 
 
-def _gamma_derivatives(a, h, parameters, slope, into, work):
-    gamma_derivatives_into(a, *parameters, slope, *(into or (None, None)), work)
+def _gamma_derivatives(a, h, parameters, slope, terms, work):
+    gamma_terms_into(a, *parameters, slope, terms, work)
+
+
+def _combine_gamma(parameters, terms):
+    return combine_terms(*parameters, terms)
 
 
 def _relu(a, parameters, out, work):
     torch.clamp_min(a, 0, out=out)
 
 
-def _relu_derivatives(a, h, parameters, slope, into, work):
+def _relu_derivatives(a, h, parameters, slope, terms, work):
     torch.sign(h, out=slope)
 
 
@@ -181,7 +203,7 @@ def _tanh(a, parameters, out, work):
     torch.tanh(a, out=out)
 
 
-def _tanh_derivatives(a, h, parameters, slope, into, work):
+def _tanh_derivatives(a, h, parameters, slope, terms, work):
     torch.mul(h, h, out=slope).neg_().add_(1)
 
 
@@ -189,7 +211,7 @@ def _sigmoid(a, parameters, out, work):
     torch.sigmoid(a, out=out)
 
 
-def _sigmoid_derivatives(a, h, parameters, slope, into, work):
+def _sigmoid_derivatives(a, h, parameters, slope, terms, work):
     torch.addcmul(h, h, h, value=-1, out=slope)
 
 
@@ -198,8 +220,8 @@ def _modrelu(a, parameters, out, work):
     torch.abs(a, out=out).add_(parameters[0]).clamp_min_(0).mul_(sign)
 
 
-def _modrelu_derivatives(a, h, parameters, slope, into, work):
-    sign = torch.sign(h, out=into[0] if into else work[0])  # that of a, and 0 below the threshold
+def _modrelu_derivatives(a, h, parameters, slope, terms, work):
+    sign = torch.sign(h, out=terms[0] if terms else work[0])  # of a, and 0 below the threshold
     torch.mul(sign, sign, out=slope)
 
 
@@ -207,18 +229,18 @@ def _none(a, parameters, out, work):
     out.copy_(a)
 
 
-def _none_derivatives(a, h, parameters, slope, into, work):
+def _none_derivatives(a, h, parameters, slope, terms, work):
     slope.fill_(1)
 
 
 ACTIVATIONS = {
-    "gamma": (_gamma, _gamma_derivatives),
-    "gamma2": (_gamma, _gamma_derivatives),
-    "ReLU": (_relu, _relu_derivatives),
-    "tanh": (_tanh, _tanh_derivatives),
-    "sigmoid": (_sigmoid, _sigmoid_derivatives),
-    "modrelu": (_modrelu, _modrelu_derivatives),
-    "none": (_none, _none_derivatives),
+    "gamma": Activation(_gamma, _gamma_derivatives, 3, _combine_gamma),
+    "gamma2": Activation(_gamma, _gamma_derivatives, 3, _combine_gamma),
+    "ReLU": Activation(_relu, _relu_derivatives),
+    "tanh": Activation(_tanh, _tanh_derivatives),
+    "sigmoid": Activation(_sigmoid, _sigmoid_derivatives),
+    "modrelu": Activation(_modrelu, _modrelu_derivatives, 1),
+    "none": Activation(_none, _none_derivatives),
 }
 
 
@@ -230,7 +252,7 @@ def _learning(*tensors):
 class _RNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, nonlin, workspace, learning, x, h, drive, U, b, V, *parameters):
-        value, _ = ACTIVATIONS[nonlin]
+        value = ACTIVATIONS[nonlin].value
         steps, batch, size = *x.shape[:2], len(U)
         outputs = workspace.empty((steps, batch, size), h)
         keeps = learning and nonlin in ("gamma", "gamma2")
@@ -261,26 +283,26 @@ class _RNN(torch.autograd.Function):
         names = ("x", "h", "drive", "U", "b", "V")
         needed = dict(zip(names, ctx.needs_input_grad[3:9], strict=True))
         learns = any(ctx.needs_input_grad[9:])
-        _, derivatives = ACTIVATIONS[ctx.nonlin]
+        activation = ACTIVATIONS[ctx.nonlin]
         steps, batch, size = outputs.shape
         passes = _passes(steps, batch, size)
         shape = (passes[0][1], batch, size)
         buffers = outputs.new_empty(5, *shape)
         by_step = list(zip(*(buffer.unbind() for buffer in buffers[:3]), strict=True))
-        into = outputs.new_empty(len(parameters) if learns else 0, *shape)
-        sums = torch.zeros_like(into)
+        terms = outputs.new_empty(activation.number if learns else 0, *shape)
+        sums = torch.zeros_like(terms)
         dV = torch.zeros_like(V) if needed["V"] else None
         entry = _InputGradients(needed, x, U, drive)
         da_t = None
         for first, last in reversed(passes):
             length = last - first
             delta, slope, da, *work = buffers[:, :length].unbind()  # δ = dL/dh
-            derivatives(
+            activation.derivatives(
                 None if a is None else a[first:last],
                 outputs[first:last],
                 parameters,
                 slope,
-                into[:, :length].unbind(),
+                terms[:, :length].unbind(),
                 work,
             )
             for t in reversed(range(first, last)):
@@ -288,16 +310,15 @@ class _RNN(torch.autograd.Function):
                 _delta(delta_t, da_t, V, t, doutputs, dstate)
                 da_t = torch.mul(delta_t, slope_t, out=da_now)
                 _flush(da_t)
-            sums[:, :length].addcmul_(delta, into[:, :length])
+            sums[:, :length].addcmul_(delta, terms[:, :length])
             entry.add(first, last, da)
             if dV is not None:
                 dV.addmm_(_rows(da).t(), _previous(h, outputs, first, last))
         dh = da_t @ V if needed["h"] else None
-        dparameters = [
-            total.sum_to_size(parameter.shape)
-            for total, parameter in zip(sums, parameters, strict=learns)
-        ]
-        dparameters += [None] * (len(parameters) - len(dparameters))
+        dparameters = [None] * len(parameters)
+        if learns:
+            totals = [total.sum_to_size(parameters[0].shape) for total in sums]
+            dparameters = activation.combine(parameters, totals)
         return None, None, None, entry.dx, dh, entry.ddrive, entry.dU, entry.db, dV, *dparameters
 
 

@@ -18,10 +18,12 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from NetworkCreation import gamma_function
 from NetworkCreation.gamma_function import (
     Gamma,
+    combine_terms,
     gamma,
     gamma_derivatives_into,
     gamma_into,
     gamma_prime,
+    gamma_terms_into,
 )
 
 SCRIPT = Path(gamma_function.__file__)
@@ -257,14 +259,35 @@ def test_gamma_into_agrees_with_mpmath(kind, dtype, in_place):
 
 @every_dtype
 @pytest.mark.parametrize("kind", ["ordinary", "random", "wide"])
-@pytest.mark.parametrize("wanted", ["xns", "x"])
-def test_gamma_derivatives_into_agrees_with_mpmath(kind, dtype, wanted):
+def test_gamma_derivatives_into_agrees_with_mpmath(kind, dtype):
     points, references = points_and_references(kind, dtype)
-    found = {name: torch.full_like(points[0], math.nan) for name in wanted}
-    work = torch.full((2, len(points[0])), math.nan, dtype=dtype)
-    gamma_derivatives_into(*points, *(found.get(name) for name in "xns"), work)
-    for name, derivative in found.items():
+    dx, dn, ds, *work = torch.full((5, len(points[0])), math.nan, dtype=dtype)
+    gamma_derivatives_into(*points, dx, dn, ds, work)
+    for name, derivative in zip("xns", (dx, dn, ds), strict=True):
         assert_agrees(name, derivative, points, references)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", ["ordinary", "random", "wide"])
+@pytest.mark.parametrize("count", [3, 0])
+def test_gamma_terms_into_agrees_with_mpmath(kind, dtype, count):
+    points, references = points_and_references(kind, dtype)
+    dx, first, second, *terms = torch.full((6, len(points[0])), math.nan, dtype=dtype)
+    gamma_terms_into(*points, dx, terms[:count], (first, second))
+    assert_agrees("x", dx, points, references)
+    if count:
+        for name, derivative in zip("ns", combine_terms(*points[1:], terms), strict=True):
+            assert_agrees(name, derivative, points, references)
+
+
+def test_terms_may_be_summed_before_they_are_combined():
+    x, n, s = sample(sign=0.0)
+    dx, first, second, *terms = torch.full((6, *x.shape), math.nan, dtype=x.dtype)
+    gamma_terms_into(x, n, s, dx, terms, (first, second))
+    found = combine_terms(n, s, [term.sum(0) for term in terms])
+    expected = list(formulas(x, n, s).values())[1:]
+    for ours, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, right.sum(0))
 
 
 @pytest.mark.parametrize(
