@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from NetworkCreation import initialization, recurrence
 from NetworkCreation.gamma_function import gamma, register_gain_and_saturation
+from NetworkCreation.recurrence import Embedded
 
 
 def modrelu(a, bias):
@@ -66,8 +67,9 @@ class RecurrentLayer(nn.Module):
         outputs, state = layer(x, state=None, drive=None)
 
     with x (T, B, I), outputs (T, B, H), and drive (T,), (T, B) or None: a current that is added
-    to the pre-activation of every unit. A state is one tensor or a tuple of tensors, the hidden
-    state h (B, H) first.
+    to the pre-activation of every unit. An x that is made of symbols may be given as a
+    `recurrence.Embedded`. A state is one tensor or a tuple of tensors, the hidden state h (B, H)
+    first.
     """
 
     def __init__(self, input_size, hidden_size):
@@ -104,8 +106,9 @@ class RecurrentLayer(nn.Module):
     def forward(self, x, state=None, drive=None):
         """The outputs of all steps and the state after the last.
 
-        x: (T, B, I). state: as the layer returns it, or None for zeros. drive: (T,), (T, B) or
-        None. Returns outputs (T, B, H) and the state. Raises ValueError for another shape.
+        x: (T, B, I), or `Embedded`. state: as the layer returns it, or None for zeros. drive:
+        (T,), (T, B) or None. Returns outputs (T, B, H) and the state. Raises ValueError for
+        another shape.
         The gradients can be used, not differentiated again: for that, and in forward mode or
         under torch.func, there is `loop`.
         """
@@ -120,7 +123,7 @@ class RecurrentLayer(nn.Module):
         state, drive = self._check(x, state, drive)
         outputs = []
         with parametrize.cached():  # a matrix that is made of parameters is made once
-            for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
+            for x_t, drive_t in zip(_dense(x), _by_step(drive, x), strict=True):
                 state = self.step(x_t, state, drive_t)
                 outputs.append(hidden(state))
         return torch.stack(outputs), state
@@ -134,7 +137,7 @@ class RecurrentLayer(nn.Module):
         state, drive = self._check(x, state, drive)
         outputs, kept = [], {}
         with parametrize.cached():
-            for x_t, drive_t in zip(x, _by_step(drive, x), strict=True):
+            for x_t, drive_t in zip(_dense(x), _by_step(drive, x), strict=True):
                 before, state = state, self.step(x_t, state, drive_t)
                 outputs.append(hidden(state))
                 step = self.quantities(x_t, before, state, drive_t)
@@ -144,7 +147,7 @@ class RecurrentLayer(nn.Module):
 
     def _check(self, x, state, drive):
         """The state to start from and the drive, None or like x; ValueError for a wrong shape."""
-        if x.ndim != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
+        if len(x.shape) != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"the input has the shape {tuple(x.shape)}: it must be "
                 f"(T, B, {self.input_size}), T ≥ 1"
@@ -165,12 +168,17 @@ class RecurrentLayer(nn.Module):
                 f"the drive has the shape {tuple(drive.shape)}: it must be "
                 f"({steps},) or {(steps, batch)}"
             )
-        return state, drive.to(x)
+        return state, drive.to(x.table if isinstance(x, Embedded) else x)
 
 
 def _by_step(drive, x):
     """A drive for every step of x."""
-    return [None] * len(x) if drive is None else drive
+    return [None] * x.shape[0] if drive is None else drive
+
+
+def _dense(x):
+    """x (T, B, I), where it is `Embedded` too."""
+    return x.dense() if isinstance(x, Embedded) else x
 
 
 def _parts(state):

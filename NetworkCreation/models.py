@@ -13,6 +13,7 @@ from torch import nn
 from NetworkCreation import initialization
 from NetworkCreation.layers import choose, hidden
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
+from NetworkCreation.recurrence import Embedded
 
 # What a file that is damaged, or made to do damage, can raise while it is read or built from.
 DAMAGE = (
@@ -67,7 +68,10 @@ class CharacterModel(nn.Module):
 
     def forward(self, symbols, state=None, drive=None):
         """symbols (T, B) of integers; returns logits (T, B, vocabulary) and the layer's state."""
-        outputs, state = self.rnn(self.encoder(symbols), state, drive)
+        vocabulary, embedding_size = self.encoder.weight.shape
+        few = vocabulary < embedding_size
+        x = Embedded(symbols, self.encoder.weight) if few else self.encoder(symbols)
+        outputs, state = self.rnn(x, state, drive)
         return self.decoder(outputs), state
 
 

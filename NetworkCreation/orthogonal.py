@@ -386,7 +386,8 @@ class EURNN(RecurrentLayer):
         return h.real, h.imag
 
     def _run(self, x, state, drive):
-        re, im = (torch.matmul(U.weight, x.transpose(1, 2)) for U in (self.Ure, self.Uim))
+        x, *weights = recurrence.entry(x, self.Ure.weight, self.Uim.weight)
+        re, im = (torch.matmul(U, x.transpose(1, 2)) for U in weights)
         re = re + self.Ure.bias.unsqueeze(1)  # (T, H, B)
         if drive is not None:
             re = re + (drive if drive.ndim == 2 else drive.unsqueeze(1)).unsqueeze(1)

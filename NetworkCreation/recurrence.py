@@ -18,6 +18,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -78,6 +79,39 @@ def _give_back(home, size, block):
     workspace = home()
     if workspace is not None:
         workspace._free.setdefault(size, []).append(block)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The input x of a layer where it is made of symbols: x[t, b] is table[symbols[t, b]].
+
+    symbols: (T, B), integers. table: (number of symbols, I). A layer takes it as the x (T, B, I)
+    that it stands for. Where there are fewer symbols than inputs it is the faster of the two.
+    """
+
+    symbols: torch.Tensor
+    table: torch.Tensor
+
+    @property
+    def shape(self):
+        return torch.Size([*self.symbols.shape, self.table.shape[1]])
+
+    def dense(self):
+        """x (T, B, I)."""
+        return torch.nn.functional.embedding(self.symbols, self.table)
+
+
+def entry(x, *maps):
+    """The input and the matrices (units, I) that it meets, as the loops take them.
+
+    With one-hot vectors e_k for the symbols k, U x = (U tableᵀ) e_k: the products are over the
+    symbols instead of the inputs, and no input is left that a gradient has to be found for.
+    """
+    if not isinstance(x, Embedded):
+        return x, *maps
+    one_hot = x.table.new_zeros(*x.symbols.shape, len(x.table))
+    one_hot.scatter_(-1, x.symbols.long().unsqueeze(-1), 1)
+    return one_hot, *(U @ x.table.t() for U in maps)
 
 
 def _passes(steps, batch, size):
@@ -343,7 +377,8 @@ def rnn(workspace, nonlin, x, h, drive, U, V, parameters):
     those of the activation `nonlin`, a key of ACTIVATIONS: n and s, or b, or none.
     """
     bias = U.bias if V.bias is None else U.bias + V.bias
-    inputs = (x, h, drive, U.weight, bias, V.weight, *parameters)
+    x, weight = entry(x, U.weight)
+    inputs = (x, h, drive, weight, bias, V.weight, *parameters)
     return _RNN.apply(nonlin, workspace, _learning(*inputs), *inputs)
 
 
@@ -515,7 +550,8 @@ def anru(workspace, x, h, g, drive, Uxh, Whh, Uag, Wgg, Wgn, Wgs):
     """
     y = (g.transpose(1, 2) + 1) / 2
     maps = _supervisor_maps(Uag, Wgg, Wgn, Wgs)
-    inputs = (x, h, y, drive, Uxh.weight, Uxh.bias + Whh.bias, Whh.weight, *maps)
+    x, weight = entry(x, Uxh.weight)
+    inputs = (x, h, y, drive, weight, Uxh.bias + Whh.bias, Whh.weight, *maps)
     outputs, h, y = _ANRU.apply(workspace, _learning(*inputs), *inputs)
     return outputs, h, (2 * y - 1).transpose(1, 2)
 
@@ -620,6 +656,7 @@ def lstm(workspace, x, h, c, drive, Wf, Wi, Wo, Wg):
     weight = torch.cat([Wf.weight, Wi.weight, 2 * Wg.weight, Wo.weight])
     b = torch.cat([Wf.bias, Wi.bias, 2 * Wg.bias, Wo.bias])
     W, U = (part.contiguous() for part in weight.split([h.shape[1], x.shape[2]], dim=1))
+    x, U = entry(x, U)
     inputs = (x, h, c, drive, U, b, W)
     return _LSTM.apply(workspace, _learning(*inputs), *inputs)
 
@@ -704,7 +741,7 @@ def gru(workspace, x, h, drive, Wir, Whr, Wiz, Whz, Win, Whn):
 
     x (T, B, I), h (B, H), drive (T,), (T, B) or None; the rest: linear maps of x and of h.
     """
-    U = torch.cat([Wir.weight, Wiz.weight, 2 * Win.weight])
+    x, U = entry(x, torch.cat([Wir.weight, Wiz.weight, 2 * Win.weight]))
     W = torch.cat([Whr.weight, Whz.weight, 2 * Whn.weight])
     b = torch.cat([Wir.bias + Whr.bias, Wiz.bias + Whz.bias, 2 * Win.bias])
     doubled = None if drive is None else 2 * drive

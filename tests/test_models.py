@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from NetworkCreation.layers import hidden
 from NetworkCreation.models import (
     CheckpointError,
     adaptation,
@@ -12,6 +13,7 @@ from NetworkCreation.models import (
     load_model,
     read_checkpoint,
 )
+from NetworkCreation.recurrence import Embedded
 
 LAYERS = {
     "RNN": {"nonlin": "gamma2", "n": 2.0, "s": 0.5, "learn_params": True},
@@ -46,6 +48,10 @@ def build(spec, seed=0):
     return build_model(spec, torch.Generator().manual_seed(seed))
 
 
+def assert_close(found, expected):
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
 def save(path, state, **more):
     torch.save({"state_dict": state, "optimizer": {}, "epoch": 3, **more}, path)
     return path
@@ -70,6 +76,46 @@ def test_the_character_model_predicts_at_every_step_and_carries_its_state(net_ty
     second, _ = model(symbols[5:], state)
     assert whole.shape == (8, 2, 3)
     assert torch.allclose(whole, torch.cat([first, second]), atol=1e-6)
+
+
+@pytest.mark.parametrize("net_type", LAYERS)
+@pytest.mark.parametrize("vocabulary", ["abc", "abcd", "abcdefg"])  # of 4 inputs
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_character_model_is_embedding_steps_and_read_out(net_type, vocabulary, tied):
+    spec = characters(net_type, vocabulary=list(vocabulary), tied=tied, hidden_size=4)
+    model = build(spec).double()
+    generator = torch.Generator().manual_seed(1)
+    symbols = torch.randint(0, len(vocabulary), (8, 5), generator=generator)
+    drive = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    _, before = model(symbols[:2])
+    before = [part.detach() for part in before] if isinstance(before, tuple) else before.detach()
+    logits, state = model(symbols, before, drive)
+    outputs, after = model.rnn.loop(model.encoder(symbols), before, drive)
+    expected = model.decoder(outputs)
+    assert_close(logits, expected)
+    assert_close(hidden(state), hidden(after))
+    for parameter, found, right in zip(
+        model.parameters(),
+        torch.autograd.grad((logits**2).sum(), [*model.parameters()]),
+        torch.autograd.grad((expected**2).sum(), [*model.parameters()]),
+        strict=True,
+    ):
+        assert found.shape == parameter.shape
+        assert_close(found, right)
+
+
+@pytest.mark.parametrize("net_type", LAYERS)
+def test_every_way_through_a_layer_takes_symbols(net_type):
+    model = build(characters(net_type)).double()
+    x = Embedded(torch.randint(0, 3, (8, 5), dtype=torch.int32), model.encoder.weight)
+    assert x.shape == x.dense().shape == (8, 5, 4)
+    expected, _ = model.rnn.loop(x.dense())
+    for run in (model.rnn, model.rnn.loop, model.rnn.trace):
+        assert_close(run(x)[0], expected)
+    with torch.no_grad():
+        assert_close(model.rnn(x)[0], expected)
+    with pytest.raises(ValueError, match=r"8, 5, 3.*T, B, 4"):
+        model.rnn(Embedded(x.symbols, torch.zeros(3, 3)))
 
 
 def test_read_outs_start_as_designed():

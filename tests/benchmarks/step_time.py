@@ -5,8 +5,9 @@
     python3 -m tests.benchmarks.step_time --report linearity evaluation
 
 A step is forward, backward, gradient norm and Adam, in float32 with denormals flushed. The loss is
-of the last h (psMNIST) or of h at all steps (PTB). The contestants take turns in one process, and
-the medians are compared:
+of the last h (psMNIST) or of h at all steps (PTB). PTB-task is the whole of what PTB_task.py
+trains, from the embedding of 50 symbols to the cross-entropy, with a contestant for its layer. The
+contestants take turns in one process, and the medians are compared:
 
 - loop: `layer.loop`, the steps one by one under autograd;
 - torch.nn: `torch.nn.RNN` with ReLU, `LSTM` or `GRU` of the same size, where torch has such a one;
@@ -31,6 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from NetworkCreation.models import CharacterModel
 from NetworkCreation.Networks import ANRU, GRU, LSTM, NETWORKS, RNN
 
 
@@ -40,11 +42,13 @@ class Shape(NamedTuple):
     I: int  # noqa: E741, the letter of the input size
     H: int
     every_step: bool  # whether the loss is of all steps or of the last
+    symbols: int = 0  # of the embedding and the read-out around the layer, if any
 
 
 SHAPES = {
     "psMNIST": Shape(784, 100, 1, 400, every_step=False),
     "PTB": Shape(150, 128, 200, 600, every_step=True),
+    "PTB-task": Shape(150, 128, 200, 600, every_step=True, symbols=50),
 }
 # name: (this project's layer, torch's)
 LAYERS = {
@@ -85,11 +89,38 @@ class Step:
         self.optimiser.step()
 
 
+class TaskStep:
+    """A training step of a character model whose recurrence is `run`; None: as the model has it."""
+
+    def __init__(self, network, run, shape):
+        self.model, self.run = CharacterModel(network, shape.symbols), run
+        self.symbols = torch.randint(shape.symbols, (shape.T + 1, shape.B))
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-4)
+
+    def __call__(self):
+        self.optimiser.zero_grad(set_to_none=True)
+        x, target = self.symbols[:-1], self.symbols[1:]
+        if self.run is None:
+            logits, _ = self.model(x)
+        else:
+            outputs, _ = self.run(self.model.encoder(x))
+            logits = self.model.decoder(outputs)
+        nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1e3)
+        self.optimiser.step()
+
+
 class Floor:
     """The matrix products of a step: forward, back to h, and the weights' gradients."""
 
     def __init__(self, layer, shape):
         T, B, inputs, H = shape[:4]
+        self.symbols = shape.symbols
+        if self.symbols:
+            inputs = min(inputs, self.symbols)
+            self.outputs, self.doutputs = torch.rand(2, T * B, H).unbind()
+            self.logits = torch.rand(T * B, self.symbols)
+            self.read_out, self.dread_out = torch.rand(2, self.symbols, H).unbind()
         self.T, self.gates = T, {"LSTM": 4, "GRU": 3}.get(layer, 1)
         self.x, self.h = torch.rand(T * B, inputs), torch.rand(B, H)
         self.U, self.W = torch.rand(self.gates * H, inputs), torch.rand(self.gates * H, H)
@@ -117,6 +148,10 @@ class Floor:
             rows = da[first * len(self.h) : (first + self.together) * len(self.h)]
             torch.mm(rows.t(), self.states[: len(rows)], out=self.dW)
         torch.mm(da.t(), self.x, out=self.dU)
+        if self.symbols:
+            torch.mm(self.outputs, self.read_out.t(), out=self.logits)
+            torch.mm(self.logits, self.read_out, out=self.doutputs)
+            torch.mm(self.logits.t(), self.outputs, out=self.dread_out)
         for part in self.parts:
             y, following, ns = self.y[:part], self.next[:part], self.ns[:part]
             square, two = self.square.expand(part, -1, -1), self.two.expand(part, -1, -1)
@@ -137,9 +172,13 @@ def contestant(name, layer, shape):
         return None if layer == "EURNN" else Floor(layer, shape)
     if name == "torch.nn":
         network = theirs and theirs(shape.I, shape.H)
-        return network and Step(network, network, shape)
-    network = ours(shape.I, shape.H)
-    return Step(network, network.loop if name == "loop" else network, shape)
+        run = network
+    else:
+        network = ours(shape.I, shape.H)
+        run = network.loop if name == "loop" else network
+    if shape.symbols:
+        return network and TaskStep(network, None if name == "layer" else run, shape)
+    return network and Step(network, run, shape)
 
 
 def seconds(work):
@@ -179,8 +218,12 @@ def peak(mode, layer, shape_name, *options):
 def run_alone(mode, layer, shape):
     """Three steps of a contestant, or forward passes under no_grad; prints the peak in bytes."""
     if mode == "evaluation":
-        network = LAYERS[layer][0](shape.I, shape.H)
-        x = torch.rand(shape.T, shape.B, shape.I)
+        if shape.symbols:
+            work = contestant("layer", layer, shape)
+            network, x = work.model, work.symbols[1:]
+        else:
+            network = LAYERS[layer][0](shape.I, shape.H)
+            x = torch.rand(shape.T, shape.B, shape.I)
         with torch.no_grad():
             for _ in range(3):
                 network(x)
