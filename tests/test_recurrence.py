@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import pickle
 import threading
 import weakref
@@ -176,6 +177,78 @@ def test_fixed_gain_and_saturation(name):
     assert_equal(layer, *inputs_of(layer, 9))
 
 
+packing = pytest.mark.skipif(
+    not recurrence._packing_pays(torch.zeros(4000, 4000), 100, 100),
+    reason="matrices are packed on processors with AVX-512 alone",
+)
+
+
+def packed_sizes(monkeypatch):
+    """The shapes of the matrices that are packed from now on, whatever their size; a live list."""
+    shapes, pack = [], recurrence._packed
+    monkeypatch.setattr(recurrence, "PACKED_WORK", 0)
+    monkeypatch.setattr(recurrence, "_packed", lambda W: shapes.append(tuple(W.shape)) or pack(W))
+    return shapes
+
+
+@packing
+@pytest.mark.parametrize("name", ["gamma2", "ReLU", "ANRU", "LSTM", "GRU"])
+@pytest.mark.parametrize("batch", [1, B])
+def test_packed_matrices(name, batch, monkeypatch):
+    layer = make(name, size=19, dtype=torch.float32)
+    x, state, drive = inputs_of(layer, 40, batch, drive=1, dtype=torch.float32)
+    expected = results(layer, layer, x, state, drive)
+    shapes = packed_sizes(monkeypatch)
+    found = results(layer, layer, x, state, drive)
+    rows = {"LSTM": {(76, 19), (19, 76)}, "GRU": {(38, 19), (19, 19), (19, 57)}}
+    assert set(shapes) == rows.get(name, {(19, 19)})
+    for ours, right in zip(found, expected, strict=True):
+        assert (ours - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+@packing
+def test_packed_matrices_keep_nan_and_infinity(monkeypatch):
+    layer = make("ReLU", size=19, dtype=torch.float32)
+    x, state, _ = inputs_of(layer, 40, dtype=torch.float32)
+    with torch.no_grad():
+        x[3, 0], x[5, 1] = math.nan, math.inf
+    assert not packed_sizes(monkeypatch)
+    outputs, _ = layer(x, state)
+    assert outputs[4:, 0].isnan().all()
+    assert not outputs[6:, 1].isfinite().any()
+    assert outputs[:, 2].isfinite().all()
+
+
+@packing
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_what_is_not_packed():
+    W = torch.zeros(400, 400)
+    assert recurrence._packing_pays(W, 784, 100)
+    assert not recurrence._packing_pays(W, 784, 10)
+    assert not recurrence._packing_pays(W, 5, 100)
+    assert not recurrence._packing_pays(W.double(), 784, 100)
+    assert not recurrence._packing_pays(W.to("meta"), 784, 100)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not recurrence._packing_pays(W, 784, 100)
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
+def test_a_torch_without_packed_products(error, monkeypatch):
+    def missing(*arguments):
+        raise error("no such function")
+
+    monkeypatch.setattr(recurrence, "_packed_product", missing)
+    monkeypatch.setattr(recurrence, "PACKED_WORK", 0)
+    recurrence._packing_works.cache_clear()
+    try:
+        layer = make("gamma2", dtype=torch.float32)
+        x, state, _ = inputs_of(layer, 40, dtype=torch.float32)
+        outputs, _ = layer(x, state)
+        assert torch.allclose(outputs, layer.loop(x, state)[0], atol=1e-4)
+    finally:
+        recurrence._packing_works.cache_clear()
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_float32_over_a_whole_image(name):
     layer = make(name, size=24, inputs=1, dtype=torch.float32)
@@ -196,7 +269,9 @@ def untouched(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["gamma2", "ANRU", "LSTM", "GRU"])
-def test_float32_at_the_size_of_the_experiments(name):
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=packing)])
+def test_float32_at_the_size_of_the_experiments(name, packed, monkeypatch):
+    monkeypatch.setattr(recurrence, "PACKED_WORK", 0 if packed else math.inf)
     layer = untouched(name, torch.float32)
     exact = copy.deepcopy(layer).double()
     x, _, _ = inputs_of(layer, 784, batch=1, state=False, dtype=torch.float32)
