@@ -152,16 +152,19 @@ class _Product:
         self.W = W.contiguous()  # faster than a view, at each product
 
     def into(self, out, h):
+        """h W into `out`."""
         if self.packed is None:
             torch.mm(h, self.W, out=out)
         else:
             out.copy_(_packed_product(h, self.packed))
 
-    def add_to(self, out, h):
+    def plus(self, given, out, h):
+        """given + h W into `out`, which may be `given`."""
         if self.packed is None:
-            out.addmm_(h, self.W)
+            total = out if out is given else out.copy_(given)  # faster than addmm(given, ...)
+            total.addmm_(h, self.W)
         else:
-            out.add_(_packed_product(h, self.packed))
+            torch.add(given, _packed_product(h, self.packed), out=out)
 
 
 def _packing_pays(W, steps, batch):
@@ -362,11 +365,11 @@ class _RNN(torch.autograd.Function):
             part = None if drive is None else drive[first:last]
             _input_product(x[first:last], U, b, part, a[first:last])
             for a_t, h_t in zip(a[first:last].unbind(), outputs[first:last].unbind(), strict=True):
-                recurrent.add_to(a_t, state)
+                recurrent.plus(a_t, a_t, state)
                 value(a_t, given, h_t, work)
                 state = h_t
         if learning:
-            ctx.nonlin = nonlin
+            ctx.nonlin, ctx.workspace = nonlin, weakref.ref(workspace)
             ctx.save_for_backward(x, h, drive, U, V, outputs, a if keeps else None, *parameters)
         ctx.set_materialize_grads(False)
         return outputs, state.clone()
@@ -382,10 +385,12 @@ class _RNN(torch.autograd.Function):
         steps, batch, size = outputs.shape
         passes = _passes(steps, batch, size)
         shape = (passes[0][1], batch, size)
-        buffers = outputs.new_empty(5, *shape)
+        workspace = ctx.workspace() or Workspace()  # a graph may outlive its layer
+        buffers = workspace.empty((5, *shape), outputs)
         by_step = list(zip(*(buffer.unbind() for buffer in buffers[:3]), strict=True))
-        terms = outputs.new_empty(activation.number if learns else 0, *shape)
-        sums = torch.zeros_like(terms)
+        number = activation.number if learns else 0
+        terms, sums = (workspace.empty((number, *shape), outputs) for _ in range(2))
+        sums.zero_()
         dV = torch.zeros_like(V) if needed["V"] else None
         entry = _InputGradients(needed, x, U, drive)
         back = _Product(V, steps, batch)
@@ -431,7 +436,7 @@ def _delta(out, da, back, t, doutputs, dstate):
     if given is None:
         back.into(out, da)
     else:
-        back.add_to(out.copy_(given), da)
+        back.plus(given, out, da)
     return out
 
 
@@ -496,7 +501,7 @@ class _ANRU(torch.autograd.Function):
             state = h[chunk]
             for t in range(steps):
                 a_t = a[t, chunk]
-                recurrent.add_to(a_t, state)
+                recurrent.plus(a_t, a_t, state)
                 before[:, M] = a_t
                 if learning and t % BLOCK == 0:
                     kept[t // BLOCK, chunk] = before
@@ -655,7 +660,7 @@ class _LSTM(torch.autograd.Function):
             _input_product(x[first:last], U, b, part, now, slice(3 * size, None))
             for t in range(first, last):
                 joined = now[t - first]
-                recurrent.add_to(joined, state)
+                recurrent.plus(joined, joined, state)
                 f, i, g, o = joined.sigmoid_().view(batch, 4, size).unbind(1)
                 cell = torch.mul(f, cell, out=cells[t if learning else 0])
                 cell.sub_(i).addcmul_(i, g, value=2)  # f c + i (2 g − 1)
@@ -751,9 +756,9 @@ class _GRU(torch.autograd.Function):
             for t in range(first, last):
                 gates_t, inner_t = gates[where][t - first], inner[where][t - first]
                 rz, n = gates_t[:, : 2 * size], gates_t[:, 2 * size :]
-                to_rz.add_to(rz, state)
+                to_rz.plus(rz, rz, state)
                 rz.sigmoid_()
-                to_n.add_to(inner_t.copy_(b_n), state)
+                to_n.plus(b_n, inner_t, state)
                 n.addcmul_(rz[:, :size], inner_t).sigmoid_()
                 _of_sigmoid(n, out=candidate)
                 state = torch.lerp(candidate, state, rz[:, size:], out=outputs[t])
@@ -798,7 +803,7 @@ class _GRU(torch.autograd.Function):
                 parts = dz[k].view(batch, 3, size)
                 torch.mul(slopes[k].view(batch, 3, size), delta_t.unsqueeze(1), out=parts)
                 _flush(dz[k])
-                back.add_to(torch.mul(delta_t, z[k], out=dh), dz[k])
+                back.plus(torch.mul(delta_t, z[k], out=dh), dh, dz[k])
             if dW is not None:
                 dW.addmm_(_rows(dz[part]).t(), _previous(h, outputs, first, last))
             if db_n is not None:
