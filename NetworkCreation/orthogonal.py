@@ -386,7 +386,7 @@ class EURNN(RecurrentLayer):
         return h.real, h.imag
 
     def _run(self, x, state, drive):
-        x, *weights = recurrence.entry(x, self.Ure.weight, self.Uim.weight)
+        x, *weights = recurrence.inputs_and_maps(x, self.Ure.weight, self.Uim.weight)
         re, im = (torch.matmul(U, x.transpose(1, 2)) for U in weights)
         re = re + self.Ure.bias.unsqueeze(1)  # (T, H, B)
         if drive is not None:
