@@ -195,9 +195,13 @@ def gamma_terms_into(x, n, s, dx, terms, work):
 
 
 def combine_terms(n, s, terms):
-    """∂γ/∂n and ∂γ/∂s, in this order, from the terms of `gamma_terms_into` or sums of them."""
+    """∂γ/∂n and ∂γ/∂s, in this order, from the terms of `gamma_terms_into` or sums of them.
+
+    In place: the terms are overwritten.
+    """
     entropy, of_slope, of_sigma = terms
-    return (of_slope + entropy * ((1 - s) / n)) / n, of_sigma + entropy / n
+    entropy.div_(n)
+    return of_slope.div_(n).addcmul_(entropy, (1 - s) / n), of_sigma.add_(entropy)
 
 
 def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
@@ -206,10 +210,9 @@ def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
     dx, dn, ds and the two tensors of `work` are shaped as x. The formulas above, with
     x σ − p = −H/n and σ − p = σ (1 − x) − H/n. As exact as `gamma_into`.
     """
-    gamma_terms_into(x, n, s, dx, (work[0], dn, ds), work)
-    entropy = work[0].div_(n)
-    dn.div_(n).addcmul_(entropy, (1 - s) / n)
-    ds.add_(entropy)
+    terms = work[0], dn, ds
+    gamma_terms_into(x, n, s, dx, terms, work)
+    combine_terms(n, s, terms)
 
 
 def _minus_size(z):

@@ -150,8 +150,10 @@ class _Product:
     """
 
     def __init__(self, W, steps, batch):
-        self.packed = _packed(W.t().contiguous()) if _packing_pays(W, steps, batch) else None
-        self.W = W.contiguous()  # faster than a view, at each product
+        if _packing_pays(W, steps, batch):
+            self.packed = _packed(W.t().contiguous())
+        else:
+            self.packed, self.W = None, W.contiguous()  # a view is slower, at each product
 
     def into(self, out, h):
         """h W into `out`."""
@@ -267,9 +269,9 @@ class Activation(NamedTuple):
 
     value(a, parameters, out, work) writes φ(a) into `out`. derivatives(a, h, parameters, slope,
     terms, work) writes φ'(a) into `slope` and, unless `terms` is empty, what the derivatives by the
-    parameters are made of into `terms`, as many as `number`; combine(parameters, terms) makes them,
-    and may be given sums of the terms over all that shares the parameters. `work` are two buffers.
-    All but γ are differentiated from h alone, and `out` may be a.
+    parameters are made of into `terms`, as many as `number`. combine(parameters, terms) makes them,
+    perhaps in place, also of sums of the terms over all that shares the parameters. `work` are two
+    buffers. All but γ are differentiated from h alone, and `out` may be a.
     """
 
     value: Callable
@@ -492,9 +494,10 @@ class _ANRU(torch.autograd.Function):
         kept = workspace.empty((len(_blocks(steps)) if learning else 0, batch, M + 2, size), h)
         ns = workspace.empty((steps if learning else 1, batch, 2, size), h)
         square = _square(E)
-        recurrent = _Product(W.t(), steps, _chunks(batch, size)[0].stop)
+        chunks = _chunks(batch, size)
+        recurrent = _Product(W.t(), steps, chunks[0].stop)
         y_last = torch.empty_like(y)
-        for chunk in _chunks(batch, size):
+        for chunk in chunks:
             length = chunk.stop - chunk.start
             before, after = h.new_empty(2, length, M + 2, size).unbind()
             before[:, :M], before[:, M + 1] = y[chunk], 1
@@ -537,8 +540,9 @@ class _ANRU(torch.autograd.Function):
         dy = h.new_empty(batch, M, size) if needed["y"] else None
         dmaps = torch.zeros_like(square)
         entry = _InputGradients(needed, x, U, drive)
-        back_to_h = _Product(W, steps, _chunks(batch, size)[0].stop)
-        for chunk in _chunks(batch, size):
+        chunks = _chunks(batch, size)
+        back_to_h = _Product(W, steps, chunks[0].stop)
+        for chunk in chunks:
             length = chunk.stop - chunk.start
             shape = (K, length, size)
             delta, da, slope, into_n, into_s, *work = h.new_empty(7, *shape).unbind()  # δ = dL/dh

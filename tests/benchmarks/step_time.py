@@ -79,35 +79,34 @@ class Step:
         self.target = torch.randn(target_shape)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
 
-    def __call__(self):
-        self.optimiser.zero_grad(set_to_none=True)
+    def loss(self):
         outputs, state = self.run(self.x)
         h = state[0] if isinstance(state, tuple) else state
         h = outputs if self.every_step else h.view(self.target.shape)
-        (h * self.target).mean().backward()
+        return (h * self.target).mean()
+
+    def __call__(self):
+        self.optimiser.zero_grad(set_to_none=True)
+        self.loss().backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1e3)
         self.optimiser.step()
 
 
-class TaskStep:
-    """A training step of a character model whose recurrence is `run`; None: as the model has it."""
+class TaskStep(Step):
+    """The same of a character model around `run`; None: as the model calls its layer."""
 
-    def __init__(self, network, run, shape):
-        self.model, self.run = CharacterModel(network, shape.symbols), run
-        self.symbols = torch.randint(shape.symbols, (shape.T + 1, shape.B))
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-4)
+    def __init__(self, layer, run, shape):
+        self.network, self.run = CharacterModel(layer, shape.symbols), run
+        self.x, self.target = torch.randint(shape.symbols, (2, shape.T, shape.B))
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=1e-4)
 
-    def __call__(self):
-        self.optimiser.zero_grad(set_to_none=True)
-        x, target = self.symbols[:-1], self.symbols[1:]
+    def loss(self):
         if self.run is None:
-            logits, _ = self.model(x)
+            logits, _ = self.network(self.x)
         else:
-            outputs, _ = self.run(self.model.encoder(x))
-            logits = self.model.decoder(outputs)
-        nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1e3)
-        self.optimiser.step()
+            outputs, _ = self.run(self.network.encoder(self.x))
+            logits = self.network.decoder(outputs)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), self.target.flatten())
 
 
 class Floor:
@@ -176,9 +175,11 @@ def contestant(name, layer, shape):
     else:
         network = ours(shape.I, shape.H)
         run = network.loop if name == "loop" else network
+    if network is None:
+        return None
     if shape.symbols:
-        return network and TaskStep(network, None if name == "layer" else run, shape)
-    return network and Step(network, run, shape)
+        return TaskStep(network, None if name == "layer" else run, shape)
+    return Step(network, run, shape)
 
 
 def seconds(work):
@@ -218,12 +219,9 @@ def peak(mode, layer, shape_name, *options):
 def run_alone(mode, layer, shape):
     """Three steps of a contestant, or forward passes under no_grad; prints the peak in bytes."""
     if mode == "evaluation":
-        if shape.symbols:
-            work = contestant("layer", layer, shape)
-            network, x = work.model, work.symbols[1:]
-        else:
-            network = LAYERS[layer][0](shape.I, shape.H)
-            x = torch.rand(shape.T, shape.B, shape.I)
+        work = contestant("layer", layer, shape)
+        network, x = work.network, work.x
+        del work  # and its target
         with torch.no_grad():
             for _ in range(3):
                 network(x)
