@@ -219,9 +219,12 @@ def peak(mode, layer, shape_name, *options):
 def run_alone(mode, layer, shape):
     """Three steps of a contestant, or forward passes under no_grad; prints the peak in bytes."""
     if mode == "evaluation":
-        work = contestant("layer", layer, shape)
-        network, x = work.network, work.x
-        del work  # and its target
+        network = LAYERS[layer][0](shape.I, shape.H)  # no Step: an optimiser takes memory too
+        if shape.symbols:
+            network = CharacterModel(network, shape.symbols)
+            x = torch.randint(shape.symbols, (shape.T, shape.B))
+        else:
+            x = torch.rand(shape.T, shape.B, shape.I)
         with torch.no_grad():
             for _ in range(3):
                 network(x)
