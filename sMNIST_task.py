@@ -181,12 +181,12 @@ def finish_epoch(state, data, args, run, check):
     lr, sums, batches = state.lr, state.sums, state.batch
     options = {"limit": args.limit_batches, "check": check}
     validation = evaluate_pixels(state.model, data.validation, args.batch, **options)
-    draws = stream(args.seed, "evaluation", epoch)
+    sine = random_sin(VALIDATION_AMPLITUDE, stream(args.seed, "evaluation", epoch))
     transformed = evaluate_pixels(
         state.model,
         data.validation,
         args.batch,
-        transform=lambda x: random_sin(VALIDATION_AMPLITUDE, draws)(x),
+        transform=sine,
         **options,
     )
     tests = {}

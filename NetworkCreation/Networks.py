@@ -29,7 +29,8 @@ class RNN(ElmanLayer):
     each for every unit; they start at n and s, and are parameters (learn_params) or buffers.
     `modrelu` learns a bias b for every unit, U(−0.01, 0.01) at the start.
     rinit, iinit: keys of `initialization.RECURRENT` (V) and `initialization.INPUT` (U). Biases
-    start at 0. Raises ValueError for an unknown name, a size below 1 or n = 0.
+    start as torch's: U(±1/√I) for U, U(±1/√H) for V. Raises ValueError for an unknown name, a size
+    below 1 or n = 0.
 
     State: h (B, H).
     """
@@ -97,6 +98,8 @@ class ANRU(RecurrentLayer):
         self.Wgg = linear_map(supervisor_size, supervisor_size, recurrent, *like)
         self.Wgn = linear_map(supervisor_size, 1, initialization.xavier, *like, gain=0.1)
         self.Wgs = linear_map(supervisor_size, 1, initialization.xavier, *like, gain=0.01)
+        for linear in (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgs):
+            nn.init.zeros_(linear.bias)
         nn.init.constant_(self.Wgn.bias, 5 + 2 * torch.rand((), generator=generator).item())
 
     def state_shapes(self, batch):
@@ -184,7 +187,8 @@ class LSTM(RecurrentLayer):
 class GRU(RecurrentLayer):
     """The gated recurrent unit, as `torch.nn.GRU`; a drive is added to the candidate.
 
-    All weights and biases start at U(−1/√H, 1/√H), as torch's do.
+    Weights and biases start as those of `torch.nn.Linear`: U(±1/√I) for the maps of x, U(±1/√H)
+    for those of h.
     Source: Cho et al., arXiv 1406.1078, with the reset gate after the recurrent product.
 
     State: h (B, H).
@@ -192,12 +196,10 @@ class GRU(RecurrentLayer):
 
     def __init__(self, input_size, hidden_size, *, generator=None, device=None, dtype=None):
         super().__init__(input_size, hidden_size)
-        like = {"bound": hidden_size**-0.5}
-        like |= {"generator": generator, "device": device, "dtype": dtype}
+        like = (generator, device, dtype)
         for gate in "rzn":
             for source, size in (("i", input_size), ("h", hidden_size)):
-                linear = linear_map(size, hidden_size, initialization.uniform, **like)
-                initialization.uniform(linear.bias, generator, bound=hidden_size**-0.5)
+                linear = linear_map(size, hidden_size, initialization.torch_default, *like)
                 self.add_module(f"W{source}{gate}", linear)
 
     def state_shapes(self, batch):

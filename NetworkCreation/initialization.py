@@ -81,6 +81,11 @@ def uniform(weight, generator=None, bound=1.0):
     return _fill(weight, nn.init.uniform_, a=-bound, b=bound, generator=generator)
 
 
+def torch_default(weight, generator=None):
+    """U(−1/√fan_in, 1/√fan_in), what `torch.nn.Linear` draws by itself."""
+    return uniform(weight, generator, bound=weight.shape[1] ** -0.5)
+
+
 def _fill(weight, initialise, **options):
     drawn = initialise(torch.empty(weight.shape, dtype=weight.dtype), **options)
     with torch.no_grad():

@@ -38,12 +38,12 @@ def choose(kind, name, choices):
 
 
 def linear_map(inputs, outputs, initialise, generator, device, dtype, bias=True, **options):
-    """A linear map with weight (outputs, inputs) drawn by `initialise`, and bias 0 or none."""
+    """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as torch's."""
     device = "cpu" if device is None else device
     linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias, device=device, dtype=dtype)
     initialise(linear.weight, generator, **options)
     if bias:
-        nn.init.zeros_(linear.bias)
+        initialization.uniform(linear.bias, generator, bound=inputs**-0.5)
     return linear
 
 

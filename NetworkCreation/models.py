@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from NetworkCreation import initialization
-from NetworkCreation.layers import choose, hidden
+from NetworkCreation.layers import choose, hidden, linear_map
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 from NetworkCreation.recurrence import Embedded
 
@@ -29,13 +29,15 @@ class CheckpointError(ValueError):
 class PixelClassifier(nn.Module):
     """A recurrent layer that reads an image pixel by pixel, and a read-out of its last state.
 
-    `lin` maps h_T to the classes: xavier normal, bias 0.
+    `lin` maps h_T to the classes, and starts as torch's linear maps do.
     """
 
     def __init__(self, rnn, classes=10, generator=None):
         super().__init__()
         self.rnn = rnn
-        self.lin = _read_out(rnn, classes, initialization.xavier, generator)
+        self.lin = linear_map(
+            rnn.hidden_size, classes, initialization.torch_default, generator, None, None
+        )
 
     def forward(self, x, drive=None):
         """x (T, B, I), drive as the layer takes it; returns logits (B, classes)."""
@@ -62,7 +64,9 @@ class CharacterModel(nn.Module):
         initialization.uniform(weight, generator, bound=0.1)
         self.encoder = nn.Embedding(vocabulary, embedding_size, _weight=weight)
         self.rnn = rnn
-        self.decoder = _read_out(rnn, vocabulary, initialization.uniform, generator, bound=0.1)
+        self.decoder = nn.utils.skip_init(nn.Linear, rnn.hidden_size, vocabulary)
+        initialization.uniform(self.decoder.weight, generator, bound=0.1)
+        nn.init.zeros_(self.decoder.bias)
         if tied:
             self.decoder.weight = self.encoder.weight
 
@@ -73,13 +77,6 @@ class CharacterModel(nn.Module):
         x = Embedded(symbols, self.encoder.weight) if few else self.encoder(symbols)
         outputs, state = self.rnn(x, state, drive)
         return self.decoder(outputs), state
-
-
-def _read_out(rnn, outputs, initialise, generator, **options):
-    linear = nn.utils.skip_init(nn.Linear, rnn.hidden_size, outputs)
-    initialise(linear.weight, generator, **options)
-    nn.init.zeros_(linear.bias)
-    return linear
 
 
 def build_model(spec, generator=None):
@@ -218,12 +215,18 @@ def model_of(checkpoint, checkpoint_path, config=None):
     except DAMAGE as error:
         reason = f"no {error}" if isinstance(error, KeyError) else _first_line(error)
         raise CheckpointError(f"{checkpoint_path}: describes no network ({reason})") from error
+    network = config["model"]["net_type"]
+    for bias in ("rnn.U.bias", "rnn.Ure.bias"):
+        if bias in state and bias not in model.state_dict():
+            raise CheckpointError(
+                f"{checkpoint_path}: of another version, whose {network} has the bias {bias}"
+            )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise CheckpointError(
-            f"{checkpoint_path}: holds another network than {config['model']['net_type']} with "
+            f"{checkpoint_path}: holds another network than {network} with "
             f"{config['model']['hidden_size']} units ({reasons})"
         ) from error
     return model.eval(), config
@@ -267,7 +270,7 @@ def _from_paper(state, model):
             elif state[name].numel() == 1:
                 state[name] = state[name].reshape(1).expand_as(here[name])
         for name in ("rnn.U.bias", "rnn.V.bias"):
-            state.setdefault(name, here[name])  # zeros: a map without a bias
+            state.setdefault(name, torch.zeros_like(here[name]))  # a map without a bias
     return state
 
 

@@ -47,9 +47,9 @@ class ExpRNN(ElmanLayer):
 
     P = P₀ Q(A), A skew-symmetric, learned, and 0 at the start. ostep_method: Q(A) is exp(A)
     ('exp') or (1 + A/2)(1 − A/2)⁻¹ ('cayley'). rinit: a key of `initialization.ROTATIONS`, which
-    draws P₀, so that det P is +1 always. iinit: a key of `initialization.INPUT` (U). U alone has a
-    bias, 0 at the start. nonlin, n, s, learn_params: as for `Networks.RNN`.
-    Raises ValueError for an unknown name, a size below 1 or n = 0.
+    draws P₀, so that det P is +1 always. iinit: a key of `initialization.INPUT` (U). With modrelu
+    there is no bias but its own; with another φ U has one, torch's. nonlin, n, s, learn_params: as
+    for `Networks.RNN`. Raises ValueError for an unknown name, a size below 1 or n = 0.
 
     `V` is the linear map whose `weight` is the recurrent matrix: here P.
     Source: Lezcano-Casado & Martínez-Rubio, arXiv 1901.08428; P₀ is the base of their dynamic
@@ -80,7 +80,7 @@ class ExpRNN(ElmanLayer):
         entry = choose("iinit", iinit, initialization.INPUT)
         self.ostep_method = ostep_method
         orthogonal_map = choose("ostep_method", ostep_method, ORTHOGONAL_MAPS)
-        self.U = linear_map(input_size, hidden_size, entry, *like)
+        self.U = linear_map(input_size, hidden_size, entry, *like, bias=nonlin != "modrelu")
         self.V = linear_map(hidden_size, hidden_size, start, *like, bias=False)
         orthogonal(self.V, "weight", orthogonal_map)
         parametrize.register_parametrization(self.V, "weight", NewtonStep())
@@ -298,8 +298,9 @@ class EURNN(RecurrentLayer):
         [[e^{iφ} cos θ, −e^{iφ} sin θ], [sin θ, cos θ]];
 
     a unit without a partner passes. D is diagonal with the phases e^{iω}. θ and φ (one for each
-    pair, layer after layer) and ω (H,) start at U(0, 2π). U x = (Ure x + b) + i Uim x; the drive
-    is real. φ: modReLU of a complex number, with a bias b as `Networks.RNN` has it, or 'none'.
+    pair, layer after layer) and ω (H,) start at U(0, 2π). U x = Ure x + i Uim x; the drive is
+    real. φ: modReLU of a complex number, with a bias b as `Networks.RNN` has it, or 'none': then
+    Ure has a bias, torch's.
     capacity: L. iinit: a key of `initialization.INPUT` (Ure and Uim).
     Raises ValueError for an unknown name, or a size or capacity below 1.
     Source: Jing et al., arXiv 1612.05231 (tunable-space implementation).
@@ -334,7 +335,7 @@ class EURNN(RecurrentLayer):
         self.nonlin = nonlin
         like = (generator, device, dtype)
         entry = choose("iinit", iinit, initialization.INPUT)
-        self.Ure = linear_map(input_size, hidden_size, entry, *like)
+        self.Ure = linear_map(input_size, hidden_size, entry, *like, bias=nonlin != "modrelu")
         self.Uim = linear_map(input_size, hidden_size, entry, *like, bias=False)
         firsts = [torch.arange(hidden_size - 1)[layer % 2 :: 2] for layer in range(capacity)]
         layers = [torch.full_like(first, layer) for layer, first in enumerate(firsts)]
@@ -388,7 +389,8 @@ class EURNN(RecurrentLayer):
     def _run(self, x, state, drive):
         x, *weights = recurrence.inputs_and_maps(x, self.Ure.weight, self.Uim.weight)
         re, im = (torch.matmul(U, x.transpose(1, 2)) for U in weights)
-        re = re + self.Ure.bias.unsqueeze(1)  # (T, H, B)
+        if self.Ure.bias is not None:
+            re = re + self.Ure.bias.unsqueeze(1)  # (T, H, B)
         if drive is not None:
             re = re + (drive if drive.ndim == 2 else drive.unsqueeze(1)).unsqueeze(1)
         bias = self.b.unsqueeze(1) if self.nonlin == "modrelu" else None

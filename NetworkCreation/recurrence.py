@@ -450,7 +450,8 @@ def rnn(workspace, nonlin, x, h, drive, U, V, parameters):
     x (T, B, I), h (B, H), drive (T,), (T, B) or None; U, V: linear maps, U with bias; parameters:
     those of the activation `nonlin`, a key of ACTIVATIONS: n and s, or b, or none.
     """
-    bias = U.bias if V.bias is None else U.bias + V.bias
+    biases = [linear.bias for linear in (U, V) if linear.bias is not None]
+    bias = sum(biases) if biases else U.weight.new_zeros(len(U.weight))
     x, weight = inputs_and_maps(x, U.weight)
     inputs = (x, h, drive, weight, bias, V.weight, *parameters)
     return _RNN.apply(nonlin, workspace, _learning(*inputs), *inputs)

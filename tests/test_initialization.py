@@ -8,6 +8,8 @@ import torch
 
 from NetworkCreation import initialization
 from NetworkCreation.initialization import INPUT, RECURRENT
+from NetworkCreation.models import CharacterModel, PixelClassifier
+from NetworkCreation.Networks import NETWORKS, RNN
 
 ROTATIONS = ["henaff", "cayley", "random"]
 DTYPES = [torch.float32, torch.float64]
@@ -126,6 +128,79 @@ def test_uniform():
     values = draw("uniform", 100, 40, bound=0.3).flatten()
     assert distance_to_uniform(values, -0.3, 0.3) < 1.95
     assert values.abs().max() <= 0.3
+
+
+# What each tensor of a network of 60 inputs and 200 units is drawn from: U(low, high), N(0, σ²) or
+# zero. Recurrent matrices have tests of their own.
+ENTRY = ("normal", math.sqrt(2 / 60))  # kaiming, the default of --iinit
+BY_INPUT, BY_UNITS = ("uniform", 60**-0.5), ("uniform", 200**-0.5)
+GATE = {"weight": ("normal", math.sqrt(2 / 460)), "bias": ("uniform", 260**-0.5)}
+LAYERS = {
+    ("RNN", "gamma2"): {"U.weight": ENTRY, "U.bias": BY_INPUT, "V.bias": BY_UNITS},
+    ("RNN", "modrelu"): {"U.bias": BY_INPUT, "V.bias": BY_UNITS, "b": ("uniform", 0.01)},
+    ("ANRU", None): {
+        "Uxh.weight": ENTRY,
+        "Uag.weight": ("normal", math.sqrt(2)),
+        "Wgn.weight": ("normal", 0.1 * math.sqrt(2 / 301)),
+        "Wgs.weight": ("normal", 0.01 * math.sqrt(2 / 301)),
+        **{f"{name}.bias": ("zero",) for name in ("Uxh", "Whh", "Uag", "Wgg", "Wgs")},
+    },
+    ("LSTM", None): {f"W{g}.{kind}": drawn for g in "fiog" for kind, drawn in GATE.items()},
+    ("GRU", None): {
+        f"W{source}{gate}.{kind}": drawn
+        for source, drawn in (("i", BY_INPUT), ("h", BY_UNITS))
+        for gate in "rzn"
+        for kind in ("weight", "bias")
+    },
+    ("expRNN", "modrelu"): {"U.weight": ENTRY, "b": ("uniform", 0.01)},
+    ("expRNN", "tanh"): {"U.weight": ENTRY, "U.bias": BY_INPUT},
+    ("nnRNN", "modrelu"): {"U.weight": ENTRY, "b": ("uniform", 0.01)},
+    ("nnRNN", "tanh"): {"U.weight": ENTRY, "U.bias": BY_INPUT},
+    ("EURNN", "modrelu"): {"Ure.weight": ENTRY, "Uim.weight": ENTRY, "b": ("uniform", 0.01)},
+    ("EURNN", "none"): {"Ure.weight": ENTRY, "Uim.weight": ENTRY, "Ure.bias": BY_INPUT},
+}
+
+
+def check_drawn(tensors, kind, scale=None):
+    """Whether tensors of one name, of many seeds, are drawn from this distribution."""
+    values = torch.stack(tensors).detach().double().flatten()
+    count = len(values)
+    if kind == "zero":
+        assert values.count_nonzero() == 0
+    elif kind == "uniform":
+        assert values.abs().max() <= scale * (1 + 1e-6)
+        assert distance_to_uniform(values, -scale, scale) < 1.95
+    else:
+        assert abs(values.mean().item()) < 4 * scale / math.sqrt(count)
+        assert abs(values.std().item() / scale - 1) < 4 / math.sqrt(2 * count)
+        assert abs((values / scale).pow(4).mean().item() - 3) < 4 * math.sqrt(96 / count)
+
+
+@pytest.mark.parametrize("net_type, nonlin", LAYERS)
+def test_every_tensor_of_a_layer_starts_as_the_papers(net_type, nonlin):
+    options = {} if nonlin is None else {"nonlin": nonlin}
+    options |= {"supervisor_size": 300} if net_type == "ANRU" else {}
+    generator = torch.Generator().manual_seed(1)
+    layers = [NETWORKS[net_type](60, 200, **options, generator=generator) for _ in range(4)]
+    named = [dict(layer.named_parameters()) for layer in layers]
+    expected = LAYERS[net_type, nonlin]
+    for name, drawn in expected.items():
+        check_drawn([parameters[name] for parameters in named], *drawn)
+        same = drawn != ("zero",) and torch.equal(named[0][name], named[1][name])
+        assert not same, name
+    biases = {name for name in named[0] if name.endswith("bias")} - {"Wgn.bias"}
+    assert biases <= expected.keys()  # no other bias is there
+
+
+def test_read_outs_start_as_the_papers():
+    generator = torch.Generator().manual_seed(2)
+    models = [PixelClassifier(RNN(1, 400), 300, generator) for _ in range(4)]
+    for name in ("weight", "bias"):
+        check_drawn([getattr(m.lin, name) for m in models], "uniform", 400**-0.5)
+    models = [CharacterModel(RNN(100, 80), 50, generator=generator) for _ in range(4)]
+    for part in ("encoder", "decoder"):
+        check_drawn([getattr(m, part).weight for m in models], "uniform", 0.1)
+    check_drawn([m.decoder.bias for m in models], "zero")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -118,16 +118,6 @@ def test_every_way_through_a_layer_takes_symbols(net_type):
         model.rnn(Embedded(x.symbols, torch.zeros(3, 3)))
 
 
-def test_read_outs_start_as_designed():
-    model = build(characters("GRU", vocabulary=list(map(str, range(50))), embedding_size=100))
-    for weight in (model.encoder.weight, model.decoder.weight):
-        assert 0.099 < weight.abs().max() <= 0.1
-    assert model.decoder.bias.count_nonzero() == 0
-    model = build(pixels("RNN") | {"hidden_size": 400})
-    assert model.lin.weight.std().item() == pytest.approx(math.sqrt(2 / 410), rel=0.05)
-    assert model.lin.bias.count_nonzero() == 0
-
-
 def test_tied_weights_are_one_matrix():
     model = build(characters("GRU", embedding_size=6, tied=True))
     assert model.decoder.weight is model.encoder.weight
@@ -251,6 +241,15 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     path = save(tmp_path / "e_5.pth.tar", build(spec | {"hidden_size": 5}).state_dict())
     with pytest.raises(CheckpointError, match=r"e_5.*another network than RNN with 6"):
         load_model(path, {"model": spec})
+
+
+def test_a_bias_that_a_network_no_longer_has_is_of_another_version(tmp_path):
+    for net_type, name in (("expRNN", "rnn.U.bias"), ("EURNN", "rnn.Ure.bias")):
+        spec = pixels(net_type) | {"layer": {"nonlin": "modrelu"}}
+        state = build(spec).state_dict() | {name: torch.zeros(6)}
+        path = save(tmp_path / "e_6.pth.tar", state, config={"model": spec})
+        with pytest.raises(CheckpointError, match=rf"e_6.* another version.*{net_type}.*{name}$"):
+            load_model(path)
 
 
 class Trap:

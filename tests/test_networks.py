@@ -632,25 +632,11 @@ def test_normal_touches_its_own_matrix_only():
         assert torch.equal(one.state_dict()[name], other.state_dict()[name])
 
 
-@pytest.mark.parametrize("key", [key for key in LAYERS if key != "GRU"])
-def test_biases_start_at_zero(key):
-    for name, tensor in new(key).state_dict().items():
-        if name.endswith("bias") and name != "Wgn.bias":
-            assert torch.equal(tensor, torch.zeros_like(tensor)), name
-
-
 @pytest.mark.parametrize("key", ["RNN-gamma", "RNN-gamma2", "RNN-gamma-fixed", "RNN-gamma2-fixed"])
 def test_gain_and_saturation_start_where_told(key):
     layer = new(key, n=-3.5, s=0.25)
     assert torch.equal(layer.n, torch.full_like(layer.n, -3.5))
     assert torch.equal(layer.s, torch.full_like(layer.s, 0.25))
-
-
-def test_modrelu_bias():
-    layer = RNN(I, 2000, "modrelu", rinit="normal", generator=seeded(0))
-    assert layer.b.abs().max() <= 0.01
-    assert layer.b.std().item() == pytest.approx(0.01 / math.sqrt(3), rel=0.05)
-    assert abs(layer.b.mean().item()) < 0.001
 
 
 def test_anru_readouts():
@@ -665,23 +651,6 @@ def test_anru_readouts():
         expected = scale * math.sqrt(2 / 51)
         assert weights.std().item() == pytest.approx(expected, rel=0.06)
         assert abs(weights.mean().item()) < 4 * expected / math.sqrt(weights.numel())
-
-
-def test_lstm_weights():
-    layer = LSTM(30, 100, generator=seeded(0))
-    weights = [gate.weight for gate in (layer.Wf, layer.Wi, layer.Wo, layer.Wg)]
-    for weight in weights:
-        assert weight.std().item() == pytest.approx(math.sqrt(2 / 230), rel=0.03)
-        assert abs(weight.mean().item()) < 4 * math.sqrt(2 / 230 / weight.numel())
-    assert not any(torch.equal(weights[0], weight) for weight in weights[1:])
-
-
-def test_gru_weights_and_biases():
-    layer = GRU(70, 100, generator=seeded(0))
-    for name, parameter in layer.named_parameters():
-        assert parameter.abs().max() <= 0.1, name
-        relative = 0.2 if parameter.ndim == 1 else 0.03
-        assert parameter.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=relative), name
 
 
 @every_layer

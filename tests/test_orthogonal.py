@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
+from NetworkCreation import initialization
 from NetworkCreation.initialization import ROTATIONS
 from NetworkCreation.layers import NONLINEARITIES
 from NetworkCreation.models import build_model, load_model, parameter_groups
-from NetworkCreation.Networks import NETWORKS, RNN
+from NetworkCreation.Networks import NETWORKS
 from NetworkCreation.orthogonal import ORTHOGONAL_MAPS, complex_modrelu
 from tests.conftest import TOY
 from tests.test_scripts import checkpoint, equal, metrics
@@ -102,8 +103,11 @@ def departure(M):
 @pytest.mark.parametrize("ostep_method", ORTHOGONAL_MAPS)
 @pytest.mark.parametrize("rinit", ROTATIONS)
 def test_exprnn_starts_with_the_matrix_that_rinit_draws(rinit, ostep_method, units):
-    like = {"rinit": rinit, "generator": seeded(3), "dtype": torch.float64}
-    expected = RNN(I, units, **like).V.weight
+    generator = seeded(3)
+    initialization.kaiming(torch.empty(units, I, dtype=torch.float64), generator)  # U comes first
+    expected = initialization.RECURRENT[rinit](
+        torch.empty(units, units, dtype=torch.float64), generator
+    )
     found = new("expRNN", units, seed=3, rinit=rinit, ostep_method=ostep_method)
     torch.testing.assert_close(found.V.weight, expected, rtol=0, atol=1e-14)
     assert torch.equal(found.P, found.V.weight)
@@ -253,7 +257,7 @@ def test_a_step_of_eurnn_is_the_equation():
     layer = build("EURNN")
     torch.nn.init.constant_(layer.b[:3].detach(), -1.0)
     x, (re, im) = randn(B, I), random_state(layer)
-    bias = torch.complex(layer.Ure.bias + 0.5, torch.zeros(H).double())
+    bias = torch.complex(torch.full((H,), 0.5).double(), torch.zeros(H).double())
     U = torch.complex(layer.Ure.weight, layer.Uim.weight)
     z = (x + 0j) @ U.T + bias + torch.complex(re, im) @ matrix(layer).T
     size = (z.abs() + layer.b).clamp(min=0)
@@ -282,7 +286,7 @@ def test_where_nothing_comes_in_eurnn_stays_at_zero_with_gradients():
 @pytest.mark.parametrize("name", ["expRNN", "EURNN"])
 @pytest.mark.parametrize("units", [H, H + 1])
 def test_the_norm_is_kept_over_a_thousand_steps(name, units):
-    layer = new(name, units, nonlin="none", dtype=torch.float32)  # biases are 0
+    layer = new(name, units, nonlin="none", dtype=torch.float32)
     train(layer, 20, lr_orth=1e-2)
     for bias in (p for n, p in layer.named_parameters() if n.endswith("bias")):
         torch.nn.init.zeros_(bias)
