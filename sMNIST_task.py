@@ -1,136 +1,89 @@
-"""Experiment 1: classify handwritten digits that are read one pixel a step, (permuted) sMNIST.
+"""Experiment 1: classify handwritten digits read one pixel per step, (permuted) sequential MNIST.
 
     python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2         psMNIST, 400 units, 100 epochs
-    python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2 --test  scores the newest such run
+    python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2 --test  evaluates the newest such run
     python3 sMNIST_task.py --resume SavedModels/psMNIST/400/RNN_lr0.0001_p0.0_hs400_gamma2/DATE
     python3 sMNIST_task.py --dataset digits --net-type ANRU --nhid 64 --lr 5e-4 --batch 50 \\
         --epochs 40 --shuffle                                        needs no download
 
-A run leaves a directory below SavedModels: see Training/runs.py.
+A run leaves a directory below SavedModels: see Training/run_directory.py.
 Source: Geadah et al., arXiv 2006.12253; the task is that of Le et al., arXiv 1504.00941.
 """
 
+import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
+
 import argparse
 import sys
-import time
 
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from NetworkCreation.initialization import INPUT, RECURRENT, ROTATIONS
-from NetworkCreation.models import (
-    CheckpointError,
-    adaptation,
-    build_model,
-    model_of,
-    parameter_groups,
-    read_checkpoint,
-)
+from NetworkCreation.checkpoints import CheckpointError, model_of, read_checkpoint
+from NetworkCreation.exprnn import ORTHOGONAL_MAPS
+from NetworkCreation.initialization import INPUT, RECURRENT
+from NetworkCreation.models import build_model, gain_statistics, parameter_groups
 from NetworkCreation.Networks import NETWORKS
-from NetworkCreation.orthogonal import ORTHOGONAL_MAPS
-from Training import arguments
+from Training import flags
 from Training.datasets import PIXEL_SETS, DataError, load_pixels
-from Training.evaluation import adapted, evaluate_pixels
-from Training.runs import (
-    LAST,
-    Run,
-    RunError,
-    TrainingState,
-    describe,
-    device_name,
-    run_name,
-    stream,
-)
+from Training.evaluation import evaluate_pixels
+from Training.run_directory import LAST, Run, RunError, describe, device_name
+from Training.trainer import Trainer, stream
 from Training.transforms import TEST_TRANSFORMS, random_sin, step_drive, step_window
 
-TRAINING_AMPLITUDE = 0.2  # of the sine transform, of --transform-ratio of the training batches
+TRAINING_AMPLITUDE = 0.2  # of the sine transform, on --transform-ratio of the training batches
 VALIDATION_AMPLITUDE = 0.5
 TRACED = 8  # validation images over which the n and s of ANRU are averaged for metrics.csv
 
 
 def make_parser():
-    parser = arguments.Parser(__file__, __doc__)
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument(
-        "-p",
-        "--permute",
-        action="store_true",
-        help="permute the pixels, as RandomState(seed) has them",
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="parameters, and every tenth batch's loss"
-    )
-    parser.add_argument(
-        "--nonlin",
-        choices=("gamma", "gamma2", "ReLU", "modrelu"),
-        default="gamma2",
-        help="activation of the RNN, expRNN and nnRNN; gamma2 has an n and an s for every unit; "
-        "the default of expRNN, nnRNN and EURNN is modrelu",
-    )
-    parser.add_argument("--gain", type=arguments.gain, default=1.0, help="initial n")
-    parser.add_argument("--saturation", type=arguments.finite, default=1.0, help="initial s")
-    parser.add_argument(
+    parser = flags.Parser(__file__, __doc__)
+    nonlin = ("gamma", "gamma2", "ReLU", "modrelu")
+    flags.add_network_flags(parser, NETWORKS, nonlin, RECURRENT, INPUT, ORTHOGONAL_MAPS)
+    flags.add_training_flags(parser)
+    flags.add_run_flags(parser, __file__, PIXEL_SETS)
+    parser.set_defaults(nonlin="gamma2", nhid=400, n=1.0, s=1.0, batch_size=100)
+    flag = parser.add_argument_group("sequential MNIST").add_argument
+    flag("-p", "--permute", action="store_true", help="permute the pixels, drawn from --seed")
+    flag(
         "--random",
-        action=switch,
-        help="n ~ U(5, 7), one draw, and s = 0 (default: where neither of the two is given)",
+        action=argparse.BooleanOptionalAction,
+        help="draw n ~ U(5, 7) and set s = 0 (default: if neither n nor s is given)",
     )
-    parser.add_argument("--learn_params", action=switch, default=True, help="n and s learn")
-    parser.add_argument("--nhid", type=arguments.positive_int, default=400, help="hidden units")
-    parser.add_argument("--lr", type=arguments.rate, default=1e-4, help="learning rate")
-    parser.add_argument("--batch", type=arguments.positive_int, default=100, help="batch size")
-    parser.add_argument("--epochs", type=arguments.positive_int, default=100, help="in all")
-    parser.add_argument(
-        "--save-freq",
-        type=arguments.positive_int,
-        default=25,
-        help="epochs from one kept checkpoint, with a scoring of the test set, to the next",
-    )
-    parser.add_argument("--shuffle", action="store_true", help="a new order in every epoch")
-    parser.add_argument(
-        "--transform", choices=TEST_TRANSFORMS, default="sin", help="on the test set"
-    )
-    parser.add_argument(
+    flag("--shuffle", action="store_true", help="a new order of the images in every epoch")
+    flag("--transform", choices=TEST_TRANSFORMS, default="sin", help="of the test set")
+    flag(
         "--transform-ratio",
-        type=arguments.fraction,
+        type=flags.fraction,
         default=0.0,
-        help="share of training batches under the sine transform",
+        help="fraction of training batches under the sine transform",
     )
-    choices = (PIXEL_SETS, NETWORKS, RECURRENT, INPUT, ORTHOGONAL_MAPS)
-    arguments.add_shared_flags(parser, __file__, *choices)
+    flag("-v", "--verbose", action="store_true", help="print the loss of every tenth batch")
     return parser
 
 
-def resolve(parser, args, given):
-    """Errors for flags that contradict each other; sets what depends on other arguments."""
-    of_gamma = ("gain", "saturation", "random", "learn_params")
-    arguments.resolve_network(parser, args, given, of_gamma, ROTATIONS)
-    if args.nonlin in ("gamma", "gamma2"):
-        set_by_hand = given & {"gain", "saturation"}
-        if args.random and set_by_hand:
-            parser.error(
-                f"argument --random: draws n and s, which {parser.flag(set_by_hand.pop())} sets"
-            )
-        if args.random is None:
-            args.random = not set_by_hand
+def parse(argv=None):
+    parser = make_parser()
+    args, run = flags.parse(parser, argv, NETWORKS)
+    if run is None and args.nonlin in ("gamma", "gamma2"):
+        by_hand = parser.given & {"n", "s"}
+        if args.random and by_hand:
+            parser.error(f"argument --random: contradicts {parser.flag(by_hand.pop())}")
+        args.random = not by_hand if args.random is None else args.random
+        if args.random:
+            args.n = 5 + 2 * torch.rand((), generator=stream(args.seed, "gain")).item()
+            args.s = 0.0
+    return parser, args, run
 
 
-def describe_model(args, classes, generator):
-    """The spec of the network for `build_model`; with --random it draws n into the arguments."""
-    layer = arguments.layer_options(args)
-    if args.random:
-        args.gain = 5 + 2 * torch.rand((), generator=generator).item()
-        args.saturation = 0.0
-    if args.nonlin is not None:
-        layer["nonlin"] = args.nonlin
-    if args.nonlin in ("gamma", "gamma2"):
-        layer |= {"n": args.gain, "s": args.saturation, "learn_params": args.learn_params}
+def model_spec(args, classes):
+    """The description of the network that `build_model` takes."""
     return {
         "task": "pixels",
         "net_type": args.net_type,
         "hidden_size": args.nhid,
         "classes": classes,
-        "layer": layer,
+        "layer": flags.layer_options(args, NETWORKS),
     }
 
 
@@ -138,205 +91,106 @@ def task_name(args):
     return ("ps" if args.permute else "s") + {"mnist": "MNIST", "digits": "Digits"}[args.dataset]
 
 
-def train_epoch(state, data, args, device, run, check):
-    """The rest of an epoch: all of it, or what comes after the batch where a run was resumed."""
-    state.model.train()
-    if args.shuffle and "order" not in state.carry:
-        state.carry["order"] = torch.randperm(len(data.train), generator=state.generators["order"])
-    starts = range(0, len(data.train), args.batch)[: args.limit_batches]
-    bar = tqdm(
-        total=len(starts), initial=state.batch, desc=f"epoch {state.epoch + 1}", disable=None
-    )
-    with bar:
-        while state.batch < len(starts):
-            check()
-            begun = time.perf_counter()
-            index = slice(starts[state.batch], starts[state.batch] + args.batch)
-            if args.shuffle:
-                index = state.carry["order"][index].to(device)
-            x, labels = data.train.batch(index)
-            transforms = state.generators["transform"]
-            if torch.rand((), generator=transforms) < args.transform_ratio:
-                x = random_sin(TRAINING_AMPLITUDE, transforms)(x)
-            logits = state.model(x)
-            loss, norm = state.update(cross_entropy(logits, labels))
-            state.add(
-                loss=loss * len(labels),
-                correct=(logits.argmax(dim=1) == labels).sum().item(),
-                seen=len(labels),
-                gradient_norm=norm,
-                seconds=time.perf_counter() - begun,
-            )
-            state.batch += 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            if args.verbose and state.batch % 10 == 0:
-                run.print(f"epoch {state.epoch + 1}, batch {state.batch}: loss {loss:.4f}")
+@flags.entry_point
+def main(argv=None):
+    parser, args, run = parse(argv)
+    device = flags.choose_device(parser, args)
+    if args.test:
+        return test(parser, args, device)
 
-
-def finish_epoch(state, data, args, run, check):
-    """Scores an epoch whose batches are done, sets the learning rate, and saves its files."""
-    begun = time.perf_counter()
-    epoch = state.epoch + 1
-    lr, sums, batches = state.lr, state.sums, state.batch
-    options = {"limit": args.limit_batches, "check": check}
-    validation = evaluate_pixels(state.model, data.validation, args.batch, **options)
-    sine = random_sin(VALIDATION_AMPLITUDE, stream(args.seed, "evaluation", epoch))
-    transformed = evaluate_pixels(
-        state.model,
-        data.validation,
-        args.batch,
-        transform=sine,
-        **options,
-    )
-    tests = {}
-    if epoch % args.save_freq == 0 or epoch == args.epochs:
-        tests["as_is"] = evaluate_pixels(state.model, data.test, args.batch, **options)
-        transform = TEST_TRANSFORMS[args.transform](data.steps)
-        tests[args.transform] = evaluate_pixels(
-            state.model, data.test, args.batch, transform=transform, **options
-        )
-    few, _ = data.validation.batch(slice(0, TRACED))
-    n_and_s = adaptation(state.model.rnn, few)
-
-    # No signal is heeded from here on, so that all of an epoch's files are of that epoch.
-    state.finish_epoch(validation[0])
-    row = {
-        "epoch": epoch,
-        "train_loss": sums["loss"] / sums["seen"],
-        "train_accuracy": sums["correct"] / sums["seen"],
-        "validation_loss": validation[0],
-        "validation_accuracy": validation[1],
-        "validation_transformed_loss": transformed[0],
-        "validation_transformed_accuracy": transformed[1],
-        "gradient_norm": sums["gradient_norm"] / batches,
-        "lr": lr,
-        **n_and_s,
-        "seconds": sums["seconds"] + time.perf_counter() - begun,
-    }
-    run.add_row("metrics.csv", row)
-    for condition, (loss, accuracy) in tests.items():
-        result = {"epoch": epoch, "condition": condition, "loss": loss, "accuracy": accuracy}
-        run.add_row("test_results.csv", result)
-    checkpoint = state.checkpoint(run.config)
-    if tests:
-        run.save(f"e_{epoch}.pth.tar", checkpoint)
-    run.save(LAST, checkpoint)
-
-    run.print(
-        f"epoch {epoch}/{args.epochs}: train loss {row['train_loss']:.4f}, accuracy "
-        f"{row['train_accuracy']:.2%}; validation loss {validation[0]:.4f}, accuracy "
-        f"{validation[1]:.2%}, transformed {transformed[1]:.2%}; lr {lr:g}, gradient norm "
-        f"{row['gradient_norm']:.3g}{adapted(row)}; {row['seconds']:.1f} s"
-    )
-    for condition, (loss, accuracy) in tests.items():
-        run.print(f"test {condition}: loss {loss:.4f}, accuracy {accuracy:.2%}")
-
-
-def train(parser, args, given):
-    """Trains a new run, or goes on with one; returns the exit code."""
-    run = None
-    if args.resume is None:
-        resolve(parser, args, given)
-    else:
-        run, args = arguments.resumed_arguments(parser, args, given)
-    device = arguments.choose_device(parser, args)
-    try:
+    saved = None
+    if run is not None:
+        with parser.blame("resume", RunError, CheckpointError):
+            saved = read_checkpoint(run.path / LAST)
+            run.check_config(saved.get("config"))
+    with parser.blame("data", DataError):
         data = load_pixels(args.dataset, args.data, args.seed, args.permute).to(device)
-        batch = min(args.batch, len(data.train))
-        arguments.check_memory(parser, args, device, data.steps * batch)
-        if run is None:
-            generator = stream(args.seed, "initialisation")
-            spec = describe_model(args, data.classes, generator)
-            model = build_model(spec, generator).to(device)
-        else:
-            run.check_data(data.checksums)
-            checkpoint = read_checkpoint(run.path / LAST)
-            model = model_of(checkpoint, run.path / LAST)[0].to(device)
-    except DataError as error:
-        parser.error(f"argument --data: {error}")
-    except (CheckpointError, RunError) as error:
-        parser.error(f"argument --resume: {error}")
-    groups = parameter_groups(model, arguments.group_options(args))
-    optimizer = torch.optim.Adam(groups, lr=args.lr, betas=args.betas)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    generators = {name: stream(args.seed, name) for name in ("order", "transform")}
-    penalty = (lambda: args.alam * model.rnn.penalty()) if args.alam else None
-    state = TrainingState(model, optimizer, scheduler, generators, clip=args.clip, penalty=penalty)
-    if run is None:
+    spec = model_spec(args, data.classes)
+    states = data.steps * min(args.batch_size, len(data.train))
+    flags.check_network(parser, args, device, lambda: build_model(spec, device="meta"), states)
+    model = build_model(spec, stream(args.seed, "initialisation")).to(device)
+    optimizer = flags.make_optimizer(args, model, parameter_groups)
+    with parser.blame("save_dir" if run is None else "resume", RunError):
         about = {"name": args.dataset, "steps": data.steps, "sha256": data.checksums}
-        config = describe(__file__, parser.command, args, spec, about, device)
-        name = run_name(args.net_type, args.lr, args.transform_ratio, args.nhid, args.nonlin)
-        try:
-            run = Run.create(args.save_dir, task_name(args), args.seed, name, config)
-        except RunError as error:
-            parser.error(f"argument --save-dir: {error}")
-    else:
-        sums = {"loss": 0.0, "correct": 0, "seen": 0, "gradient_norm": 0.0, "seconds": 0.0}
-        carry = {"order": torch.arange(len(data.train))} if args.shuffle else {}
-        try:
-            run.go_on(checkpoint, state, args.epochs, sums, carry)
-        except RunError as error:
-            parser.error(str(error))
-    if args.verbose:
-        for name, parameter in model.named_parameters():
-            run.print(f"{name}: {parameter.numel()} {tuple(parameter.shape)}")
-        run.print(f"parameters: {sum(p.numel() for p in model.parameters())}")
+        run = run or Run.create(args, task_name(args), describe(parser, args, spec, about, device))
+        run.check_data(data.checksums)
+        trainer = Trainer(run, args, model, optimizer, ReduceLROnPlateau(optimizer), saved)
 
-    def epoch(check):
-        train_epoch(state, data, args, device, run, check)
-        finish_epoch(state, data, args, run, check)
+    with trainer:
+        for epoch in trainer.epochs():
+            order = trainer.order(len(data.train), args.shuffle)
+            batches = order.split(args.batch_size)
+            for index in trainer.batches(batches, log_every=10 if args.verbose else None):
+                x, labels = data.train.batch(index)  # (T, B, 1), (B,)
+                if trainer.chance(args.transform_ratio):
+                    x = random_sin(TRAINING_AMPLITUDE, trainer.draws)(x)
+                logits = model(x)
+                correct = (logits.argmax(dim=1) == labels).sum()
+                trainer.step(cross_entropy(logits, labels), len(labels), correct=correct)
 
-    return run.carry_out(state, epoch, args.snapshot_minutes)
-
-
-def test(parser, args, given):
-    """Scores the test set with a saved model; returns the exit code."""
-    resolve(parser, args, given)
-    device = arguments.choose_device(parser, args)
-    try:
-        path = args.checkpoint
-        if path is None:
-            path = arguments.choose_run(parser, args, given).newest_checkpoint()
-        checkpoint = read_checkpoint(path)
-        trained, config = args, None
-        if "config" in checkpoint:
-            config = checkpoint["config"]
-            arguments.check_same(parser, args, given, config, path)
-            trained = arguments.saved_arguments(parser, config["arguments"], path)
-        else:  # the paper's own code
-            arguments.check_memory(parser, args, device, 0)
-            spec = describe_model(args, 10, stream(args.seed, "initialisation"))
-            config = {"model": spec}
-        model, _ = model_of(checkpoint, path, config)
-        data = load_pixels(trained.dataset, args.data, trained.seed, trained.permute)
-    except DataError as error:
-        parser.error(f"argument --data: {error}")
-    except (CheckpointError, RunError) as error:
-        flag = "--save-dir" if args.checkpoint is None else "--checkpoint"
-        parser.error(f"argument {flag}: {error}")
-    model.to(device)
-    test_set = data.test.to(device)
-    position, length = step_window(data.steps)
-    drive = step_drive(data.steps, 1.0, position, length).to(device)
-    transform = TEST_TRANSFORMS[args.transform](data.steps)
-    conditions = {
-        "as is": {},
-        f"transformed ({args.transform})": {"transform": transform},
-        f"step drive of size 1 at {position} for {length}": {"drive": drive},
-    }
-    print(f"checkpoint: {path}")
-    print(f"device: {device_name(device)}")
-    for name, options in conditions.items():
-        loss, accuracy = evaluate_pixels(
-            model, test_set, trained.batch, limit=args.limit_batches, **options
-        )
-        print(f"test {name}: loss {loss:.4f}, accuracy {accuracy:.2%}", flush=True)
+            scores, tests = evaluate(model, data, args, epoch, trainer)
+            trainer.finish_epoch(scores, tests)
     return 0
 
 
-def main(argv=None):
-    return arguments.run_script(make_parser(), argv, train, test)
+def evaluate(model, data, args, epoch, trainer):
+    """The columns of metrics.csv and, when the checkpoint is kept, the rows of test_results.csv."""
+
+    def score(part, transform=None):
+        return evaluate_pixels(model, part, args.batch_size, transform, limit=args.limit_batches)
+
+    sine = random_sin(VALIDATION_AMPLITUDE, stream(args.seed, "evaluation", epoch))
+    train_loss, train_accuracy = trainer.mean("loss"), trainer.mean("correct")
+    validation_loss, validation_accuracy = score(data.validation)
+    transformed_loss, transformed_accuracy = score(data.validation, sine)
+    few, _ = data.validation.batch(slice(0, TRACED))
+    scores = {
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "validation_loss": validation_loss,
+        "validation_accuracy": validation_accuracy,
+        "validation_transformed_loss": transformed_loss,
+        "validation_transformed_accuracy": transformed_accuracy,
+        **gain_statistics(model.rnn, few),
+    }
+    tests = {}
+    if trainer.keeps(epoch):
+        transform = TEST_TRANSFORMS[args.transform](data.steps)
+        for condition, change in (("as_is", None), (args.transform, transform)):
+            loss, accuracy = score(data.test, change)
+            tests[condition] = {"loss": loss, "accuracy": accuracy}
+    return scores, tests
+
+
+def test(parser, args, device):
+    """Evaluates the test set with a saved model."""
+    flag = "save_dir" if args.checkpoint is None else "checkpoint"
+    with parser.blame(flag, CheckpointError, RunError):
+        path = args.checkpoint or flags.newest_run(parser, args).scored_checkpoint()
+        checkpoint = read_checkpoint(path)
+        if "config" in checkpoint:
+            trained, config = flags.tested_arguments(parser, args, checkpoint["config"], path), None
+        else:  # a file of the paper's own code
+            trained, config = args, {"model": model_spec(args, classes=10)}
+        model = model_of(checkpoint, path, config)[0].to(device)
+    with parser.blame("data", DataError):
+        data = load_pixels(trained.dataset, args.data, trained.seed, trained.permute)
+    position, length = step_window(data.steps)
+    conditions = {
+        "as is": {},
+        f"transformed ({args.transform})": {
+            "transform": TEST_TRANSFORMS[args.transform](data.steps)
+        },
+        f"step drive of size 1 at {position} for {length}": {
+            "drive": step_drive(data.steps, 1.0, position, length).to(device)
+        },
+    }
+    print(f"checkpoint: {path}\ndevice: {device_name(device)}")
+    for name, change in conditions.items():
+        options = {"limit": args.limit_batches, **change}
+        loss, accuracy = evaluate_pixels(model, data.test.to(device), trained.batch_size, **options)
+        print(f"test {name}: loss {loss:.4f}, accuracy {accuracy:.2%}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

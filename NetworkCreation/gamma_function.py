@@ -3,14 +3,17 @@
     γ(x; n, s) = (1 − s) · log(1 + e^{n x}) / n  +  s / (1 + e^{−n x})
 
 n is the neuronal gain and s the degree of saturation (Geadah et al., arXiv 2006.12253).
-The family holds the softplus (s = 0), ReLU (s = 0, n → ∞), the sigmoid (s = 1, n = 1) and the
+The family contains the softplus (s = 0), ReLU (s = 0, n → ∞), the sigmoid (s = 1, n = 1) and the
 Heaviside step (s = 1, n → ∞).
 
-This file needs torch alone and may be copied as it is. Run as a script, it checks its own
-gradients, prints how near it comes to its limits, and draws the family:
+This file depends on torch only and can be copied. Run as a script, it checks its gradients,
+prints the distance from these limits, and draws the family:
 
     python3 NetworkCreation/gamma_function.py
     python3 NetworkCreation/gamma_function.py --draw gamma.png
+
+In the kernels z = n x, σ = σ(z) and p = log(1 + e^z)/n, so that γ = (1 − s) p + s σ. They compute
+in the dtype of x; n and s broadcast with x.
 """
 
 import argparse
@@ -19,55 +22,64 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-# From here on softplus(z) is z to the last bit, in float64 too.
-SOFTPLUS_IS_LINEAR = 40
-
-# On some processors torch's log1p of a float32 vector, which softplus uses, takes ten times as long
-# until the process has taken the atanh of one (seen with torch 2.14 on an AMD EPYC).
-torch.atanh(torch.zeros(64))
+SOFTPLUS_IS_LINEAR = 40  # above it, softplus(z) = z to the last bit, in float64 too
 
 
-def _value(x, n, s):
-    """γ by  log(1 + e^{n x})/n = max(n x, 0)/n + log(1 + e^{−|n x|})/n.
+def value(x, n, s, out=None):
+    """γ = (1 − s) p + s σ, written to `out` if given. Autograd needs `gamma`."""
+    z = x * n
+    p = softplus(z, 1, SOFTPLUS_IS_LINEAR).div_(n)
+    return torch.lerp(p, z.sigmoid_(), s, out=out)
 
-    max(n x, 0)/n is x or 0 and is taken from x itself, so that neither a large n x overflows nor
-    its rounding shows. 1 − s comes before the division, which may overflow where s = 1.
+
+def slope(x, n, s):
+    """∂γ/∂x = (1 − s) σ + s n σ (1 − σ)."""
+    *_, sigma, dsigma = _sigmoid(x, n)
+    return torch.lerp(sigma, dsigma.mul_(n), s)
+
+
+def terms(x, n, s):
+    """∂γ/∂x, and the terms n (x σ − p), x σ (1 − σ) and ∂γ/∂s = σ − p of the other derivatives.
+
+    The terms can be summed over all elements that share n and s before `combine` is called.
     """
-    x = x.double()
-    z, sign = n * x, n.sign()
-    half_line = sign * (sign * x).relu_()
-    rest = z.abs().neg_().exp_().log1p_()
-    return (1 - s) * half_line + (1 - s) * rest / n + s * z.sigmoid_()
+    positive, minus_abs, small, sigma, dsigma = _sigmoid(x, n)
+    rest = (-small).log1p_()  # −log(1 + e^{−|z|})
+    entropy = minus_abs.mul_(small).add_(rest)  # n (x σ − p) without cancellation
+    ds = rest.sub_(positive).div_(n).add_(sigma)
+    return torch.lerp(sigma, dsigma * n, s), (entropy, dsigma * x, ds)
 
 
-def derivative_x(x, n, s):
-    """∂γ/∂x = (1 − s) σ + s n σ (1 − σ), with σ = σ(n x)."""
-    z = n * x.double()
-    sigma, complement = torch.sigmoid(z), torch.sigmoid(-z)  # 1 − σ would cancel for large z
-    return (1 - s) * sigma + s * (n * (sigma * complement))
+def combine(n, s, terms):
+    """∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ) and ∂γ/∂s from the terms, or sums of them."""
+    entropy, xdsigma, ds = terms
+    # In this order neither 0 · ∞ nor an overflow arises where the result is finite.
+    return torch.addcmul((1 - s) * (entropy / n) / n, xdsigma, s), ds
 
 
 def derivatives(x, n, s):
-    """∂γ/∂x as above, ∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ), and ∂γ/∂s = σ − p.
+    """∂γ/∂x, ∂γ/∂n and ∂γ/∂s."""
+    dx, found = terms(x, n, s)
+    return dx, *combine(n, s, found)
 
-    With z = n x and the entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}), whose terms are of one sign,
-    x σ − p = −H/n and σ − p = σ (1 − x) − H/n; x σ and p would cancel.
+
+def _sigmoid(x, n):
+    """max(z, 0), −|z|, σ(−|z|), σ and σ (1 − σ), where 1 − σ does not cancel for large z.
+
+    At z = 0 all of them, and their derivatives of any order, are those of the branch z ≤ 0.
+    torch.abs has the derivative 0 there, which would make the derivatives of σ wrong.
     """
-    x = x.double()
-    z = n * x
-    size = z.abs().clamp(max=torch.finfo(z.dtype).max)  # ∞ · 0 otherwise, where n x overflows
-    sigma, complement = torch.sigmoid(z), torch.sigmoid(-size)
-    slope = torch.addcmul(complement, complement, complement, value=-1)  # σ (1 − σ)
-    entropy = torch.addcmul(torch.log1p(torch.exp(-size)), size, complement)
-    return (
-        torch.addcmul((1 - s) * sigma, s, n * slope),
-        torch.addcdiv(s * (x * slope), (1 - s) * entropy / n, n, value=-1),
-        torch.addcdiv(sigma * (1 - x), entropy, n, value=-1),
-    )
+    z = x * n
+    positive = torch.relu(z)
+    minus_abs = z.sub_(positive, alpha=2)
+    small = torch.sigmoid(minus_abs)
+    large = 1 - small
+    sigma = torch.lerp(small, large, positive.sign())
+    return positive, minus_abs, small, sigma, small * large
 
 
 class _Gamma(torch.autograd.Function):
-    """γ with the derivatives above instead of those of its parts, which are wrong at x = 0.
+    """γ with the derivatives above; those of its parts are wrong at x = 0.
 
     Differentiable any number of times in reverse mode, once in forward mode (over reverse mode or
     under it; torch gives 0 for forward over forward), and under torch.func.vmap.
@@ -77,7 +89,7 @@ class _Gamma(torch.autograd.Function):
 
     @staticmethod
     def forward(x, n, s):
-        return _value(x, n, s).to(x.dtype)
+        return value(x, n, s)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -86,161 +98,64 @@ class _Gamma(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        inputs = ctx.saved_tensors
-        if any(ctx.needs_input_grad[1:]):
-            found = derivatives(*inputs)
-        else:
-            found = derivative_x(*inputs), None, None
-        return tuple(
-            (grad * derivative).to(argument.dtype) if needed else None
-            for argument, derivative, needed in zip(
-                inputs, found, ctx.needs_input_grad, strict=True
-            )
-        )
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
+        found = derivatives(*inputs) if any(needed[1:]) else (slope(*inputs), None, None)
+        return tuple(grad * d if need else None for d, need in zip(found, needed, strict=True))
 
     @staticmethod
     def jvp(ctx, *tangents):
-        x = ctx.saved_tensors[0]
-        return sum(
-            tangent * derivative
-            for derivative, tangent in zip(derivatives(*ctx.saved_tensors), tangents, strict=True)
-            if tangent is not None
-        ).to(x.dtype)
+        found = zip(derivatives(*ctx.saved_tensors), tangents, strict=True)
+        return sum(tangent * d for d, tangent in found if tangent is not None)
 
 
 def _operands(x, n, s):
-    """x, n, s of one shape, n and s in float64; a zero n that was given as a number is refused.
-
-    So everything is computed in float64: in float32 the rounding of n x alone would change
-    e^{−|n x|} by more than 1e-6 of itself, and 1/n², s n and e^{−|n x|} leave its range. A tensor n
-    becomes 0 where it is denormal and the processor flushes such numbers: it counts as the smallest
-    of its sign, so that 0/0 does not arise.
-    """
+    """x, n and s of one shape and dtype, after the check of a gain that is a number."""
     if not isinstance(n, torch.Tensor):
         check_gain(n, x.dtype)
-    n, s = (torch.as_tensor(value, dtype=x.dtype, device=x.device).double() for value in (n, s))
-    smallest = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps
-    n = n + torch.copysign(smallest * (n == 0).double(), n.detach())
+    n, s = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (n, s))
     return torch.broadcast_tensors(x, n, s)
 
 
 def check_gain(n, dtype=None):
-    """Raises ValueError where a gain n given by a person is 0 or not finite, as a dtype has it."""
-    value = torch.as_tensor(n, dtype=dtype or torch.get_default_dtype())
-    if not (value.isfinite() and value != 0):
-        raise ValueError(f"the gain n is {n}: it must be finite and not 0, where γ has no value")
+    """Raises ValueError if the gain n is 0 or not finite in this dtype (None: the default)."""
+    converted = torch.as_tensor(n, dtype=dtype or torch.get_default_dtype())
+    if not (converted.isfinite() and converted != 0):
+        raise ValueError(f"the gain n is {n}: it must be finite and not 0")
 
 
 def gamma(x, n, s):
     """γ(x; n, s), element by element.
 
-    x: tensor of any shape, floating point. n, s: numbers or tensors that broadcast with x; n ≠ 0,
-    of either sign. Returns a tensor of the common shape.
+    x: floating-point tensor of any shape. n, s: numbers or tensors that broadcast with x; n ≠ 0,
+    of either sign. Returns a tensor of the common shape, with the dtype of x.
 
-    For finite arguments, 0 and denormal numbers included, value and derivatives are exact to 1e-6
-    of the larger of their two terms (in float64: to a few units in its last place, of an n x that
-    is rounded once), and infinite only where they are beyond the type. A tensor n that is 0 counts
-    as the smallest number of its sign.
-    Raises ValueError for a number n that is 0 or not finite (a tensor n is not looked at).
+    If s, 2 x and n x are finite and n is a normal number, γ and each derivative f are accurate to a
+    few units in the last place of |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, and infinite only where
+    f overflows. Factors below the smallest normal number, such as e^{−|n x|}, may be taken as 0.
+    Raises ValueError if n is a number that is 0 or not finite (the values of a tensor n are not
+    checked).
     """
     return _Gamma.apply(*_operands(x, n, s))
 
 
 def gamma_prime(x, n, s):
     """∂γ/∂x at (x; n, s); arguments, shapes and errors as for `gamma`."""
-    return derivative_x(*_operands(x, n, s)).to(x.dtype)
-
-
-def gamma_into(x, n, s, out, work, scale=None):
-    """γ(x; n, s) into `out`, without allocating more than a row: for a loop over time.
-
-    x, out: of one shape; out may be x itself. n, s: tensors that broadcast with it. work: two
-    tensors like out, overwritten. scale: (1 − s)/n, for a caller that has it already. Not
-    differentiable. It computes in the type of x: to a few units in the last place of the larger
-    term, of an n x that is rounded once, where x, n and n x are from 1e-30 to 1e30 in size or x is
-    0. e^{−|n x|} below 1.2e-38 may count as 0, and what overflows on the way is infinite or NaN.
-    """
-    sigma, p = work
-    torch.mul(x, n, out=sigma)
-    softplus(sigma, 1, SOFTPLUS_IS_LINEAR, out=p)
-    scale = (1 - s) / n if scale is None else scale
-    torch.mul(p, scale, out=out).addcmul_(sigma.sigmoid_(), s)
-
-
-def gamma_terms_into(x, n, s, dx, terms, work):
-    """∂γ/∂x into `dx`, and into the three of `terms` what the other derivatives are made of.
-
-    −H, x s n σ (1 − σ) and σ (1 − x), with the entropy H = |z| σ(−|z|) + log(1 + e^{−|z|}) and
-    z = n x. They may be summed over all that shares one n and one s before `combine_terms` makes
-    the derivatives of them. dx, the terms and the two tensors of `work` are shaped as x; `terms`
-    may be empty, and its first the first of `work`. As exact as `gamma_into`.
-    """
-    exponent, complement = work  # z and then −|z|; σ(−|z|)
-    torch.mul(x, n, out=exponent)
-    if not terms:
-        sigma = torch.sigmoid(exponent, out=complement)
-        _times_slope(s * n, torch.sigmoid(_minus_size(exponent), out=exponent), out=dx)
-        dx.addcmul_(sigma, 1 - s)
-        return
-    entropy, of_slope, of_sigma = terms
-    sigma = torch.sigmoid(exponent, out=of_sigma)
-    torch.sigmoid(_minus_size(exponent), out=complement)
-    _times_slope(s * n, complement, out=dx)  # s n σ (1 − σ)
-    # log(1 + e^{−|z|}) = −log(1 − σ(−|z|)), with neither a cancellation nor another exponential
-    rest = torch.neg(complement, out=of_slope).log1p_()
-    torch.addcmul(rest, complement, exponent, out=entropy)
-    torch.mul(x, dx, out=of_slope)
-    dx.addcmul_(sigma, 1 - s)
-    sigma.addcmul_(sigma, x, value=-1)
-
-
-def combine_terms(n, s, terms):
-    """∂γ/∂n and ∂γ/∂s, in this order, from the terms of `gamma_terms_into` or sums of them.
-
-    In place: the terms are overwritten.
-    """
-    entropy, of_slope, of_sigma = terms
-    entropy.div_(n)
-    return of_slope.div_(n).addcmul_(entropy, (1 - s) / n), of_sigma.add_(entropy)
-
-
-def gamma_derivatives_into(x, n, s, dx, dn, ds, work):
-    """∂γ/∂x into `dx`, ∂γ/∂n into `dn` and ∂γ/∂s into `ds`; companion of `gamma_into`.
-
-    dx, dn, ds and the two tensors of `work` are shaped as x. The formulas above, with
-    x σ − p = −H/n and σ − p = σ (1 − x) − H/n. As exact as `gamma_into`.
-    """
-    terms = work[0], dn, ds
-    gamma_terms_into(x, n, s, dx, terms, work)
-    combine_terms(n, s, terms)
-
-
-def _minus_size(z):
-    """−|z|, in place."""
-    return z.copysign_(-1.0)
-
-
-def _times_slope(factor, sigma, out):
-    """factor · σ (1 − σ) in one pass; given σ(−|z|) for σ, it has no cancellation."""
-    factor = factor.expand_as(sigma)
-    return torch.ops.aten.sigmoid_backward.grad_input(factor, sigma, grad_input=out)
+    return slope(*_operands(x, n, s))
 
 
 class Gamma(nn.Module):
-    """γ with a gain n and a saturation s of its own, in the manner of `torch.nn.PReLU`.
+    """γ with its own gain n and saturation s, in the manner of `torch.nn.PReLU`.
 
-    num_parameters: 1 (one n and one s for all features) or the number of features, on the last
-    axis of the input. n, s: initial values. learnable: whether n and s are parameters or, fixed,
-    buffers; both are in the state_dict. Raises ValueError for n = 0 or num_parameters < 1.
-
-    Input and output: (..., num_parameters), or any shape for num_parameters = 1. Raises ValueError
-    for another number of features.
+    num_parameters: 1 (one n and one s for all features) or the number of features. n, s: initial
+    values. learnable: whether n and s are parameters or buffers; both are in the state_dict.
+    Input and output: (..., num_parameters), or any shape if num_parameters is 1.
+    Raises ValueError for n = 0, num_parameters < 1 or an input with another number of features.
     """
 
     def __init__(self, num_parameters=1, n=5.0, s=0.0, learnable=True, device=None, dtype=None):
         super().__init__()
         if num_parameters < 1:
-            raise ValueError(f"num_parameters is {num_parameters}: it must be at least 1")
+            raise ValueError(f"num_parameters must be at least 1, got {num_parameters}")
         register_gain_and_saturation(self, num_parameters, n, s, learnable, device, dtype)
         self.num_parameters = num_parameters
         self.learnable = learnable
@@ -248,7 +163,7 @@ class Gamma(nn.Module):
     def forward(self, x):
         if self.num_parameters > 1 and x.shape[-1:] != self.n.shape:
             raise ValueError(
-                f"the input has the shape {tuple(x.shape)}: it must be (..., {self.num_parameters})"
+                f"the input must be (..., {self.num_parameters}), got {tuple(x.shape)}"
             )
         return gamma(x, self.n, self.s)
 
@@ -257,10 +172,10 @@ class Gamma(nn.Module):
 
 
 def register_gain_and_saturation(module, num_parameters, n, s, learnable, device, dtype):
-    """Gives a module `n` and `s`, each (num_parameters,): parameters or, fixed, buffers."""
+    """Gives a module `n` and `s`, each (num_parameters,): parameters if learnable, else buffers."""
     check_gain(n, dtype)
-    for name, value in (("n", n), ("s", s)):
-        tensor = torch.full((num_parameters,), float(value), device=device, dtype=dtype)
+    for name, initial in (("n", n), ("s", s)):
+        tensor = torch.full((num_parameters,), float(initial), device=device, dtype=dtype)
         if learnable:
             module.register_parameter(name, nn.Parameter(tensor))
         else:
@@ -268,54 +183,33 @@ def register_gain_and_saturation(module, num_parameters, n, s, learnable, device
 
 
 def check_gradients():
-    """Compares first and second derivatives with finite differences; raises where they differ."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 4, generator=generator, dtype=torch.float64).mul_(2).requires_grad_()
-    for sign in (1.0, -1.0):
-        n = sign * (0.2 + 3 * torch.rand(4, generator=generator, dtype=torch.float64))
-        s = torch.randn(4, generator=generator, dtype=torch.float64)
-        inputs = (x, n.requires_grad_(), s.requires_grad_())
+    """Compares first and second derivatives with finite differences; raises if they differ."""
+    s, x = torch.linspace(-1, 2, 4).double(), torch.linspace(-3, 3, 12).double().view(3, 4)
+    for n in (s + 1.5, -s - 1.5):
+        inputs = tuple(tensor.clone().requires_grad_() for tensor in (x, n, s))
         torch.autograd.gradcheck(gamma, inputs, check_forward_ad=True)
         torch.autograd.gradgradcheck(gamma, inputs)
 
 
-def limits(gains=(1, 10, 100, 1000, 10000)):
-    """The largest distance of γ from its limits on −5 ≤ x ≤ 5, a row a gain.
-
-    Returns a list of (n, max |γ(x; n, 0) − ReLU(x)|, max |γ(x; n, 1) − Heaviside(x)| where
-    |x| ≥ 0.01).
-    """
-    x = torch.linspace(-5, 5, 10001, dtype=torch.float64)
-    away = x[x.abs() >= 0.01]
-    return [
-        (
-            n,
-            (gamma(x, n, 0.0) - torch.relu(x)).abs().max().item(),
-            (gamma(away, n, 1.0) - (away > 0).double()).abs().max().item(),
-        )
-        for n in gains
-    ]
-
-
 def draw_family(path):
-    """Draws γ and ∂γ/∂x for three ways through the family into an image file."""
-    import matplotlib.pyplot as plt  # needed here alone, and slow to import
+    """Draws γ and ∂γ/∂x along three paths through the family into an image file."""
+    import matplotlib.pyplot as plt  # slow to import, and needed only here
 
-    x = torch.linspace(-4, 4, 801)
-    ways = {
-        "s = 0, n grows: softplus to ReLU": [(n, 0.0) for n in (0.5, 1, 2, 5, 20)],
-        "n = 1, s grows: softplus to sigmoid": [(1.0, s) for s in (0, 0.25, 0.5, 0.75, 1)],
-        "s = 1, n grows: sigmoid to step": [(n, 1.0) for n in (0.5, 1, 2, 5, 20)],
+    x, values = torch.linspace(-4, 4, 801), (0.5, 1, 2, 5, 20)
+    paths = {
+        "s = 0, n grows: softplus to ReLU": [(n, 0) for n in values],
+        "n = 1, s grows: softplus to sigmoid": [(1, s) for s in (0, 0.25, 0.5, 0.75, 1)],
+        "s = 1, n grows: sigmoid to step": [(n, 1) for n in values],
     }
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, layout="constrained")
-    for column, (title, pairs) in enumerate(ways.items()):
+    for (above, below), (title, pairs) in zip(axes.T, paths.items(), strict=True):
         for index, (n, s) in enumerate(pairs):
             colour = plt.colormaps["viridis"](index / len(pairs))
-            axes[0, column].plot(x, gamma(x, n, s), color=colour, label=f"n = {n}, s = {s}")
-            axes[1, column].plot(x, gamma_prime(x, n, s), color=colour)
-        axes[0, column].set(title=title, ylabel="γ(x; n, s)")
-        axes[1, column].set(xlabel="x", ylabel="∂γ/∂x")
-        axes[0, column].legend(fontsize="small")
+            above.plot(x, gamma(x, n, s), color=colour, label=f"n = {n}, s = {s}")
+            below.plot(x, gamma_prime(x, n, s), color=colour)
+        above.set(title=title, ylabel="γ(x; n, s)")
+        below.set(xlabel="x", ylabel="∂γ/∂x")
+        above.legend(fontsize="small")
     figure.savefig(path)
 
 
@@ -325,14 +219,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_gradients()
     print("gradients: equal to finite differences (first and second order, n of both signs)")
-    x = torch.linspace(-5, 5, 10001, dtype=torch.float64)
-    print(f"max |γ(x; 1, 1) − sigmoid|: {(gamma(x, 1, 1) - torch.sigmoid(x)).abs().max():.1e}")
+    print("largest distance of γ from its limits, −5 ≤ x ≤ 5:")
     print(f"{'n':>7}  {'|γ(x; n, 0) − ReLU|':>20}  {'|γ(x; n, 1) − step|, |x| ≥ 0.01':>32}")
-    for n, relu, step in limits():
+    x = torch.linspace(-5, 5, 10001, dtype=torch.float64)
+    away = x[x.abs() >= 0.01]
+    for n in (1, 10, 100, 1000, 10000):
+        relu = (gamma(x, n, 0) - torch.relu(x)).abs().max()
+        step = (gamma(away, n, 1) - (away > 0).double()).abs().max()
         print(f"{n:7d}  {relu:20.2e}  {step:32.2e}")
     if args.draw:
         draw_family(args.draw)
-        print(f"drawn: {args.draw}")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,33 @@
 
 `ROTATIONS` are those of `RECURRENT` that are orthogonal with determinant +1.
 
-Every function fills a weight in place and returns it, in the manner of `torch.nn.init`, and draws
-from the CPU generator that it is given (torch's own if none), so that a seed gives the same
-numbers on every device.
+Every function fills a weight in place and returns it, as those of `torch.nn.init` do. It draws
+from the CPU generator that it is given (torch's own if none), so that a seed gives the same numbers
+on every device. A tensor on the meta device has no numbers: it is returned as it is.
 """
 
+import functools
 import math
 
 import torch
 from torch import nn
 
 
+def _in_place(draw):
+    """Turns `draw`, which fills a CPU tensor, into a function that fills a weight anywhere."""
+
+    @functools.wraps(draw)
+    def fill(weight, generator=None, **options):
+        if weight.is_meta:
+            return weight
+        drawn = draw(torch.empty(weight.shape, dtype=weight.dtype), generator, **options)
+        with torch.no_grad():
+            return weight.copy_(drawn)
+
+    return fill
+
+
+@_in_place
 def henaff(weight, generator=None):
     """exp(A), A block-diagonal and skew-symmetric with angles θ ~ U(−π, 0).
 
@@ -24,6 +40,7 @@ def henaff(weight, generator=None):
     return _rotate_pairs(weight, angles.uniform_(-math.pi, 0, generator=generator))
 
 
+@_in_place
 def cayley(weight, generator=None):
     """exp(A), A as for `henaff` with entries −√((1 − cos θ)/(1 + cos θ)), θ ~ U(0, π/2).
 
@@ -38,70 +55,61 @@ def cayley(weight, generator=None):
 def _rotate_pairs(weight, angles):
     """Writes exp of the block-diagonal skew-symmetric matrix with these angles into weight."""
     _check_square(weight)
-    matrix = torch.eye(weight.shape[0], dtype=weight.dtype)
     first = 2 * torch.arange(len(angles))
-    matrix[first, first] = matrix[first + 1, first + 1] = angles.cos()
-    matrix[first, first + 1] = angles.sin()
-    matrix[first + 1, first] = -angles.sin()
-    with torch.no_grad():
-        return weight.copy_(matrix)
+    nn.init.eye_(weight)
+    weight[first, first] = weight[first + 1, first + 1] = angles.cos()
+    weight[first, first + 1] = angles.sin()
+    weight[first + 1, first] = -angles.sin()
+    return weight
 
 
+@_in_place
 def random_rotation(weight, generator=None):
     """A rotation drawn uniformly from SO(H): orthogonal, determinant +1.
 
     weight: (H, H). Raises ValueError if not square.
     """
     _check_square(weight)
-    matrix = torch.empty(weight.shape, dtype=weight.dtype)
-    nn.init.orthogonal_(matrix, generator=generator)
-    if torch.linalg.det(matrix) < 0:
-        matrix[0].neg_()
-    with torch.no_grad():
-        return weight.copy_(matrix)
-
-
-def xavier(weight, generator=None, gain=1.0):
-    """N(0, σ²) with σ = gain · √(2/(fan_in + fan_out)). Source: Glorot & Bengio 2010."""
-    return _fill(weight, nn.init.xavier_normal_, gain=gain, generator=generator)
-
-
-def kaiming(weight, generator=None):
-    """N(0, σ²) with σ = √(2/fan_in). Source: He et al., arXiv 1502.01852."""
-    return _fill(weight, nn.init.kaiming_normal_, generator=generator)
-
-
-def normal(weight, generator=None):
-    """N(0, σ²) with σ = 1/√(number of rows): 1/√H for the recurrent matrix and the input map."""
-    return _fill(weight, nn.init.normal_, std=weight.shape[0] ** -0.5, generator=generator)
-
-
-def uniform(weight, generator=None, bound=1.0):
-    """U(−bound, bound)."""
-    return _fill(weight, nn.init.uniform_, a=-bound, b=bound, generator=generator)
-
-
-def torch_default(weight, generator=None):
-    """U(−1/√fan_in, 1/√fan_in), what `torch.nn.Linear` draws by itself."""
-    return uniform(weight, generator, bound=weight.shape[1] ** -0.5)
-
-
-def _fill(weight, initialise, **options):
-    drawn = initialise(torch.empty(weight.shape, dtype=weight.dtype), **options)
-    with torch.no_grad():
-        return weight.copy_(drawn)
+    nn.init.orthogonal_(weight, generator=generator)
+    if torch.linalg.det(weight) < 0:
+        weight[0].neg_()
+    return weight
 
 
 def _check_square(weight):
     if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
-        raise ValueError(f"the shape is {tuple(weight.shape)}: a rotation is a square matrix")
+        raise ValueError(f"a rotation is a square matrix, got the shape {tuple(weight.shape)}")
+
+
+@_in_place
+def xavier(weight, generator=None, gain=1.0):
+    """N(0, σ²) with σ = gain · √(2/(fan_in + fan_out)). Source: Glorot & Bengio 2010."""
+    return nn.init.xavier_normal_(weight, gain, generator)
+
+
+@_in_place
+def kaiming(weight, generator=None):
+    """N(0, σ²) with σ = √(2/fan_in). Source: He et al., arXiv 1502.01852."""
+    return nn.init.kaiming_normal_(weight, generator=generator)
+
+
+@_in_place
+def normal(weight, generator=None):
+    """N(0, σ²) with σ = 1/√(number of rows): 1/√H for the recurrent matrix and the input map."""
+    return nn.init.normal_(weight, std=weight.shape[0] ** -0.5, generator=generator)
+
+
+@_in_place
+def uniform(weight, generator=None, bound=1.0):
+    """U(−bound, bound)."""
+    return nn.init.uniform_(weight, -bound, bound, generator)
+
+
+def torch_default(weight, generator=None):
+    """U(−1/√fan_in, 1/√fan_in), the default of `torch.nn.Linear`."""
+    return uniform(weight, generator, bound=weight.shape[1] ** -0.5)
 
 
 ROTATIONS = {"henaff": henaff, "cayley": cayley, "random": random_rotation}
-RECURRENT = {
-    **ROTATIONS,
-    "xavier": xavier,
-    "kaiming": kaiming,
-    "normal": normal,
-}
 INPUT = {"xavier": xavier, "kaiming": kaiming, "normal": normal}
+RECURRENT = ROTATIONS | INPUT

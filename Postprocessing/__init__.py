@@ -1,1 +1,1 @@
-"""What is learnt from the saved runs: analysis, plots, notebooks, figures."""
+"""Analysis of saved runs: commands, plots, notebooks, figures."""

@@ -1,17 +1,17 @@
-"""n and s through training, and what the units do along a test sequence, with a step drive too.
+"""n and s during training, and unit activity along a test sequence with and without a step drive.
 
     python3 -m Postprocessing.adaptation RUN... [--size 2.5]
 
-Writes analysis/adaptation.npz into each run; E kept checkpoints, R rows of metrics.csv, U units:
+Writes analysis/adaptation.npz to each run, for E kept checkpoints, R rows of metrics.csv, U units:
     metrics_epochs, n_mean, n_std, s_mean, s_std (R,)   as in metrics.csv, NaN without n and s
-    epochs (E,), n, s (E, 1 or H)   of an RNN: the layer's or every unit's at the kept checkpoints
-    drive (T,)                      the step drive, --size, in the window of the test's step
-    units (U,)                      the numbers of the units below, evenly chosen
+    epochs (E,), n, s (E, 1 or H)   RNN only: of the layer or of each unit, at each kept checkpoint
+    drive (T,)                      step drive of size --size, in the step window of the test
+    units (U,)                      indices of the recorded units, evenly spaced
     a_as_is, h_as_is, a_driven, h_driven (T, U)         along the first test sequence, without and
-                                                        with the drive, of the newest checkpoint
+                                                        with the drive, at the newest checkpoint
     a_as_is_mean, a_as_is_std, ... (T,)                 over all units
-ANRU: also n_as_is, s_as_is, n_driven, s_driven and theirs: n_t and s_t, which the others lack.
-a is what the drive is added to: for LSTM of the output gate, for GRU of the candidate.
+ANRU only: n_t and s_t as n_as_is, s_as_is, n_driven, s_driven, with their mean and std.
+a is the pre-activation that receives the drive; LSTM: the output gate's, GRU: the candidate's.
 """
 
 import sys
@@ -22,21 +22,21 @@ import torch
 from NetworkCreation.Networks import ANRU
 from Postprocessing import analysis
 from Postprocessing.load_runs import layer_input, load_run
-from Training import arguments
+from Training import flags
 from Training.transforms import step_drive, step_window
 
 
 def make_parser():
     parser = analysis.make_parser("adaptation", __doc__)
-    parser.add_argument("--size", type=arguments.finite, default=1.0, help="of the step drive")
+    parser.add_argument("--size", type=flags.finite, default=1.0, help="size of the step drive")
     parser.add_argument(
-        "--units", type=arguments.positive_int, default=16, help="whose activity is kept, at most"
+        "--units", type=flags.positive_int, default=16, help="maximum number of recorded units"
     )
     return parser
 
 
 def learned(run):
-    """n and s at the kept checkpoints, {'epochs': (E,), 'n', 's': (E, 1 or H)}; {} without them."""
+    """n and s at the kept checkpoints, {'epochs': (E,), 'n', 's': (E, 1 or H)}; {} if none."""
     layers = {epoch: load_run(run.path, epoch).model.rnn for epoch in run.kept}
     if not all(hasattr(layer, "n") for layer in layers.values()):
         return {}
@@ -48,10 +48,10 @@ def learned(run):
 
 @torch.no_grad()
 def along(layer, x, drive, units):
-    """What a layer does along a sequence x (T, 1, I): units and mean and spread over all of them.
+    """Activity along a sequence x (T, 1, I): of selected units, and mean and std over all units.
 
-    drive: (T,) or None. units: (U,) numbers. Returns {quantity: (T, U), quantity_mean and
-    quantity_std: (T,)}, the quantities a and h, and n and s of ANRU.
+    drive: (T,) or None. units: (U,) indices. Returns {quantity: (T, U), quantity_mean and
+    quantity_std: (T,)}; the quantities are a and h, for ANRU also n and s.
     """
     names = ("a", "n", "s", "h") if isinstance(layer, ANRU) else ("a", "h")
     _, _, trace = layer.trace(x, drive=drive, keep=names)
@@ -64,7 +64,7 @@ def along(layer, x, drive, units):
 
 
 def compute(run, args):
-    """The arrays of a run: see above."""
+    """The arrays of one run, listed in the module docstring."""
     _, metrics, model = load_run(run.path)
     x = layer_input(run, model, 1, args.data)
     drive = step_drive(len(x), args.size, *step_window(len(x)))

@@ -1,6 +1,6 @@
-"""A trained layer as a map from state to state: what the analyses of the dynamics share.
+"""A trained layer as a map from state to state: common code of the analyses of the dynamics.
 
-Letters: T time, B batch, I input, H main units, D numbers in a state, k directions.
+Letters: T time, B batch, I input, H main units, D size of a state, k directions.
 """
 
 import warnings
@@ -9,31 +9,31 @@ import torch
 from torch.func import jvp, vmap
 from torch.nn.utils import parametrize
 
-from NetworkCreation.layers import ElmanLayer
 from NetworkCreation.Networks import ANRU, EURNN
+from NetworkCreation.rnn import ElmanLayer
 from Postprocessing.analysis import Unsuitable
 from Postprocessing.load_runs import layer_input, load_run
 
-# torch's first jvp calls what torch has deprecated (seen with 2.14).
+# The first jvp calls a function that torch itself has deprecated (seen with 2.14).
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 
 def trained_layers(run, sequences, data=None):
-    """Yields (epoch, layer, x) of every kept checkpoint of a run.
+    """Yields (epoch, layer, x) for every kept checkpoint of a run.
 
-    The layer is frozen and in float64, and so is x (T, B, I), what it sees of the first B =
-    `sequences` test sequences. data, and what is raised: as for `layer_input`; Unsuitable for a
-    run without a kept checkpoint.
+    The layer is frozen and in float64. x (T, B, I), float64 too, is its input for the first
+    B = `sequences` test sequences. data and errors: as for `layer_input`; also raises Unsuitable
+    if the run has no kept checkpoint.
     """
     if not run.kept:
-        raise Unsuitable("keeps no checkpoint")
+        raise Unsuitable("has no kept checkpoint")
     for epoch in run.kept:
         model = load_run(run.path, epoch).model
         yield epoch, freeze(model.rnn), layer_input(run, model, sequences, data).double()
 
 
 def freeze(layer):
-    """The layer, changed in place: in float64, nothing learns, and a matrix is made only once."""
+    """Converts a layer to float64 in place, without gradients and parametrizations; returns it."""
     layer.double().requires_grad_(False)
     for module in list(layer.modules()):
         if parametrize.is_parametrized(module):
@@ -61,10 +61,10 @@ def flat_step(layer):
 
 
 def push(step, x_t, state, tangents):
-    """The state after a step, and what the step's Jacobian makes of tangents to the one before.
+    """The state after a step, and the step's Jacobian times tangents to the state before it.
 
-    step: (x_t, state (B, D)) → state (B, D), that treats the samples of the batch apart.
-    tangents: (B, D, k). Returns (B, D) and (B, D, k).
+    step: (x_t, state (B, D)) → state (B, D), independent across the batch. tangents: (B, D, k).
+    Returns (B, D) and (B, D, k).
     """
 
     def along(tangent):
@@ -76,14 +76,15 @@ def push(step, x_t, state, tangents):
 def step_jacobian(layer, x_t, state):
     """∂h_t/∂h_{t−1} of one step, (B, H, H), with the rest of the state (g, c) held fixed.
 
-    x_t: (B, I). state: (B, D), as `flatten` gives it. Where h_{t−1} acts through a_t alone, unit
-    by unit, this is diag(∂h_t/∂a_t) V: γ′(a_t) V for the RNN, and ∂h_t/∂a_t through n_t and s_t
-    for ANRU, V = Whh. EURNN: of the real and imaginary parts together, (B, 2H, 2H).
+    x_t: (B, I). state: (B, D), as returned by `flatten`. If h_{t−1} acts only through a_t, unit by
+    unit, this is diag(∂h_t/∂a_t) V: γ′(a_t) V for the RNN; for ANRU V is Whh, and ∂h_t/∂a_t
+    includes the dependence of n_t and s_t on a_t. EURNN: the Jacobian of the real and imaginary
+    parts together, (B, 2H, 2H).
     """
     step, size = flat_step(layer), layer.hidden_size
     if isinstance(layer, (ElmanLayer, ANRU)):
         V = (layer.Whh if isinstance(layer, ANRU) else layer.V).weight
-        still = state.new_zeros(len(state))  # a drive is added to a_t of every unit
+        still = state.new_zeros(len(state))  # the drive is added to a_t of every unit
         slope = jvp(lambda d: step(x_t, state, d), (still,), (torch.ones_like(still),))[1]
         return slope[:, :size, None] * V
     size *= 2 if isinstance(layer, EURNN) else 1

@@ -1,21 +1,21 @@
-"""The runs behind the figures: three ways to use γ, over a grid of initial n and s.
+"""The runs behind the figures: three settings of γ over a grid of initial n and s.
 
-static: n and s stay where they start. homogeneous: one pair for the layer, learned.
-heterogeneous: a pair for each unit, learned. Source: Geadah et al., arXiv 2006.12253.
+static: n and s are fixed. homogeneous: one learned pair for the layer. heterogeneous: a learned
+pair for each unit. Source: Geadah et al., arXiv 2006.12253.
 """
 
 import numpy as np
 
 from Postprocessing.load_runs import find_runs, metrics_of
-from Training.runs import RunError
+from Training.run_directory import RunError
 
 SETTINGS = {
     "static": {"nonlin": "gamma", "learn_params": False},
     "homogeneous": {"nonlin": "gamma", "learn_params": True},
     "heterogeneous": {"nonlin": "gamma2", "learn_params": True},
 }
-# The networks that are compared, by what sets them apart.
-NETWORKS = {
+# The networks compared, with the arguments that select their runs.
+COMPARED = {
     "ANRU": {"net_type": "ANRU"},
     "gamma2-RNN": {"net_type": "RNN", "nonlin": "gamma2"},
     "ReLU-RNN": {"net_type": "RNN", "nonlin": "ReLU"},
@@ -27,26 +27,24 @@ TEXTS = ("PTB", "pydoc", "corpus")  # tasks of PTB_task.py
 
 
 class NoRuns(RunError):
-    """There are no runs for a figure; the message has the command that makes them."""
+    """A figure has no runs; the message contains the command that creates them."""
 
-    def _render_traceback_(self):  # a notebook shows the message alone
+    def _render_traceback_(self):  # a notebook shows only the message
         return [f"{type(self).__name__}: {self}"]
 
 
 def initial(run):
-    """The n and s that an RNN's γ started from; both scripts' flags have names of their own."""
-    saved = run.config["arguments"]
-    names = ("n", "s") if run.config["script"] == "PTB_task.py" else ("gain", "saturation")
-    return tuple(float(saved[name]) for name in names)
+    """The initial n and s of an RNN's γ."""
+    return tuple(float(run.config["arguments"][name]) for name in ("n", "s"))
 
 
 def is_text(run):
-    """Whether a run is scored in bits per character rather than by its accuracy."""
+    """Whether a run is scored in bits per character rather than accuracy."""
     return run.config["model"]["task"] == "characters"
 
 
 def score(run):
-    """The last score of the test set as it is: accuracy in [0, 1], or bits per character."""
+    """The last score on the unmodified test set: accuracy in [0, 1], or bits per character."""
     name = "bits_per_character" if is_text(run) else "accuracy"
     rows = [row for row in run.rows("test_results.csv") if row["condition"] in ("as_is", "best")]
     return float(rows[-1][name])
@@ -59,7 +57,7 @@ def validation(run):
 
 
 def trajectory(run):
-    """The mean n and s of a run from its start through its epochs, (epochs + 1, 2)."""
+    """The mean n and s of a run at the start and after each epoch, (epochs + 1, 2)."""
     metrics = metrics_of(run)
     learned = np.stack([metrics["n_mean"], metrics["s_mean"]], axis=1)
     return np.concatenate([[initial(run)], learned])
@@ -68,8 +66,8 @@ def trajectory(run):
 def load_grid(root, task, **arguments):
     """The complete runs of a task over the grid, {setting: {(n, s): [Run of each seed]}}.
 
-    Only the newest of several runs with the same arguments counts. Raises NoRuns where a setting
-    has none.
+    Of several runs with the same setting, n, s and seed, only the newest is used. Raises NoRuns
+    if a setting has no runs.
     """
     found = {}
     for setting, own in SETTINGS.items():
@@ -79,7 +77,7 @@ def load_grid(root, task, **arguments):
             seeds.setdefault(run.config["arguments"]["seed"], run)  # the newest comes first
         if not cells:
             raise NoRuns(
-                f"no complete {setting} run of {task} below {root}; this makes them:\n"
+                f"no complete {setting} runs of {task} below {root}; create them with:\n"
                 f"{_command(task, own)}"
             )
         found[setting] = {key: list(cells[key].values()) for key in sorted(cells)}
@@ -89,17 +87,15 @@ def load_grid(root, task, **arguments):
 def load_networks(root, task, **arguments):
     """The complete runs of the networks compared, {name: [Run of each seed]}.
 
-    Of the gamma2-RNN those that start at the `initial` n and s nearest (5, 0).
-    Raises NoRuns where a network has none.
+    For the gamma2-RNN, only the runs whose `initial` n and s are nearest (5, 0).
+    Raises NoRuns if a network has no runs.
     """
     found = {}
-    for name, own in NETWORKS.items():
-        if task in TEXTS and name == "ReLU-RNN":
-            own = own | {"nonlin": "relu"}  # as PTB_task.py spells it
+    for name, own in COMPARED.items():
         runs = _complete(root, task, **own, **arguments)
         if not runs:
             raise NoRuns(
-                f"no complete {name} run of {task} below {root}; this makes it:\n"
+                f"no complete {name} runs of {task} below {root}; create one with:\n"
                 f"{_command(task, own, grid=False)}"
             )
         if name == "gamma2-RNN":
@@ -113,9 +109,9 @@ def load_networks(root, task, **arguments):
 
 
 def plane(cells, value):
-    """The mean over seeds of value(run), on the grid: n (N,), s (S,), (S, N), NaN where no run.
+    """The mean of value(run) over seeds, on the grid: n (N,), s (S,), means (S, N).
 
-    cells: of one setting.
+    cells: those of one setting. Cells without runs are NaN.
     """
     n = np.array(sorted({key[0] for key in cells}))
     s = np.array(sorted({key[1] for key in cells}))
@@ -127,9 +123,9 @@ def plane(cells, value):
 
 
 def count(grid):
-    """In words how many runs there are of each setting, and how many cells of the grid are empty.
+    """A sentence with the number of runs and of missing grid cells of each setting.
 
-    The grid is that of all n and s that occur.
+    The grid consists of all n and s that occur.
     """
     n = {key[0] for cells in grid.values() for key in cells}
     s = {key[1] for cells in grid.values() for key in cells}
@@ -141,7 +137,7 @@ def count(grid):
 
 
 def runs_of(cells):
-    """All runs of a setting, in the order of the grid."""
+    """All runs of a setting, in grid order."""
     return [run for runs in cells.values() for run in runs]
 
 
@@ -151,12 +147,12 @@ def _complete(root, task, **arguments):
         return []
     try:
         return [run for run in find_runs(folder, **arguments) if run.complete]
-    except RunError:  # no run there knows such an argument
+    except RunError:  # no run there has such an argument
         return []
 
 
 def _command(task, own, grid=True):
-    """A command that makes runs of a task with these arguments."""
+    """The command that creates runs of a task with these arguments."""
     text = task in TEXTS
     script = "PTB_task.py" if text else "sMNIST_task.py"
     flags = ["--dataset pydoc"] if task == "pydoc" else []
@@ -170,5 +166,4 @@ def _command(task, own, grid=True):
         )
     if not grid:
         return f"python3 {script} {' '.join(flags)}"
-    n, s = ("--n", "--s") if text else ("--gain", "--saturation")
-    return f"python3 -m Training.sweep {script} {n} 1 5 20 {s} 0 0.5 1 -- {' '.join(flags)}"
+    return f"python3 -m Training.sweep {script} --n 1 5 20 --s 0 0.5 1 -- {' '.join(flags)}"

@@ -1,4 +1,4 @@
-"""Saved runs: found by their arguments, and loaded as config, metrics and model.
+"""Finds saved runs by their arguments, and loads config, metrics and model.
 
 runs = find_runs("SavedModels", nonlin="gamma", learn_params=False)
 config, metrics, model = load_run(runs[0].path)
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from NetworkCreation.models import load_model
-from Training import runs
+from NetworkCreation.checkpoints import load_model
+from Training import run_directory
 from Training.datasets import columns, load_pixels, load_text
-from Training.runs import Run, RunError
+from Training.run_directory import Run, RunError
 
 
 class LoadedRun(NamedTuple):
-    """config: of config.json. metrics: {column: (epochs,) float64, NaN where there is none}.
-    model: of a checkpoint, in eval mode on the CPU."""
+    """config: from config.json. metrics: {column: (epochs,) float64}, NaN for missing values.
+    model: from a checkpoint, in eval mode on the CPU."""
 
     config: dict
     metrics: dict
@@ -28,23 +28,23 @@ class LoadedRun(NamedTuple):
 
 
 def find_runs(root, script=None, **arguments):
-    """The runs below root whose saved arguments are these, the newest first: a list of Run.
+    """The runs below root with these saved arguments, newest first: a list of Run.
 
-    script: the name of the task script, None for either. Directories without a readable config or
-    a checkpoint are named on stderr and passed over.
-    Raises RunError where root is no directory, or no run below it has an argument of that name.
+    script: file name of the task script, None for either. Directories without a readable config or
+    without a checkpoint are reported on stderr and skipped.
+    Raises RunError if root is not a directory, or no run below it has an argument of that name.
     """
     found = _readable(root, script)
     for name in arguments:
         if found and not any(name in run.config["arguments"] for run in found):
             raise RunError(f"no run below {root} has an argument {name}")
-    return [run for run in found if runs.has_arguments(run, arguments)]
+    return [run for run in found if run_directory.has_arguments(run, arguments)]
 
 
 def find_run(root, script=None, **arguments):
-    """The one run below root whose saved arguments are these.
+    """The only run below root with these saved arguments.
 
-    Raises RunError where there is none or several, with a list of what there is.
+    Raises RunError, with a list of candidates, if there is none or more than one.
     """
     found = find_runs(root, script, **arguments)
     if len(found) == 1:
@@ -52,11 +52,11 @@ def find_run(root, script=None, **arguments):
     asked = ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "any arguments"
     number, shown = (len(found), found) if found else ("no", _readable(root, script))
     shown = _listed(shown) or "  none"
-    raise RunError(f"{number} runs below {root} with {asked}, where one is needed of:\n{shown}")
+    raise RunError(f"{number} runs below {root} with {asked}, expected one; candidates:\n{shown}")
 
 
 def differing(found):
-    """The names of the arguments in which runs differ, in their order."""
+    """The names of the arguments in which the runs differ, in their saved order."""
     values = {}
     for run in found:
         for name, value in run.config["arguments"].items():
@@ -65,10 +65,10 @@ def differing(found):
 
 
 def load_run(path, epoch=None):
-    """A run's config, metrics, and the model of its newest kept checkpoint or that of an epoch.
+    """Loads a run's config, metrics and model, from its newest checkpoint or that of an epoch.
 
-    Returns a LoadedRun. Raises RunError where path is no run or has no such checkpoint,
-    CheckpointError where that cannot be read.
+    Returns a LoadedRun. Raises RunError if path is not a run or has no such checkpoint, and
+    CheckpointError if the checkpoint cannot be read.
     """
     run = Run(path)
     model, config = load_model(checkpoint_of(run, epoch))
@@ -76,27 +76,27 @@ def load_run(path, epoch=None):
 
 
 def checkpoint_of(run, epoch=None):
-    """The path of the newest kept checkpoint, or that of an epoch; RunError where there is none."""
+    """The path of the newest checkpoint or that of an epoch; raises RunError if it is missing."""
     if epoch is None:
         return run.newest_checkpoint()
     if epoch not in run.kept:
         kept = ", ".join(map(str, run.kept)) or "none"
-        raise RunError(f"{run.path}: keeps no checkpoint of epoch {epoch}; it keeps {kept}")
+        raise RunError(f"{run.path}: has no checkpoint of epoch {epoch}; kept epochs: {kept}")
     return run.kept[epoch]
 
 
 def metrics_of(run):
-    """The columns of metrics.csv, {name: (epochs,) float64}, NaN where a row has no value."""
+    """The columns of metrics.csv, {name: (epochs,) float64}, NaN for empty fields."""
     rows = run.rows("metrics.csv")
     names = rows[0] if rows else ()
     return {k: np.array([float(row[k]) if row[k] else np.nan for row in rows]) for k in names}
 
 
 def test_set(run, data=None):
-    """The test set that a run scores: a PixelSet, or the stream (N,) of a text.
+    """The test set of a run: a PixelSet, or the stream (N,) of a text.
 
-    data: the folder of the data sets, None for the run's own. Raises DataError where it cannot be
-    had, RunError where it is not what the run began with.
+    data: the data folder, None for that of the run. Raises DataError if the data cannot be loaded,
+    RunError if they are not the data of the run.
     """
     saved = run.config["arguments"]
     root = saved["data"] if data is None else data
@@ -110,9 +110,9 @@ def test_set(run, data=None):
 
 @torch.no_grad()
 def layer_input(run, model, count, data=None):
-    """What the recurrent layer sees of the first `count` test sequences, x (T, B, I).
+    """The input of the recurrent layer for the first B = `count` test sequences, x (T, B, I).
 
-    Of a text, B columns of --bptt steps. data, and what is raised: as for `test_set`.
+    For text, the first --bptt steps of B columns. data and errors: as for `test_set`.
     """
     found = test_set(run, data)
     if run.config["model"]["task"] == "pixels":
@@ -124,13 +124,13 @@ def layer_input(run, model, count, data=None):
 def _readable(root, script):
     """All runs below root that have a checkpoint."""
     if not Path(root).is_dir():
-        raise RunError(f"{root}: there is no such directory")
+        raise RunError(f"{root}: no such directory")
     found = []
-    for run in runs.find_runs(root, script):
+    for run in run_directory.find_runs(root, script):
         try:
             run.newest_checkpoint()
         except RunError as error:
-            print(f"passed over: {error}", file=sys.stderr)
+            print(f"skipped: {error}", file=sys.stderr)
         else:
             found.append(run)
     return found

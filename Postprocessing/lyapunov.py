@@ -1,12 +1,11 @@
 """Lyapunov exponents of trained networks: python3 -m Postprocessing.lyapunov RUN...
 
-Writes analysis/lyapunov.npz into each run: epochs (E,) of the kept checkpoints, exponents
-(E, S, k) of S sequences, natural log per step, and over the sequences their mean (E, k) and std
-(E, k).
+Writes analysis/lyapunov.npz to each run: epochs (E,) of the kept checkpoints, exponents (E, S, k)
+of S sequences, natural log per step, and their mean (E, k) and std (E, k) over sequences.
 
-The exponents are those of the network as it runs, with its biases, along the trajectory that a
-test sequence drives; of the whole state: h of the RNN, (h, g) of ANRU, (h, c) of the LSTM.
---autonomous: without input (x_t = 0, the biases stay), from states drawn from N(0, 1).
+The exponents are those of the network as it runs, with its biases, along the trajectory driven by a
+test sequence. They cover the full state: h of the RNN, (h, g) of ANRU, (h, c) of the LSTM.
+--autonomous: without input (x_t = 0, biases included), from initial states ~ N(0, 1).
 """
 
 import sys
@@ -18,38 +17,36 @@ from tqdm import tqdm
 from Postprocessing import analysis
 from Postprocessing.analysis import Unsuitable
 from Postprocessing.dynamics import flat_step, flatten, push, trained_layers
-from Training.arguments import not_negative_int, positive_int
+from Training.flags import not_negative_int, positive_int
 
 AUTONOMOUS_STEPS = 500
 
 
 def lyapunov_exponents(step, state, inputs, k=1, warm_up=0, generator=None):
-    """The k leading Lyapunov exponents along the trajectories from a batch of states, (B, k).
+    """The k leading Lyapunov exponents of the trajectories from a batch of states, (B, k).
 
-    The mean over the steps after the warm-up of log |R_jj|, natural logarithm, per step; Q R is
-    the factorisation of what the step's Jacobian makes of the last step's Q, which is random at
-    the start. During the warm-up Q turns into the leading directions. They come in the order of
-    the directions, which for long trajectories is from the largest down. −∞ for a direction that
-    vanishes.
+    The mean of log |R_jj| (natural logarithm, per step) over the steps after the warm-up, where
+    Q R is the QR decomposition of the step's Jacobian times the previous Q. The first Q is random;
+    during the warm-up it aligns with the leading directions. The exponents are in the order of the
+    columns of Q, which is descending for long trajectories. A vanishing direction gives −∞.
 
-    step: (x_t, state (B, D)) → state (B, D), differentiable in forward mode, that treats the
-    samples of the batch apart. inputs: the x_t in turn, with a length. generator: draws the first
-    Q. Raises ValueError where k exceeds D, no step is left after the warm-up, or a state is not
-    finite.
+    step: (x_t, state (B, D)) → state (B, D), differentiable in forward mode and independent across
+    the batch. inputs: the x_t in order, with a length. generator: draws the first Q. Raises
+    ValueError if k is not in 1 … D, no step is left after the warm-up, or a state is not finite.
     Source: Benettin et al., Meccanica 15 (1980); Geist et al., Prog. Theor. Phys. 83 (1990).
     """
     batch, size = state.shape
     if not 1 <= k <= size:
-        raise ValueError(f"{k} exponents of a state of {size} numbers: 1 to {size} are possible")
+        raise ValueError(f"the number of exponents must be from 1 to {size} (state size), got {k}")
     if not 0 <= warm_up < len(inputs):
-        raise ValueError(f"a warm-up of {warm_up} steps of {len(inputs)} leaves none")
+        raise ValueError(f"the warm-up must be shorter than the {len(inputs)} steps, got {warm_up}")
     Q = torch.randn(batch, size, k, generator=generator, dtype=state.dtype)
     Q = torch.linalg.qr(Q.to(state.device)).Q
     total = state.new_zeros(batch, k)
     for t, x_t in enumerate(inputs):
         state, tangents = push(step, x_t, state, Q)
         if not state.isfinite().all():
-            raise ValueError(f"a state is not finite after {t + 1} steps")
+            raise ValueError(f"the state is not finite after {t + 1} steps")
         Q, R = torch.linalg.qr(tangents)
         if t >= warm_up:
             total += R.diagonal(dim1=1, dim2=2).abs().log()
@@ -57,7 +54,7 @@ def lyapunov_exponents(step, state, inputs, k=1, warm_up=0, generator=None):
 
 
 def compute(run, args):
-    """The arrays of analysis/lyapunov.npz; Unsuitable where the run has no such exponents."""
+    """The arrays of analysis/lyapunov.npz; raises Unsuitable if they cannot be computed."""
     epochs, exponents = [], []
     for epoch, layer, x in trained_layers(run, args.sequences, args.data):
         generator = torch.Generator().manual_seed(0)
@@ -66,7 +63,9 @@ def compute(run, args):
             x = x.new_zeros(1, *x.shape[1:]).expand(args.steps or AUTONOMOUS_STEPS, -1, -1)
             state = torch.randn(state.shape, generator=generator, dtype=state.dtype)
         elif args.steps is not None and args.steps > len(x):
-            raise Unsuitable(f"its sequences have {len(x)} steps, and --steps is {args.steps}")
+            raise Unsuitable(
+                f"--steps must be at most {len(x)}, the sequence length, got {args.steps}"
+            )
         inputs = x[: args.steps]
         warm_up = len(inputs) // 10 if args.warm_up is None else args.warm_up
         inputs = tqdm(inputs, desc=f"epoch {epoch}", leave=False, delay=2, disable=None)
@@ -90,20 +89,20 @@ def compute(run, args):
 def main(argv=None):
     parser = analysis.make_parser("lyapunov", __doc__)
     flag = parser.add_argument
-    flag("--exponents", type=positive_int, default=1, metavar="K", help="how many, largest first")
-    flag("--sequences", type=positive_int, default=16, metavar="S", help="test sequences")
-    flag("--autonomous", action="store_true", help="of the network without input")
+    flag("--exponents", type=positive_int, default=1, metavar="K", help="the K leading exponents")
+    flag("--sequences", type=positive_int, default=16, metavar="S", help="number of test sequences")
+    flag("--autonomous", action="store_true", help="run the network without input")
     flag(
         "--steps",
         type=positive_int,
         metavar="N",
-        help=f"the first N alone (default: all; --autonomous: {AUTONOMOUS_STEPS})",
+        help=f"use only the first N steps (default: all; --autonomous: {AUTONOMOUS_STEPS})",
     )
     flag(
         "--warm-up",
         type=not_negative_int,
         metavar="N",
-        help="steps that are not counted (default: a tenth)",
+        help="steps to discard (default: a tenth)",
     )
     return analysis.main("lyapunov", parser, compute, argv)
 

@@ -1,19 +1,19 @@
-"""What the state of a trained network tells of its latest inputs, I(x_{t−w+1} … x_t; h_t) in nats.
+"""Mutual information between a network's state and its latest inputs, I(x_{t−w+1} … x_t; h_t).
 
     python3 -m Postprocessing.mutual_information RUN... [--all-epochs]
 
-Writes analysis/mutual_information.npz into each run, over N sequences of its test set:
-    epochs (E,)          of the checkpoints, the newest alone without --all-epochs
-    times (A,)           steps that have been read, 1 … T: the read-out of pixels sees h_T
+Writes analysis/mutual_information.npz to each run, from N sequences of its test set:
+    epochs (E,)          of the checkpoints, only the newest without --all-epochs
+    times (A,)           numbers of steps read, 1 … T; the read-out of pixels sees h_T
     information (E, A)   I(x_{t−w+1} … x_t; h_t) in nats
     window, samples ()   w and N
 
-x is what the network sees, so of a permuted task the permuted pixels. A window of text is one
-discrete value. h is projected on its leading principal components over the samples at that time,
---components of them, because the estimator is biased low in high dimension: for the same reason
-the number is a lower bound in practice, and says less about a wide window. The grey levels of
-pixels are a lattice, on which the estimator is biased high; so noise narrower than a level is
-added, which leaves the information as it is (after Kraskov et al., arXiv cond-mat/0305641).
+x is the input of the network: on a permuted task, the permuted pixels. A window of text is one
+discrete value. h is projected onto its --components leading principal components over the samples
+at that time, because the estimator is biased low in high dimension; for the same reason the result
+is a lower bound in practice, and less informative for wide windows. The grey levels of pixels form
+a lattice, on which the estimator is biased high, so noise within a level is added; this does not
+change the information (after Kraskov et al., arXiv cond-mat/0305641).
 """
 
 import sys
@@ -24,65 +24,65 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 from tqdm import tqdm
 
-from NetworkCreation.models import model_of, read_checkpoint
+from NetworkCreation.checkpoints import model_of, read_checkpoint
 from Postprocessing import analysis
 from Postprocessing.load_runs import test_set
-from Training import arguments
+from Training import flags
 from Training.datasets import columns
 
-BATCH = 100  # sequences at once: the outputs of all steps are held
-FAR = 1e6  # between different windows of symbols, beyond all distances of a scaled h
+BATCH = 100  # sequences at a time: the outputs of all steps are in memory
+FAR = 1e6  # distance between different windows of symbols, beyond any distance in a scaled h
 
 
 def make_parser():
     parser = analysis.make_parser("mutual_information", __doc__)
     parser.add_argument(
-        "--window", type=arguments.positive_int, help="w in steps (default: 5 pixels, 1 symbol)"
+        "--window", type=flags.positive_int, help="w in steps (default: 5 pixels or 1 symbol)"
     )
     parser.add_argument(
         "--times",
-        type=arguments.positive_int,
+        type=flags.positive_int,
         nargs="+",
         metavar="T",
-        help="steps that have been read (default: 8, evenly spaced up to the last)",
+        help="numbers of steps read (default: 8 values, evenly spaced up to the last step)",
     )
     parser.add_argument(
-        "--components", type=arguments.positive_int, default=3, help="of h, principal components"
+        "--components", type=flags.positive_int, default=3, help="principal components of h to use"
     )
     parser.add_argument(
-        "--samples", type=arguments.positive_int, default=1000, help="test sequences at most"
+        "--samples", type=flags.positive_int, default=1000, help="maximum number of test sequences"
     )
     parser.add_argument(
-        "--neighbours", type=arguments.positive_int, default=5, help="k of the estimator"
+        "--neighbours", type=flags.positive_int, default=5, help="k of the estimator"
     )
     parser.add_argument(
-        "--all-epochs", action="store_true", help="every kept checkpoint, not the newest alone"
+        "--all-epochs", action="store_true", help="every kept checkpoint, not only the newest"
     )
     return parser
 
 
 def mutual_information(x, y, neighbours=5):
-    """I(x; y) in nats of samples x (N, dx) and y (N, dy), by the mixed-KSG estimator.
+    """I(x; y) in nats from samples x (N, dx) and y (N, dy), by the mixed-KSG estimator.
 
-    Either may be continuous, discrete, or a mixture of both. Distances are of the max-norm, so
-    that x and y should be of similar scale. Near independence it may come out a little below 0.
-    It is biased low in high dimension and for strong dependence (the more the fewer samples), and
-    high where x or y lies on a lattice so fine that the neighbours are distinct points of it.
-    Raises ValueError for arrays of other shapes, no more samples than neighbours, or values that
-    are not finite.
-    Source: Gao et al. 2017, arXiv 1709.06212, in the form of their code: digamma throughout, and
-    marginal neighbours counted inside the distance where that is positive.
+    Either may be continuous, discrete, or a mixture of both. Distances use the max-norm, so x and
+    y should have similar scales. The estimate may be slightly negative near independence. It is
+    biased low in high dimension and for strong dependence, more so with fewer samples, and biased
+    high if x or y is on a lattice so fine that the neighbours are distinct lattice points.
+    Raises ValueError for arrays of other shapes, for neighbours outside 1 … N − 1, or for values
+    that are not finite.
+    Source: Gao et al. 2017, arXiv 1709.06212, as in their code: digamma throughout, and marginal
+    neighbours counted strictly within the distance if it is positive.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise ValueError(f"the shapes are {x.shape} and {y.shape}: they must be (N, dx), (N, dy)")
+        raise ValueError(f"x and y must be (N, dx) and (N, dy), got {x.shape} and {y.shape}")
     if not 1 <= neighbours < len(x):
-        raise ValueError(f"neighbours is {neighbours}: it must be from 1 to {len(x) - 1}, N − 1")
+        raise ValueError(f"neighbours must be from 1 to N − 1 = {len(x) - 1}, got {neighbours}")
     joint = np.hstack([x, y])
     if not np.isfinite(joint).all():
-        raise ValueError("the samples hold values that are not finite")
+        raise ValueError("the samples contain values that are not finite")
     tree = cKDTree(joint)
-    distance = tree.query(joint, [neighbours + 1], p=np.inf)[0][:, 0]  # the first is the point
+    distance = tree.query(joint, [neighbours + 1], p=np.inf)[0][:, 0]  # the first is itself
     k = np.full(len(x), neighbours)
     tied = distance == 0
     if tied.any():
@@ -93,25 +93,25 @@ def mutual_information(x, y, neighbours=5):
 
 
 def _within(tree, points, radius):
-    """How many points of the tree lie no further than this from each, itself included."""
+    """The number of points of the tree within this radius of each point, itself included."""
     return tree.query_ball_point(points, radius, p=np.inf, return_length=True)
 
 
 def principal_components(h, components):
-    """h (N, H) projected on its leading principal components, (N, at most that many)."""
+    """h (N, H) projected onto its leading principal components, (N, at most components)."""
     centred = h - h.mean(axis=0)
     directions = np.linalg.svd(centred, full_matrices=False)[2]
     return centred @ directions[:components].T
 
 
 def _scaled(x):
-    """With root mean square 1 about the mean, so that neither x nor h rules the distances."""
+    """x with root mean square 1 about the mean, so that neither x nor h dominates distances."""
     spread = np.sqrt(np.mean((x - x.mean(axis=0)) ** 2))
     return x / spread if spread > 0 else x
 
 
 def _sequences(run, args):
-    """What the network reads, x (T, N, 1) or symbols (T, N), and its windows: t → (N, ·)."""
+    """The input, x (T, N, 1) or symbols (T, N), w, and the windows as a function t → (N, ·)."""
     found = test_set(run, args.data)
     if run.config["model"]["task"] == "pixels":
         x = found.batch(slice(0, args.samples))[0]
@@ -131,17 +131,19 @@ def _sequences(run, args):
 
 def _times(args, window, steps):
     if window > steps:
-        raise analysis.Unsuitable(f"a window of {window} in sequences of {steps} steps")
+        raise analysis.Unsuitable(f"the window must be at most {steps} steps, got {window}")
     if args.times is None:
         return np.unique(np.linspace(window, steps, 8).round().astype(int))
     if not window <= min(args.times) <= max(args.times) <= steps:
-        raise analysis.Unsuitable(f"--times must be from {window}, the window, to {steps} here")
+        raise analysis.Unsuitable(
+            f"--times must be from {window} (window) to {steps} (all steps), got {args.times}"
+        )
     return np.array(args.times)
 
 
 @torch.no_grad()
 def _states(model, sequences, times):
-    """h (A, N, H) after these numbers of steps."""
+    """h (A, N, H) after these numbers of steps, times (A,)."""
     states = []
     for x in tqdm(sequences.split(BATCH, dim=1), desc="running", leave=False, disable=None):
         outputs, _ = model.rnn(x if x.is_floating_point() else model.encoder(x))
@@ -150,19 +152,24 @@ def _states(model, sequences, times):
 
 
 def compute(run, args):
-    """The arrays of a run: see above. Raises Unsuitable where sequences are too short or few."""
+    """The arrays of one run, listed in the module docstring.
+
+    Raises Unsuitable if its sequences are too short or too few, or its states are not finite.
+    """
     sequences, window, windows = _sequences(run, args)
     steps, samples = sequences.shape[:2]
     times = _times(args, window, steps)
     if samples <= args.neighbours:
-        raise analysis.Unsuitable(f"{samples} samples are too few for --neighbours")
+        raise analysis.Unsuitable(
+            f"--neighbours must be below {samples}, the number of samples, got {args.neighbours}"
+        )
     epochs, information = [], []
     paths = run.kept.values() if args.all_epochs else [run.newest_checkpoint()]
     for path in paths:
         checkpoint = read_checkpoint(path)
         states = _states(model_of(checkpoint, path)[0], sequences, times)
         if not np.isfinite(states).all():
-            raise analysis.Unsuitable(f"{path}: its states are not finite on the test set")
+            raise analysis.Unsuitable(f"{path}: the states are not finite on the test set")
         projected = (_scaled(principal_components(h, args.components)) for h in states)
         pairs = zip(times, projected, strict=True)
         row = [mutual_information(windows(t), h, args.neighbours) for t, h in pairs]

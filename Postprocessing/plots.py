@@ -1,7 +1,7 @@
-"""How the figures look: colours, names, order, and functions that draw data on axes.
+"""Style of the figures (colours, names, order), and functions that draw data on axes.
 
-Every draw function takes data and `ax` and returns `ax`. Widths are those of a printed column.
-Colours: Okabe & Ito, https://jfly.uni-koeln.de/color, told apart by colour-blind readers too.
+Every draw function takes data and `ax` and returns `ax`. Widths are those of a printed page.
+Colours: Okabe & Ito, https://jfly.uni-koeln.de/color, safe for colour-blind readers.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ COLOURS = {
     "static": "#000000",
     "homogeneous": "#56B4E9",
     "heterogeneous": "#D55E00",
-    "gamma2-RNN": "#D55E00",  # the heterogeneous network under its other name
+    "gamma2-RNN": "#D55E00",  # the heterogeneous network, by another name
     "ANRU": "#0072B2",
     "ReLU-RNN": "#009E73",
     "LSTM": "#CC79A7",
     "GRU": "#E69F00",
 }
 MARKERS = {"ANRU": "o", "gamma2-RNN": "s", "ReLU-RNN": "^", "LSTM": "D", "GRU": "v"}
-SCALE = "viridis"  # of accuracies, bits and nats
+SCALE = "viridis"  # colour map of accuracies, bits and nats
 GAIN, SATURATION = "gain $n$", "saturation $s$"
 
 
@@ -50,9 +50,9 @@ def use_style():
 
 
 def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
-    """A figure and its axes, named a, b, c, … from left to right and top to bottom.
+    """A figure and its axes, labelled a, b, c, … from left to right and top to bottom.
 
-    caption: a line below them, such as what the runs are and how many are missing.
+    caption: a line below the axes, such as the number of runs and of missing cells.
     """
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * height), squeeze=False, **options
@@ -64,13 +64,13 @@ def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
 
 
 def save(figure, name, folder=FIGURES):
-    """Writes a figure as PNG and PDF, and returns their paths."""
+    """Saves a figure as PNG and PDF; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
     for path in paths:
         stamp = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-        figure.savefig(path, metadata=stamp)  # the same figure gives the same file
+        figure.savefig(path, metadata=stamp)  # reproducible: the same figure, the same file
     return paths
 
 
@@ -88,10 +88,10 @@ def draw_family(x, pairs, ax, derivative=False):
 
 
 def draw_plane(n, s, values, ax, label, levels=10):
-    """Filled contours of values (S, N) over n (N,) and s (S,), with a bar; NaN stays blank.
+    """Filled contours of values (S, N) over n (N,) and s (S,), with a colour bar; NaN is blank.
 
-    The points that were measured are dotted. A grid with fewer than two n or s is drawn as
-    points, since it has no area.
+    Dots mark the measured points. A grid with fewer than two n or s has no area, and is drawn as
+    points; so are values that are all equal.
     """
     n_at, s_at = np.meshgrid(n, s)
     there = np.isfinite(values)
@@ -105,7 +105,7 @@ def draw_plane(n, s, values, ax, label, levels=10):
 
 
 def draw_trajectories(paths, scores, ax, label):
-    """Ways (epochs, 2) of (n, s) through learning; end points coloured by scores (R,)."""
+    """Trajectories (epochs, 2) of (n, s) during learning; end points coloured by scores (R,)."""
     for path in paths:
         ax.plot(*path.T, color="0.6", linewidth=0.6, zorder=2)
         ax.plot(*path[0], ".", color="0.6", markersize=2, zorder=2)
@@ -118,7 +118,7 @@ def draw_trajectories(paths, scores, ax, label):
 
 
 def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
-    """The n and s (units,) of a heterogeneous network, their start and their centre."""
+    """The n and s (units,) of a heterogeneous network, with their start and centre."""
     ax.scatter(n, s, s=8, color=colour, alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
@@ -128,7 +128,7 @@ def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
 
 
 def draw_quartiles(x, values, ax, name):
-    """Median over runs and the band between the quartiles; values (R, len(x)), NaN left out."""
+    """Median and interquartile range over runs; values (R, len(x)), NaN is ignored."""
     low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
     ax.plot(x, middle, color=COLOURS[name], label=f"{name} ({len(values)})")
     ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
@@ -137,7 +137,7 @@ def draw_quartiles(x, values, ax, name):
 
 
 def draw_histogram(values, bins, ax, name):
-    """How many runs have which value: steps, with the median as a line below."""
+    """Histogram of values (R,) over runs, with the median as a dotted line."""
     ax.hist(values, bins, histtype="stepfilled", color=COLOURS[name], alpha=0.15)
     ax.hist(values, bins, histtype="step", color=COLOURS[name], label=name)
     ax.axvline(np.median(values), color=COLOURS[name], linestyle=":", linewidth=1)
@@ -145,8 +145,8 @@ def draw_histogram(values, bins, ax, name):
 
 
 def draw_robustness(amplitudes, scores, ax, name):
-    """Scores (R, A) against amplitudes (A,): mean over runs, and the range where R > 1."""
-    at = np.arange(len(amplitudes))  # equally far apart: they span two orders of magnitude
+    """Scores (R, A) against amplitudes (A,): mean and, if R > 1, range over runs."""
+    at = np.arange(len(amplitudes))  # evenly spaced: amplitudes span two orders of magnitude
     ax.plot(at, scores.mean(axis=0), color=COLOURS[name], marker=MARKERS[name], ms=3, label=name)
     ax.fill_between(at, scores.min(axis=0), scores.max(axis=0), color=COLOURS[name], alpha=0.15)
     ax.set_xticks(at, [f"{a:g}" for a in amplitudes])
@@ -154,9 +154,9 @@ def draw_robustness(amplitudes, scores, ax, name):
 
 
 def draw_response(without, driven, window, ax, label):
-    """A quantity (T, units) without and with a step drive: driven units thin, means thick.
+    """A quantity (T, units) without and with a step drive: thin driven units, thick means.
 
-    window: the steps (first, end) of the drive, which are shaded.
+    window: the steps (first, end) of the drive, shaded.
     """
     steps = np.arange(len(driven))
     ax.axvspan(*window, color="0.9", linewidth=0)

@@ -1,15 +1,15 @@
-"""How well a trained network does under changed input statistics, against the change's amplitude.
+"""Score of a trained network under changed input statistics, against the amplitude of the change.
 
     python3 -m Postprocessing.robustness RUN... [--amplitudes 0 1 5]
 
-Writes analysis/robustness.npz into each run:
+Writes analysis/robustness.npz to each run:
     amplitudes (A,)
-    sin, sin_loss (A,)     test accuracy in [0, 1] and loss in nats under the sine transform of one
-                           cycle a sequence (pixels alone)
-    step, step_loss (A,)   the same under a step drive of this size, in the window of the test's
-                           step; text: bits per character, with the drive in every window of --bptt
-The network is the one that the script scores at the end: of pixels the newest checkpoint, of text
-the best on validation. The default amplitudes are those of Geadah et al., arXiv 2006.12253.
+    sin, sin_loss (A,)     pixels only: test accuracy in [0, 1] and loss in nats under the sine
+                           transform with one cycle per sequence
+    step, step_loss (A,)   the same under a step drive of this size, in the step window of the
+                           test; text: bits per character, with the drive in every --bptt window
+The network is the one that the script evaluates at the end: the newest checkpoint for pixels, the
+best on validation for text. The default amplitudes are those of Geadah et al., arXiv 2006.12253.
 """
 
 import sys
@@ -17,10 +17,10 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from NetworkCreation.models import load_model
+from NetworkCreation.checkpoints import load_model
 from Postprocessing import analysis
 from Postprocessing.load_runs import test_set
-from Training import arguments
+from Training import flags
 from Training.datasets import PixelSet, columns
 from Training.evaluation import (
     EVALUATION_COLUMNS,
@@ -37,16 +37,16 @@ def make_parser():
     parser = analysis.make_parser("robustness", __doc__)
     parser.add_argument(
         "--amplitudes",
-        type=arguments.finite,
+        type=flags.finite,
         nargs="+",
         metavar="A",
         default=AMPLITUDES,
-        help="of the sine transform and of the step drive",
+        help="amplitudes of the sine transform and sizes of the step drive",
     )
     parser.add_argument(
         "--samples",
-        type=arguments.positive_int,
-        help="test images, or windows of text (default: all)",
+        type=flags.positive_int,
+        help="number of test images or text windows (default: all)",
     )
     return parser
 
@@ -78,16 +78,15 @@ def text_scores(model, text, bptt, amplitudes, limit=None):
 
 
 def compute(run, args):
-    """The arrays of a run: see above."""
+    """The arrays of one run, listed in the module docstring."""
     saved = run.config["arguments"]
     test = test_set(run, args.data)
+    model, _ = load_model(run.scored_checkpoint())
     if run.config["model"]["task"] == "pixels":
-        model, _ = load_model(run.newest_checkpoint())
         few = slice(0, args.samples)
         test = PixelSet(test.images[few], test.labels[few], test.scale)
-        scores = pixel_scores(model, test, saved["batch"], args.amplitudes)
+        scores = pixel_scores(model, test, saved["batch_size"], args.amplitudes)
     else:
-        model, _ = load_model(run.path / saved["save"])
         text = columns(test, EVALUATION_COLUMNS)
         scores = text_scores(model, text, saved["bptt"], args.amplitudes, args.samples)
     return {"amplitudes": np.array(args.amplitudes), **scores}

@@ -1,7 +1,7 @@
 """The data sets: MNIST and digits pixel by pixel, Penn Treebank and pydoc by character.
 
-`load_pixels` and `load_text` read them, check the files against their SHA-256, and split them.
-`digits` and `pydoc` come with installed software and need neither files nor a network.
+`load_pixels` and `load_text` read them, verify the SHA-256 of each file, and split them. `digits`
+comes with scikit-learn and `pydoc` with Python; neither needs files or a network.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ PENNCHAR_MIRROR = (
     "https://raw.githubusercontent.com/vgeadah/NonlinMod/HEAD/Training/training_data/pennchar"
 )
 PENNCHAR_ARCHIVE = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
-DOWNLOAD_TIMEOUT = 60  # seconds without an answer
+DOWNLOAD_TIMEOUT = 60  # seconds without a response
 
 
 class DataError(Exception):
-    """A data set is missing, cannot be had, or is not the one that it should be."""
+    """A data set is missing, cannot be read or downloaded, or is not the expected one."""
 
 
 @dataclass
 class PixelSet:
-    """Images as sequences: images (N, T) uint8, labels (N,), `scale` the value of full white."""
+    """Images as sequences: images (N, T) uint8, labels (N,); `scale` is the value of white."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -54,14 +54,14 @@ class PixelSet:
         return PixelSet(self.images.to(device), self.labels.to(device), self.scale)
 
     def batch(self, index):
-        """x (T, B, 1) in [0, 1] and labels (B,) of the samples that a slice or tensor names."""
+        """x (T, B, 1) in [0, 1] and labels (B,) of the samples at index, a slice or a tensor."""
         x = self.images[index].t().unsqueeze(-1).float() / self.scale
         return x, self.labels[index]
 
 
 @dataclass
 class PixelData:
-    """A split set of images; `permutation` (T,) is the order of the pixels, None as they are."""
+    """An image data set, split; `permutation` (T,) is the pixel order, None if not permuted."""
 
     train: PixelSet
     validation: PixelSet
@@ -80,18 +80,18 @@ class PixelData:
 
 
 def load_pixels(name, root, seed, permute):
-    """A set of images, split and, on request, with its pixels permuted.
+    """Loads an image data set, splits it and optionally permutes its pixels.
 
-    name: a key of `PIXEL_SETS`. root: the folder of the data sets. `RandomState(seed)` draws the
-    permutation of the pixels (only with permute), then that of the samples. Returns PixelData.
-    Raises DataError where files are missing, cannot be downloaded, or differ.
+    name: a key of `PIXEL_SETS`. root: the data folder. seed: of the RandomState that draws the
+    pixel permutation (if permute), then the sample permutation. Returns PixelData.
+    Raises DataError if a file cannot be read or downloaded, or has the wrong checksum.
     """
     images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
     permutation = random.permutation(images.shape[1]) if permute else None
     if permute:
         images = images[:, torch.from_numpy(permutation)]
-    # The samples before the test set's own, where it has any, are permuted and split.
+    # A predefined test set comes last and is not permuted.
     order = random.permutation(len(labels) - test_size)
     order = torch.from_numpy(np.append(order, np.arange(len(order), len(labels))))
     parts = torch.split(order, sizes)
@@ -104,8 +104,8 @@ def load_pixels(name, root, seed, permute):
 
 
 def _load_mnist(root):
-    """MNIST: its 60,000 training images are split 50,000 / 10,000, its test images are its own."""
-    from torchvision.datasets import MNIST, mnist  # slow to import, and needed here alone
+    """MNIST: 60,000 training images, split 50,000 / 10,000, and its own 10,000 test images."""
+    from torchvision.datasets import MNIST, mnist  # slow to import, only needed here
 
     raw = root / "mnist" / "MNIST" / "raw"
     missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
@@ -117,11 +117,11 @@ def _load_mnist(root):
         except (OSError, RuntimeError, urllib.error.URLError) as error:
             raise DataError(
                 f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded: "
-                f"{_one_line(error)}; the files come from http://yann.lecun.com/exdb/mnist and its "
-                "mirrors; --dataset digits needs no files"
+                f"{_one_line(error)}; get the files from http://yann.lecun.com/exdb/mnist or a "
+                "mirror; --dataset digits needs no files"
             ) from error
     checksums = _check_files(raw, MNIST_SHA256)
-    # The files that were checked: MNIST itself prefers processed ones where there are any.
+    # Reads the verified files: torchvision's MNIST prefers processed ones if there are any.
     files = [[raw / name for name in MNIST_SHA256 if kind in name] for kind in ("images", "labels")]
     images = torch.cat([mnist.read_image_file(path).flatten(1) for path in files[0]])
     labels = torch.cat([mnist.read_label_file(path) for path in files[1]])
@@ -129,8 +129,8 @@ def _load_mnist(root):
 
 
 def _load_digits(root):
-    """scikit-learn's handwritten digits, 1797 images of 8 × 8 pixels in 0 … 16."""
-    from sklearn.datasets import load_digits  # slow to import, and needed here alone
+    """scikit-learn's handwritten digits: 1797 images of 8 × 8 pixels with values 0 to 16."""
+    from sklearn.datasets import load_digits  # slow to import, only needed here
 
     digits = load_digits()
     images = digits.images.reshape(len(digits.target), 64).astype(np.uint8)
@@ -144,9 +144,9 @@ PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits}
 
 @dataclass
 class TextData:
-    """A corpus in three parts, each a stream of symbols (N,); `vocabulary` lists the symbols.
+    """A corpus as three streams of symbol indices (N,); `vocabulary` lists the symbols.
 
-    `name` is the task's: PTB, pydoc, or corpus for a text of one's own.
+    `name` is the name of the task: PTB, pydoc, or corpus for any other text.
     """
 
     train: torch.Tensor
@@ -158,12 +158,12 @@ class TextData:
 
 
 def load_text(name, root, any_corpus=False):
-    """A corpus as streams of symbols.
+    """Loads a corpus as streams of symbol indices.
 
-    name: a key of `TEXT_SETS`. root: the folder of the data sets. any_corpus: take the text that
-    is there, whatever its checksum. The symbols are those that white space separates, and <eos>
-    for each line end, numbered as they first appear. Returns TextData.
-    Raises DataError where files are missing, cannot be downloaded, differ, or hold no text.
+    name: a key of `TEXT_SETS`. root: the data folder. any_corpus: accept any text, without
+    verifying its checksum. Symbols are separated by white space, each line end is <eos>, and
+    indices follow the order of first appearance. Returns TextData.
+    Raises DataError if a file cannot be read or downloaded, has the wrong checksum, or is empty.
     """
     parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
     number = {}
@@ -179,20 +179,20 @@ def _load_pennchar(root, any_corpus):
     missing = [name for name in PENNCHAR_SHA256 if not (folder / name).is_file()]
     if missing and any_corpus:
         raise DataError(
-            f"the corpus is missing: {', '.join(missing)} in {folder}; symbols are separated by "
-            "spaces; --dataset pydoc needs no files"
+            f"the corpus is missing: {', '.join(missing)} in {folder} (symbols separated by "
+            "spaces); --dataset pydoc needs no files"
         )
     if missing:
         _download_pennchar(folder, missing)
     found = {name: _sha256(folder / name) for name in PENNCHAR_SHA256}
     if not any_corpus:
-        _check_files(folder, PENNCHAR_SHA256, "; --any-corpus takes a text of your own")
+        _check_files(folder, PENNCHAR_SHA256, "; use --any-corpus for a text of your own")
     parts = [_symbols(folder / name) for name in PENNCHAR_SHA256]
     return parts, "PTB" if found == PENNCHAR_SHA256 else "corpus", found
 
 
 def _symbols(path):
-    """The symbols of a text file, with <eos> at every line end."""
+    """The symbols of a text file, with <eos> for each line end."""
     symbols = []
     try:
         with path.open(encoding="utf-8") as file:
@@ -200,18 +200,18 @@ def _symbols(path):
                 symbols += line.split()
                 symbols.append("<eos>")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error.reason})") from error
+        raise DataError(f"{path}: not valid UTF-8 ({error.reason})") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     if not symbols:
-        raise DataError(f"{path}: holds no text")
+        raise DataError(f"{path}: empty file")
     return symbols
 
 
 def _load_pydoc(root, any_corpus):
-    """The prose of Python's own reference topics: 90 % to train, then 5 % and 5 %.
+    """The reference topics of Python's documentation, split in order into 90, 5 and 5 %.
 
-    Its length changes a little between versions of Python; the checksum tells them apart.
+    The text differs slightly between Python versions; the checksum tells them apart.
     """
     from pydoc_data.topics import topics
 
@@ -226,38 +226,40 @@ TEXT_SETS = {"ptb": _load_pennchar, "pydoc": _load_pydoc}
 
 
 def columns(stream, batch_size, device=None, name="the text"):
-    """A stream (N,) cut into columns that run side by side, (N // batch_size, batch_size).
+    """Splits a stream (N,) into parallel columns, (N // batch_size, batch_size).
 
-    What does not fill a row at the end is dropped. Raises DataError, with the stream's name, for
-    one that is too short to predict one symbol in each column.
+    The remainder is dropped. Raises DataError, with the stream's name, if the stream is too short
+    to predict one symbol per column.
     """
     rows = len(stream) // batch_size
     if rows < 2:
-        raise DataError(f"{name}: {len(stream)} symbols are too few for {batch_size} columns of 2")
+        raise DataError(
+            f"{name}: {len(stream)} symbols are too few for {batch_size} columns of at least 2"
+        )
     return stream[: rows * batch_size].view(batch_size, rows).t().contiguous().to(device)
 
 
 def windows(rows, bptt):
-    """The (start, end) of windows of bptt predicted steps; the last one may be shorter."""
+    """(start, end) of each window of bptt predicted steps; the last window may be shorter."""
     return [(start, min(start + bptt, rows - 1)) for start in range(0, rows - 1, bptt)]
 
 
 @contextlib.contextmanager
 def _new_folder(folder):
-    """Makes a folder; where its block fails, what is new and empty of it goes again."""
+    """Creates a folder; if the block fails, removes the new folders that are still empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for path in new:
-            with contextlib.suppress(OSError):  # what was downloaded stays
+            with contextlib.suppress(OSError):  # not empty: keeps what was downloaded
                 path.rmdir()
         raise
 
 
 def _download_pennchar(folder, missing):
-    """Downloads the missing files, from the paper's code or else from Mikolov's archive."""
+    """Downloads missing files from the paper's repository, or else from Mikolov's archive."""
     try:
         with _new_folder(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
             reasons = []
@@ -304,11 +306,11 @@ def _fetch(url, path):
 
 
 def _check_files(folder, digests, hint=""):
-    """The digests of files, by name; DataError for the first that is not what it should be."""
+    """The digests of files by name; raises DataError at the first that differs."""
     for name, digest in digests.items():
         found = _sha256(folder / name)
         if found != digest:
-            raise DataError(f"{folder / name} has the SHA-256 {found}, not {digest}{hint}")
+            raise DataError(f"{folder / name} has SHA-256 {found}, expected {digest}{hint}")
     return dict(digests)
 
 

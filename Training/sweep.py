@@ -3,10 +3,10 @@
     python3 -m Training.sweep sMNIST_task.py --gain 1 2.5 5 --saturation 0 0.5 1 --seed 400 401 \\
         -- --dataset digits --nonlin gamma --no-learn_params
 
-The flags before -- are the script's, each with its list; what stands after it holds for all runs.
-They go side by side, each in a process with its share of the processors. Started again, the sweep
-passes over the runs that are complete and goes on with those that are not: it knows them by their
-saved arguments. A run that fails does not stop the others. Ctrl-C and SIGTERM save those under way.
+The flags before -- are the script's, each with a list of values; those after it apply to all runs.
+Runs are processes that share the processors. Started again, a sweep skips finished runs and resumes
+the others; it knows them by their saved arguments. A run that fails does not stop the others.
+Ctrl-C and SIGTERM save the runs in progress.
 
 The paper's grid: --gain 1 2.5 5 7.5 10 12.5 15 17.5 20 --saturation 0 0.25 0.5 0.75 1
 """
@@ -25,13 +25,13 @@ from typing import NamedTuple
 import joblib
 from tqdm import tqdm
 
-from Training.arguments import Parser, positive_int
-from Training.runs import LAST, MODE, find_runs, has_arguments, plain
+from Training.flags import Parser, positive_int
+from Training.run_directory import LAST, MODE, find_runs, has_arguments, plain
 
-# Arguments that say where and how a run goes, not what is trained.
+# Arguments that say where and how a run is made, not what is trained.
 ASIDE = {"cuda", "data", "save_dir", "snapshot_minutes", "note", "verbose", *MODE}
 OUTCOMES = {
-    "complete": "were complete",
+    "complete": "already finished",
     "trained": "trained to the end",
     "failed": "failed",
     "stopped": "not trained to the end",
@@ -39,24 +39,26 @@ OUTCOMES = {
 
 
 class Combination(NamedTuple):
-    """A run to make: the words that are typed, and the plain values that they come to."""
+    """A run to make: the words of its command, and its arguments as plain values."""
 
     typed: list
     arguments: dict
 
 
 class Sweep:
-    """Makes the runs, and knows the processes of those under way."""
+    """Makes the runs and keeps the processes of those in progress.
+
+    script: path of a task script. saved: its runs so far. threads: of each process.
+    """
 
     def __init__(self, script, saved, threads):
-        """script: the path of a task script. saved: its runs so far. threads: of a process."""
         self.script, self.saved, self.threads = script, saved, threads
         self.signum = None
         self._processes = set()
         self._lock = threading.RLock()  # a signal may come while its own thread holds it
 
     def make(self, combination):
-        """Makes one run, or what is left of it; returns its outcome and a remark on it."""
+        """Makes one run, or what is left of it; returns its outcome and a remark."""
         runs = [run for run in self.saved if has_arguments(run, combination.arguments)]
         if any(run.complete for run in runs):
             return "complete", ""
@@ -70,11 +72,11 @@ class Sweep:
         return "trained", ""
 
     def _start(self, typed):
-        """The script's exit code with these arguments, and the last line that it printed."""
+        """Runs the script; returns its exit code and the last line that it printed."""
         with self._lock:
             if self.signum is not None:
                 return None, ""
-            # A session of its own: Ctrl-C reaches the sweep alone, which hands it on once.
+            # In a session of its own, so that Ctrl-C reaches the sweep, which passes it on once.
             process = subprocess.Popen(
                 [sys.executable, str(self.script), *typed],
                 stdout=subprocess.PIPE,
@@ -92,7 +94,7 @@ class Sweep:
         return process.returncode, lines[-1] if lines else ""
 
     def stop(self, signum, frame=None):
-        """A signal's handler: the runs under way save and end, and no other begins."""
+        """Signal handler: the runs in progress save and end, and no other begins."""
         with self._lock:
             self.signum = signum
             self._end_all()
@@ -102,28 +104,23 @@ class Sweep:
             self._processes.pop().terminate()
 
 
-def combinations(parser, resolve, lists, common):
-    """A Combination for every choice of one word from each list.
+def combinations(parse, lists, common):
+    """A Combination for every choice of one word from each list, and the folder of the runs.
 
-    parser, resolve: the script's. lists: {flag: words}. common: words for all runs. Ends as the
-    script does where it refuses one of them. Returns them, and the folder that the runs lie in.
+    parse: the script's. lists: {flag: words}. common: words for all runs. Exits as the script does
+    if it rejects one of them.
     """
     found = []
     for words in itertools.product(*lists.values()):
         typed = [w for pair in zip(lists, words, strict=True) for w in pair] + common
-        args, given = parser.parse(typed)
-        if mode := given & set(MODE):
-            parser.error(f"argument {parser.flag(mode.pop())}: is not for a sweep")
-        resolve(parser, args, given)
-        # Where n and s are drawn, the run's own are known when it has begun.
-        drawn = {"gain", "saturation"} if getattr(args, "random", False) else set()
-        values = {k: v for k, v in vars(args).items() if k not in ASIDE | drawn}
+        _, args, _ = parse(typed)
+        values = {k: v for k, v in vars(args).items() if k not in ASIDE}
         found.append(Combination(typed, plain(values)))
     return found, args.save_dir
 
 
 def parse(argv):
-    """The sweep's parser and its arguments, the lists {flag: words}, and the words after --."""
+    """The sweep's parser and arguments, the lists {flag: words}, and the words after --."""
     parser = Parser("python3 -m Training.sweep", __doc__)
     parser.usage = "%(prog)s [-h] [--jobs N] SCRIPT --FLAG VALUE ... [-- ARGUMENT ...]"
     parser.add_argument("script", type=Path, metavar="SCRIPT", help="sMNIST_task.py, PTB_task.py")
@@ -132,7 +129,7 @@ def parse(argv):
         type=positive_int,
         default=joblib.cpu_count(),
         metavar="N",
-        help="runs side by side, which share the processors",
+        help="runs at a time, which share the processors",
     )
     end = argv.index("--") if "--" in argv else len(argv)
     lists, own = {}, []
@@ -148,16 +145,18 @@ def parse(argv):
     args = parser.parse_args(own)
     for flag, words in lists.items():
         if not words:
-            parser.error(f"argument {flag}: has no values; what holds for all runs comes after --")
+            parser.error(f"argument {flag}: has no values; what applies to all runs follows --")
     return parser, args, lists, argv[end + 1 :]
 
 
 def main(argv=None):
     parser, args, lists, common = parse(sys.argv[1:] if argv is None else argv)
     if args.script.name not in ("sMNIST_task.py", "PTB_task.py") or not args.script.is_file():
-        parser.error(f"argument SCRIPT: {args.script} is no task script")
+        parser.error(f"argument SCRIPT: {args.script} is not a task script")
     script = runpy.run_path(str(args.script))
-    runs, save_dir = combinations(script["make_parser"](), script["resolve"], lists, common)
+    if mode := {f"--{name}" for name in MODE} & {*lists, *common}:
+        parser.error(f"argument {mode.pop()}: is not for a sweep")
+    runs, save_dir = combinations(script["parse"], lists, common)
     saved = find_runs(save_dir, args.script.name)
     sweep = Sweep(args.script, saved, threads=max(1, joblib.cpu_count() // args.jobs))
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -1,8 +1,8 @@
-"""Changes of the input's statistics, as functions of time: brightness transforms and step drives.
+"""Changes in input statistics as functions of time: brightness transforms and step drives.
 
-A transform multiplies a sequence x (T, B, I) by a factor of its step, in the order in which the
-network sees the steps; `factor(steps)` gives it as (T,). Source of the transforms and of their
-sizes: Geadah et al., arXiv 2006.12253.
+A transform multiplies a sequence x (T, B, I) by a factor that depends on the step, counted in the
+order in which the network sees the input; `factor(steps)` returns it, (T,). Source of the
+transforms and their sizes: Geadah et al., arXiv 2006.12253.
 """
 
 import math
@@ -15,17 +15,17 @@ class Transform:
     """x_t ← x_t · factor_t."""
 
     def factor(self, steps):
-        """The factor of every step, (T,)."""
+        """The factor at each step, (T,)."""
         raise NotImplementedError
 
     def __call__(self, x):
-        """x (T, B, I); returns the transformed sequences, of the same shape."""
+        """Returns the transformed sequences, of the same shape as x (T, B, I)."""
         return x * self.factor(len(x)).to(x)[:, None, None]
 
 
 @dataclass(frozen=True)
 class SinTransform(Transform):
-    """factor 1 + A sin(2π f t/T + φ): frequency f in cycles a sequence, phase φ in radians."""
+    """Factor 1 + A sin(2π f t/T + φ), with f in cycles per sequence and φ in radians."""
 
     frequency: float = 1.0
     amplitude: float = 0.5
@@ -38,7 +38,7 @@ class SinTransform(Transform):
 
 @dataclass(frozen=True)
 class StepTransform(Transform):
-    """factor 1 + size for position ≤ t < position + length, and 1 elsewhere."""
+    """Factor 1 + size for position ≤ t < position + length, and 1 elsewhere."""
 
     size: float = 1.0
     position: int = 200
@@ -50,7 +50,7 @@ class StepTransform(Transform):
 
 @dataclass(frozen=True)
 class LinTransform(Transform):
-    """factor t/T."""
+    """Factor t/T."""
 
     def factor(self, steps):
         return torch.arange(steps) / steps
@@ -58,29 +58,29 @@ class LinTransform(Transform):
 
 @dataclass(frozen=True)
 class NoTransform(Transform):
-    """factor 1."""
+    """Factor 1."""
 
     def factor(self, steps):
         return torch.ones(steps)
 
 
 def step_drive(steps, size=1.0, position=200, length=200):
-    """size for position ≤ t < position + length, and 0 elsewhere, (T,)."""
+    """A step (T,): size for position ≤ t < position + length, and 0 elsewhere."""
     t = torch.arange(steps)
     return size * ((position <= t) & (t < position + length)).float()
 
 
 def step_window(steps):
-    """Position and length of the step: 200 for 200 of 784 steps, in proportion for others."""
+    """Position and length of the step: both 200 for 784 steps, and in proportion otherwise."""
     return round(200 * steps / 784), round(200 * steps / 784)
 
 
 def random_sin(amplitude, generator):
-    """A SinTransform of frequency ~ U(0, 2) and phase 0."""
+    """A SinTransform with frequency ~ U(0, 2) and phase 0."""
     return SinTransform(2 * torch.rand((), generator=generator).item(), amplitude)
 
 
-# What the test set is seen through: name → transform for a number of steps.
+# Transforms of the test set: name → function from the number of steps to a transform.
 TEST_TRANSFORMS = {
     "sin": lambda steps: SinTransform(),
     "step": lambda steps: StepTransform(1.0, *step_window(steps)),

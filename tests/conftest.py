@@ -1,5 +1,6 @@
 """What the tests share: where the real data lie, and the scripts at toy size."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from Training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DATA_DIR", REPOSITORY / "data")).resolve()
@@ -26,6 +29,29 @@ TOY = {
 }
 for flags in TOY.values():
     flags += ["--lr", "1e-3"]
+
+
+# What a trainer and a run directory use of a script's arguments.
+ARGUMENTS = {
+    "seed": 400,
+    "epochs": 2,
+    "clip": None,
+    "alam": None,
+    "limit_batches": None,
+    "save_freq": 1,
+    "save_epochs": [],
+    "snapshot_minutes": 10,
+    "net_type": "RNN",
+    "lr": 0.0001,
+    "nhid": 4,
+    "nonlin": None,
+}
+
+
+def make_trainer(model, optimizer, scheduler=None, run=None, saved=None, **changes):
+    """A Trainer with default arguments; without a run it can take steps, but write no file."""
+    args = argparse.Namespace(**ARGUMENTS | changes)
+    return Trainer(run, args, model, optimizer, scheduler, saved)
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,16 @@
-"""Does harm to runs and to files, and checks that nothing is lost.
+"""Fault injection: damages runs and files, and checks that nothing is lost.
 
     python3 -m tests.faults --rounds 10                       ten rounds of each kind
     python3 -m tests.faults --rounds 1000 --only files
     python3 -m tests.faults --rounds 20 --only kill --keep DIR
 
-kill: a run is killed at random moments, by SIGKILL, SIGTERM or SIGINT, and resumed until it is
-done; it must then be bit for bit that which nobody disturbed. disk: files may not grow, or the
-directory is taken away; the run must end with an error that names a file, and go on from its last
-checkpoint. files: a file is damaged and read; that must be the project's own error with the file's
-name, or do no harm. together: processes that want the same directory.
+kill: a run is stopped at random times, by SIGKILL, SIGTERM or SIGINT, and resumed until it is done;
+it must be bit-identical to an uninterrupted run. disk: a full disk or a moved directory; the run
+must end with an error that names a file, and resume from its last checkpoint. files: a damaged file
+is read; this must raise one of the project's own errors, with the name of the file, or do no harm.
+together: several processes use the same directory.
 
-The counts are printed at the end; the exit code is 1 where anything failed.
+The counts are printed at the end; the exit code is 1 if anything failed.
 """
 
 import argparse
@@ -39,12 +39,13 @@ import torch
 
 import PTB_task
 import sMNIST_task
-from NetworkCreation.models import CheckpointError, load_model
+from NetworkCreation.checkpoints import CheckpointError, load_model
 from tests.conftest import REPOSITORY, TOY
 from tests.test_scripts import assert_same_result
-from Training import datasets, runs
+from Training import datasets, run_directory
 from Training.datasets import DataError, columns, load_pixels, load_text
-from Training.runs import Run, RunError
+from Training.run_directory import Run, RunError
+from Training.trainer import Trainer
 
 MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
 NETWORKS = [
@@ -57,17 +58,17 @@ OF_TASK = {"sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5"], "P
 CASES = [(script, flags + OF_TASK[script]) for flags in NETWORKS for script in TOY]
 SNAPSHOTS = ("0", "0.002")  # minutes
 SIZE = ["--limit-batches", "8", "--epochs", "4", "--save-freq", "2"]
-SECONDS = 300  # that a process may take
+SECONDS = 300  # time limit of a process
 READING_SECONDS = 30
-MEMORY = 2**30  # bytes that reading damaged files may take, and half as much for torch itself
+MEMORY = 2**30  # bytes for reading damaged files; torch itself takes up to half as much
 
 
 class Hang(BaseException):
-    """Reading takes too long; an Exception might be taken for an answer."""
+    """Reading takes too long. A BaseException: an Exception might be caught as an error."""
 
 
 def start(script, *arguments, limit=None):
-    """A script in a process of its own; limit: the largest size of its files, in bytes."""
+    """Starts a script in its own process. limit: maximum size of a file it writes, in bytes."""
 
     def cap():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -89,7 +90,7 @@ def finish(process):
 
 
 def until_it_runs(process):
-    """Waits for the line after which a run trains; False where the process ended before it."""
+    """Waits for the line that precedes training; False if the process ends before it."""
     return any(line.startswith(("device:", "resumed")) for line in process.stdout)
 
 
@@ -104,7 +105,7 @@ def flags_of(case):
 
 
 def undisturbed(folder, case):
-    """The run that nobody disturbs, and the seconds that it trained; made once in a folder."""
+    """An uninterrupted run and its training time in seconds; made once per folder."""
     place = folder / "_".join([case[0], *case[1][:2]])
     if not place.exists():
         process = start(case[0], *flags_of(case), "--save-dir", place)
@@ -117,7 +118,7 @@ def undisturbed(folder, case):
 
 
 def assert_nothing_lost(whole, torn):
-    """Bit for bit the same rows and checkpoints, and no other files."""
+    """The same files, with bit-identical rows and checkpoints."""
     names = sorted(path.name for path in whole.iterdir() if not path.name.startswith("events"))
     left = sorted(path.name for path in torn.iterdir() if not path.name.startswith("events"))
     assert left == names, f"files {left}, not {names}"
@@ -145,14 +146,14 @@ def kill_round(folder, number, draw, counts):
         code, _, err = finish(process)
         if not ended:
             counts[f"kill: {stop.name}"] += 1
-            if runs_now:  # before that, Python itself is interrupted
+            if runs_now:  # before that, the signal may hit Python's start-up
                 assert code in (0, -stop, 128 + stop) and "Traceback" not in err, f"{code} {err}"
-        counts["kill: in a write"] += stop == signal.SIGKILL and any(place.rglob(".*.part"))
-        if not any(place.rglob(runs.LAST)):
+        counts["kill: during a write"] += stop == signal.SIGKILL and any(place.rglob(".*.part"))
+        if not any(place.rglob(run_directory.LAST)):
             counts["kill: before the first checkpoint"] += 1
             if any(place.rglob("config.json")):
                 code, _, err = finish(start(case[0], "--resume", only_run(place)))
-                assert code == 2 and err.count("\n") == 1 and runs.LAST in err, err
+                assert code == 2 and err.count("\n") == 1 and run_directory.LAST in err, err
             shutil.rmtree(place, ignore_errors=True)
             process = start(case[0], *new)
         else:
@@ -164,23 +165,23 @@ def kill_round(folder, number, draw, counts):
 
 
 def disk_round(folder, number, draw, counts):
-    """Files may not grow beyond a limit, or the directory goes while the run writes into it."""
+    """The size of files is limited, or the directory is moved while the run writes to it."""
     case = CASES[number % len(CASES)]
     whole, seconds = undisturbed(folder / "whole", case)
     place, script = folder / f"disk{number}", case[0]
     arguments = [*flags_of(case), "--save-dir", place, "--snapshot-minutes", "0"]
     if (number + number // len(CASES)) % 2 == 0:
-        counts["disk: files may not grow"] += 1
-        limit = draw.randint(0, (whole / runs.LAST).stat().st_size)
+        counts["disk: full"] += 1
+        limit = draw.randint(0, (whole / run_directory.LAST).stat().st_size)
         code, _, err = finish(start(script, *arguments, limit=limit))
         assert (code, err.count("\n")) in ((1, 1), (2, 1)), f"{code} {err}"
         assert "cannot be written (File too large)" in err and str(place) in err, err
-        if not any(place.rglob(runs.LAST)):
+        if not any(place.rglob(run_directory.LAST)):
             counts["disk: full before the first checkpoint"] += 1
             return
         run = only_run(place)
     else:
-        counts["disk: the directory goes"] += 1
+        counts["disk: directory moved"] += 1
         process = start(script, *arguments)
         until_it_runs(process)
         time.sleep(draw.uniform(0, seconds))
@@ -194,7 +195,7 @@ def disk_round(folder, number, draw, counts):
             assert code == 1 and err.count("\n") == 1, f"{code} {err}"
             assert "cannot be" in err and str(gone) in err, err
         assert not gone.is_dir()
-    load_model(run / runs.LAST)
+    load_model(run / run_directory.LAST)
     resume(script, run)
     assert_nothing_lost(whole, run)
     shutil.rmtree(place)
@@ -202,7 +203,7 @@ def disk_round(folder, number, draw, counts):
 
 
 def together_round(folder, number, draw, counts):
-    """Eight runs begin at once; two processes resume one run."""
+    """Eight runs start at once; two processes resume the same run."""
     place, script = folder / f"together{number}", draw.choice(list(TOY))
     small = [*TOY[script], "--epochs", "1", "--save-dir", place]
     codes = [finish(process)[0] for process in [start(script, *small) for _ in range(8)]]
@@ -219,12 +220,12 @@ def together_round(folder, number, draw, counts):
     assert until_it_runs(third), finish(third)
     third.kill()
     finish(third)
-    counts["together: a second process was refused"] += 1
+    counts["together: second process rejected"] += 1
     shutil.rmtree(place)
 
 
 def call(script, *arguments):
-    """A script's main in this process: exit code and stderr."""
+    """Runs a script's main in this process; returns exit code and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -235,18 +236,17 @@ def call(script, *arguments):
 
 
 def sound_files(folder):
-    """What is to be damaged: a run of each task that stopped within its second epoch, and data."""
+    """Creates intact files: a run of each task, interrupted in its second epoch, and data."""
+    step = Trainer.step
+
+    def interrupted(trainer, *arguments, **sums):
+        step(trainer, *arguments, **sums)
+        if (trainer.epoch, trainer.batch) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
     for script in TOY:
-        left = {"sMNIST_task.py": 17, "PTB_task.py": 8}[script]
-
-        def check(interruption):
-            nonlocal left
-            left -= 1
-            if not left:
-                raise runs.Interrupted(signal.SIGTERM)
-
         flags = [*TOY[script], *OF_TASK[script], "--epochs", 2, "--save-freq", 1]
-        with mock.patch.object(runs.Interruption, "check", check):
+        with mock.patch.object(Trainer, "step", interrupted):
             code, err = call(script, *flags, "--save-dir", folder / "runs")
         assert code == 143, err
         only_run(folder / "runs").rename(folder / script)
@@ -267,7 +267,7 @@ def sound_files(folder):
 
 
 class Evil:
-    """Unpickling it would make a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -277,7 +277,7 @@ class Evil:
 
 
 def damage_bytes(data, draw):
-    """Bytes that are cut, flipped, overwritten, lengthened or of something else."""
+    """Bytes with a part cut, flipped, overwritten, removed or inserted, or entirely other bytes."""
     data, size = bytearray(data), len(data)
     at = draw.choice([0, 1, 4, 16, size // 2, size - 1, size - 22, draw.randrange(size + 1)])
     at = max(0, min(at, size - 1))
@@ -301,7 +301,7 @@ def damage_bytes(data, draw):
 
 
 def damage_value(value, draw):
-    """A value of another type, size or sign in the place of one among plain values."""
+    """Plain values with one removed, renamed, or replaced by another type, size or sign."""
     if isinstance(value, dict) and value and draw.random() < 0.9:
         value, name = dict(value), draw.choice(list(value))
         kind = draw.random()
@@ -316,22 +316,12 @@ def damage_value(value, draw):
         value, at = list(value), draw.randrange(len(value))
         value[at] = damage_value(value[at], draw)
         return value
-    if isinstance(value, torch.Tensor) and draw.random() < 0.7:
-        other = [
-            value.flatten()[:-1].clone(),
-            torch.cat([value.flatten(), value.flatten()]),
-            value.to(torch.float64),
-            torch.zeros(1, dtype=value.dtype).expand(10**6, 10**6),
-            value.to_sparse() if value.ndim and value.dtype != torch.uint8 else value,
-            torch.zeros_like(value),
-        ]
-        return draw.choice(other)
     numbers = [True, -1, 0, 10**9, 10**30, 1.5, float("inf")]
     return draw.choice([*numbers, None, "", "\0é", "x" * 99, [], [[]], {}, {"a": {}}])
 
 
 def damage_checkpoint(path, draw, marker):
-    """A checkpoint that is whole as a file and wrong in what it holds, or holds code."""
+    """Writes an intact file that is foreign, holds code, or is of another network."""
     kind = draw.random()
     if kind < 0.1:
         path.write_bytes(pickle.dumps({"state_dict": Evil(marker)}))
@@ -344,19 +334,23 @@ def damage_checkpoint(path, draw, marker):
                 archive.writestr(part.filename, bytes(2**20) * 64)
     else:
         checkpoint = torch.load(path, weights_only=True)
-        name = draw.choice(list(checkpoint))
-        if kind < 0.4:
-            sizes = draw.choice(["hidden_size", "classes", "embedding_size", "vocabulary"])
+        if kind < 0.5:
+            sizes = draw.choice(["hidden_size", "classes", "embedding_size"])
             checkpoint["config"]["model"][sizes] = draw.choice([10**9, 10**5, -1, 0])
-        elif kind < 0.8:
-            checkpoint[name] = damage_value(checkpoint[name], draw)
+        elif kind < 0.7:
+            state = checkpoint["state_dict"]
+            name = draw.choice(list(state))
+            other = [torch.cat([state[name].flatten()] * 2), torch.zeros(3, 5), torch.zeros(())]
+            state[name] = draw.choice(other)
+        elif kind < 0.85:
+            del checkpoint[draw.choice(list(checkpoint))]
         else:
-            checkpoint = damage_value(checkpoint, draw)
+            checkpoint = draw.choice([[], None, 1, "text", {}, {"state_dict": []}, torch.ones(2)])
         torch.save(checkpoint, path)
 
 
 def files_round(folder, number, draw, counts):
-    """One damaged file, read as the project reads it."""
+    """Damages one file and reads it as the project does."""
     sound = folder / "sound"
     if not sound.exists():
         sound_files(sound)
@@ -374,7 +368,7 @@ def files_round(folder, number, draw, counts):
         path = place / "data/pennchar" / draw.choice(list(datasets.PENNCHAR_SHA256))
     else:
         path = run / {"scored": scored}.get(kind, kind)
-    if not path.exists():  # test_results.csv of a text, before its end
+    if not path.exists():  # test_results.csv, which PTB writes at the end
         path.write_text("epoch,condition,loss,bits_per_character\n1,best,1.5,2.1\n")
     before = path.read_bytes()
     if path.suffix in (".tar", ".pt") and draw.random() < 0.6:
@@ -389,12 +383,12 @@ def files_round(folder, number, draw, counts):
         path.write_bytes(before[:at] + b"\xff" * 4 + before[at + 4 :])
     else:
         path.write_bytes(damage_bytes(before, draw))
-    counts[f"files: {kind if kind != 'scored' else 'a checkpoint to score'}"] += 1
+    counts[f"files: {kind if kind != 'scored' else 'evaluated checkpoint'}"] += 1
     if path.read_bytes() == before:
         return
     signal.alarm(READING_SECONDS)
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, before[1]))  # the machine is shared
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, before[1]))  # spares the system
     try:
         said = read(kind, place, path, script, sound)
     finally:
@@ -403,11 +397,11 @@ def files_round(folder, number, draw, counts):
     assert said is None or path.name in said, f"{said!r} does not name {path.name}"
     assert said is None or not re.search("MemoryError|allocate", said), said
     assert not marker.exists(), "code was executed"
-    counts["files: refused" if said else "files: read without harm"] += 1
+    counts["files: rejected" if said else "files: harmless"] += 1
 
 
 def read(kind, place, path, script, sound):
-    """What is said of a damaged file; None where it does no harm."""
+    """The error message for a damaged file; None if it does no harm."""
     if kind == "idx":
         digests = {
             name: datasets._sha256(sound / "data/mnist/MNIST/raw" / name)
@@ -418,7 +412,7 @@ def read(kind, place, path, script, sound):
                 load_pixels("mnist", place / "data", 1, False)
             except DataError as error:
                 return str(error)
-        raise AssertionError("images that differ were read")
+        raise AssertionError("damaged images were accepted")
     if kind == "text":
         try:
             text = load_text("ptb", place / "data", any_corpus=True)
@@ -432,7 +426,7 @@ def read(kind, place, path, script, sound):
     if kind in ("scored", "last.pth.tar"):
         with contextlib.suppress(CheckpointError):
             load_model(path)
-        # The data set is named, because a checkpoint without its config is taken for the paper's.
+        # Names the data set: a checkpoint without a config is taken for one of the paper's code.
         arguments = ["--checkpoint", path, "--limit-batches", 1, *TOY[script][:2]]
         said = answer(call(script, "--test", *arguments), path)
         if kind == "scored":
@@ -444,7 +438,7 @@ def read(kind, place, path, script, sound):
 
 
 def answer(called, path):
-    """The line of an error; None for a success, or for training that was stopped by its numbers."""
+    """The error line; None on success, or if training stopped at a value that is not finite."""
     code, err = called
     if code == 0 or (code == 1 and not err):
         return None
@@ -461,7 +455,7 @@ ROUNDS = {
 
 
 def carry_out(kinds, rounds, seed, folder):
-    """So many rounds of each kind; returns what was counted and the failures in words."""
+    """Runs rounds of each kind; returns the counts and the tracebacks of failures."""
     counts, failures = collections.Counter(), []
     with within_reading_time():
         for kind in kinds:
@@ -469,7 +463,7 @@ def carry_out(kinds, rounds, seed, folder):
                 draw = random.Random(f"{seed} {kind} {number}")
                 try:
                     ROUNDS[kind](folder, number, draw, counts)
-                except (Exception, Hang):  # whatever it is, it is what this looks for
+                except (Exception, Hang):  # any exception is a failure
                     failures.append(f"{kind} round {number}: {traceback.format_exc()}")
                     print(failures[-1], file=sys.stderr, flush=True)
                     if (folder / "damaged").exists():
@@ -477,14 +471,14 @@ def carry_out(kinds, rounds, seed, folder):
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if memory > 1.5 * MEMORY:
-        failures.append(f"the memory rose to {memory / 2**30:.2f} GB")
+        failures.append(f"memory use reached {memory / 2**30:.2f} GB")
     counts["memory of this process in MB"] = memory // 2**20
     return counts, failures
 
 
 @contextlib.contextmanager
 def within_reading_time():
-    """SIGALRM raises Hang, where there is a main thread to raise it in."""
+    """Makes SIGALRM raise Hang; only in the main thread."""
 
     def hang(signum, frame):
         raise Hang(f"after {READING_SECONDS} s")
@@ -501,10 +495,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=10, help="of each kind (default: 10)")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each kind (default: 10)")
     parser.add_argument("--only", nargs="+", choices=ROUNDS, default=list(ROUNDS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where the evidence stays")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files in this folder")
     args = parser.parse_args(argv)
     with contextlib.ExitStack() as stack:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

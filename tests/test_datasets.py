@@ -1,4 +1,4 @@
-"""The data sets: splits, permutations, checksums, and what is said where they are missing."""
+"""Data sets: splits, permutations, checksums, downloads, and errors for missing files."""
 
 import hashlib
 import io
@@ -104,14 +104,14 @@ def write_corpus(root, **texts):
 
 def test_another_corpus_is_refused_and_taken_on_request(tmp_path):
     write_corpus(tmp_path)
-    with pytest.raises(DataError, match=r"train\.txt has the SHA-256 .*, not e313d9.*any-corpus"):
+    with pytest.raises(DataError, match=r"train\.txt has SHA-256 .*, expected e313d9.*any-corpus"):
         load_text("ptb", tmp_path)
     text = load_text("ptb", tmp_path, any_corpus=True)
     assert text.vocabulary == ["a", "b", "<eos>", "c"] and text.name == "corpus"
     assert text.train.tolist() == [0, 1, 2, 3, 0, 2]
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"a \xff b\n", "UTF-8"), (b"", "holds no text")])
+@pytest.mark.parametrize(("content", "said"), [(b"a \xff b\n", "UTF-8"), (b"", "empty file")])
 def test_a_corpus_that_is_no_text_is_named(tmp_path, content, said):
     write_corpus(tmp_path, valid=content)
     with pytest.raises(DataError, match=rf"valid\.txt.*{said}"):
@@ -152,7 +152,7 @@ def test_without_data_and_network_it_says_where_they_belong(tmp_path, no_network
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A small corpus that stands for pennchar, and a folder in place of the mirror."""
+    """Serves a small corpus as pennchar, from a folder in place of the mirror."""
     served = tmp_path / "served"
     write_corpus(served, train="x y\n", valid="y z\n", test="z x\n")
     monkeypatch.setattr(datasets, "PENNCHAR_MIRROR", (served / "pennchar").as_uri())
@@ -189,7 +189,7 @@ def test_pennchar_comes_from_the_archive_where_the_mirror_fails(tmp_path, served
 
 def test_a_download_with_another_digest_is_not_kept(tmp_path, served):
     (served / "pennchar" / "test.txt").write_text("something else\n")
-    with pytest.raises(DataError, match=r"test\.txt has the SHA-256"):
+    with pytest.raises(DataError, match=r"test\.txt has SHA-256"):
         load_text("ptb", tmp_path / "here")
     left = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
     assert "test.txt" not in [path.name for path in left]
@@ -209,7 +209,7 @@ def test_windows_predict_every_symbol_once():
 
 
 class Constant(torch.nn.Module):
-    """Gives every sample the same logits, and class 0 the highest."""
+    """Returns the same logits for every sample, highest for class 0."""
 
     def forward(self, x, drive=None):
         return torch.tensor([2.0, 0.0, 0.0]).expand(x.shape[1], 3)
@@ -227,7 +227,7 @@ def test_the_score_is_the_mean_over_samples_of_uneven_batches():
 
 
 class Counter(torch.nn.Module):
-    """Predicts by how many steps it has seen, so that the state must be carried."""
+    """Predicts from the number of steps seen, so the state must be carried over."""
 
     def forward(self, symbols, state=None, drive=None):
         seen = torch.arange(1, len(symbols) + 1) + (0 if state is None else state)

@@ -6,14 +6,14 @@ import torch
 from torch.autograd.functional import jacobian
 
 from NetworkCreation.gamma_function import gamma_prime
-from NetworkCreation.layers import NONLINEARITIES
+from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analysis, jacobian_norm, lyapunov
 from Postprocessing.dynamics import flat_step, flatten, freeze, push, step_jacobian
 from Postprocessing.jacobian_norm import jacobian_norms
 from Postprocessing.lyapunov import lyapunov_exponents
 from tests.conftest import TOY
-from Training.runs import Run
+from Training.run_directory import Run
 
 T, B, INPUTS, H = 5, 3, 2, 4
 
@@ -21,7 +21,7 @@ T, B, INPUTS, H = 5, 3, 2, 4
 def make_layer(name, **options):
     options |= {"supervisor_size": 3} if name == "ANRU" else {}
     layer = freeze(NETWORKS[name](INPUTS, H, generator=generator(), **options))
-    for tensor in layer.parameters():  # biases start at 0, and would hide what leaves them out
+    for tensor in layer.parameters():  # biases that start at 0 would hide their omission
         tensor += 0.2 * torch.randn(tensor.shape, generator=generator(), dtype=tensor.dtype)
     return layer
 
@@ -39,7 +39,7 @@ def random_state(layer):
 
 
 def full_jacobians(layer, x_t, state):
-    """The explicit Jacobian of the whole state for each sample, (B, D, D)."""
+    """The explicit Jacobian of the full state, per sample, (B, D, D)."""
     step = flat_step(layer)
     return torch.stack(
         [
@@ -85,8 +85,10 @@ def test_pushed_tangents_are_the_explicit_jacobian_times_them(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_sum_of_all_exponents_is_the_mean_log_determinant(name):
     layer = make_layer(name)
-    if name in ("RNN", "ANRU"):  # where γ is steep, rounding decides the smallest exponents
+    if name in ("RNN", "ANRU"):  # if γ is steep, rounding dominates the smallest exponents
         (layer.n if name == "RNN" else layer.Wgn.bias).fill_(1.0)
+    if hasattr(layer, "b"):  # a unit below the modReLU threshold has derivative 0
+        layer.b.abs_()
     x, state = draw(T, B, INPUTS), random_state(layer)
     found = lyapunov_exponents(flat_step(layer), state, x, state.shape[1], 2, generator())
     logs = []
@@ -113,10 +115,10 @@ def test_a_direction_that_vanishes_has_minus_infinity():
 @pytest.mark.parametrize(
     ("k", "warm_up", "factor", "message"),
     [
-        (3, 0, 1.0, "3 exponents of a state of 2 numbers"),
-        (0, 0, 1.0, "0 exponents"),
-        (1, 4, 1.0, "a warm-up of 4 steps of 4 leaves none"),
-        (1, 0, 1e200, "a state is not finite after 2 steps"),
+        (3, 0, 1.0, "from 1 to 2 .*, got 3"),
+        (0, 0, 1.0, "from 1 to 2 .*, got 0"),
+        (1, 4, 1.0, "the warm-up must be shorter than the 4 steps, got 4"),
+        (1, 0, 1e200, "the state is not finite after 2 steps"),
     ],
 )
 def test_exponents_that_cannot_be_had_are_refused(k, warm_up, factor, message):
@@ -193,7 +195,7 @@ def test_the_commands_leave_their_arrays_once(toy_run, capsys):
     np.testing.assert_allclose(exponents["std"], exponents["exponents"].std(1))
     assert norms["times"].tolist() == list(range(4, steps + 1, 4))
     assert norms["spectral"].shape == norms["infinity"].shape == (2, steps // 4, 3)
-    # 3 sequences at the start and after training: nothing is repeated
+    # 2 epochs, 3 sequences, 2 exponents: all different
     assert len(np.unique(exponents["exponents"])) == 12
     assert (norms["spectral"] > 0).all() and np.isfinite(exponents["exponents"]).all()
 
@@ -203,7 +205,7 @@ def test_the_commands_leave_their_arrays_once(toy_run, capsys):
     assert jacobian_norm.main([path, "--sequences", "3", "--every", "4"]) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
     assert lyapunov.main([path]) == 1
-    assert "see --recompute" in capsys.readouterr().err
+    assert "use --recompute" in capsys.readouterr().err
     assert lyapunov.main([path, "--exponents", "2", "--sequences", "3", "--recompute"]) == 0
     again = analysis.load(toy_run, "lyapunov")
     np.testing.assert_array_equal(again["exponents"], exponents["exponents"])
@@ -222,12 +224,12 @@ def test_without_input_the_exponents_are_those_of_the_free_network(call, only_ru
     np.testing.assert_allclose(found[1].sum(1), expected.item(), atol=1e-9)
 
     for flags, message in [
-        (["--exponents", "9"], "9 exponents of a state of 8 numbers"),
-        (["--steps", "13"], "have 12 steps, and --steps is 13"),
-        (["--warm-up", "12"], "a warm-up of 12 steps of 12 leaves none"),
+        (["--exponents", "9"], "from 1 to 8 (state size), got 9"),
+        (["--steps", "13"], "--steps must be at most 12, the sequence length, got 13"),
+        (["--warm-up", "12"], "the warm-up must be shorter than the 12 steps, got 12"),
     ]:
         assert lyapunov.main([path, "--recompute", *flags]) == 1
         assert message in capsys.readouterr().err
     assert jacobian_norm.main([path, "--every", "13"]) == 1
-    assert "have 12 steps, and --every is 13" in capsys.readouterr().err
+    assert "--every must be at most 12, the sequence length, got 13" in capsys.readouterr().err
     assert not (run.path / "analysis" / "jacobian_norm.npz").exists()

@@ -1,22 +1,21 @@
-"""A few rounds of `tests.faults`, and its harms one by one; nothing in the project unpickles."""
+"""A few rounds of `tests.faults`, its faults one by one, and no unpickling in the project."""
 
 import json
 import re
 import threading
-import time
 
 import pytest
 import torch
 
 import PTB_task
 import sMNIST_task
-from NetworkCreation.models import CheckpointError, load_model
+from NetworkCreation.checkpoints import CheckpointError, load_model
 from tests.conftest import REPOSITORY, TOY
 from tests.faults import carry_out
-from tests.test_runs import create, make_state
+from tests.test_run_directory import create
 from tests.test_scripts import assert_same_result, metrics
-from Training import runs
-from Training.runs import Run, RunError
+from Training import run_directory
+from Training.run_directory import LAST, Run, RunError
 
 
 @pytest.mark.parametrize(("kinds", "rounds"), [(["files"], 20), (["kill", "disk"], 1)])
@@ -44,40 +43,15 @@ def test_nothing_unpickles():
     assert said.search("torch.load(path)") and said.search("pickle.loads(data)")
 
 
-def test_a_state_is_saved_at_most_so_often_within_an_epoch(tmp_path, monkeypatch):
-    seconds = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: seconds)
-    for minutes, expected in ((0, [0, 1, 2, 3]), (0.5, [0, 2]), (10, [0])):
-        run, state, saved = create(tmp_path, arguments={"epochs": 1}), make_state(), []
-
-        def save(name, checkpoint, saved=saved):
-            if name == runs.LAST:
-                saved.append(checkpoint["batch"])
-
-        monkeypatch.setattr(run, "save", save)
-
-        def epoch(check, state=state):
-            nonlocal seconds
-            for _ in range(3):
-                state.batch += 1
-                seconds += 15
-                check()
-                check()
-            state.epoch += 1
-
-        assert run.carry_out(state, epoch, minutes) == 0
-        assert saved == expected, minutes
-
-
 @pytest.mark.parametrize("script", TOY)
 def test_a_process_that_ends_between_two_files_of_an_epoch(call, only_run, monkeypatch, script):
-    """All are written again: here the last one fails, after those of its epoch are there."""
+    """The last write of an epoch fails after the others; on resuming, all are written again."""
     arguments = [*TOY[script], "--epochs", 3, "--save-freq", 2]
     assert call(script, *arguments, "--save-dir", "whole")[0] == 0
     save = Run.save
 
     def fail(run, name, checkpoint):
-        if name == runs.LAST and checkpoint["epoch"] == 2:
+        if name == LAST and checkpoint["epoch"] == 2:
             raise RunError("no space")
         save(run, name, checkpoint)
 
@@ -106,7 +80,7 @@ def test_a_run_belongs_to_one_process(call, only_run, capsys):
 
 
 def test_without_locks_it_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "fcntl", None)
+    monkeypatch.setattr(run_directory, "fcntl", None)
     run = create(tmp_path)
     assert "cannot be locked" in (run.path / "log.txt").read_text()
     run.close()
@@ -192,19 +166,19 @@ def test_a_flipped_bit_and_a_network_too_large_are_found(call, only_run, tmp_pat
     for name, size in (("hidden_size", 10**9), ("classes", 10**9)):
         changed = checkpoint["config"] | {"model": checkpoint["config"]["model"] | {name: size}}
         torch.save(checkpoint | {"config": changed}, path)
-        with pytest.raises(CheckpointError, match="weights or more"):
+        with pytest.raises(CheckpointError, match="parameters, the file"):
             load_model(path)
 
 
 def test_the_best_model_that_is_gone_is_named_at_the_end(call, only_run, monkeypatch):
     script = "PTB_task.py"
-    finish = PTB_task.score_best
+    load = PTB_task.load_best
 
-    def lose(state, *arguments):
-        (only_run() / "model.pt").unlink()
-        finish(state, *arguments)
+    def lose(path):
+        path.unlink()
+        return load(path)
 
-    monkeypatch.setattr(PTB_task, "score_best", lose)
+    monkeypatch.setattr(PTB_task, "load_best", lose)
     code, _, err = call(script, *TOY[script], "--epochs", 1)
     assert code == 1 and err.count("\n") == 1 and "model.pt" in err
 

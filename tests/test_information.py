@@ -1,4 +1,4 @@
-"""Mutual information: the estimator against known values, and the command on small runs."""
+"""Mutual information: the estimator against known values, and the command on toy runs."""
 
 import math
 
@@ -9,7 +9,7 @@ from Postprocessing import mutual_information as command
 from Postprocessing.analysis import load
 from Postprocessing.mutual_information import mutual_information, principal_components
 from tests.conftest import TOY
-from Training.runs import Run
+from Training.run_directory import Run
 
 N = 4000
 
@@ -51,7 +51,7 @@ def test_zero_inflated_poisson(rng):
 
     E[Y log Y!] has no closed form; I = H(Y) − H(Y | X) is summed over y and integrated over x.
     """
-    p = 0.15  # of the zero that is put in
+    p = 0.15  # probability of the added zero
     x = rng.exponential(size=N)
     y = np.where(rng.random(N) < p, 0, rng.poisson(x))
     counts = np.arange(60)
@@ -68,7 +68,7 @@ def test_zero_inflated_poisson(rng):
 
 
 def test_ties_alone(rng):
-    """Dice: one knows itself, nothing of another, and a constant nothing of it."""
+    """Dice: a throw has full information about itself, none about another; a constant has none."""
     x = rng.integers(6, size=N)
     assert mutual_information(column(x), column(x)) == pytest.approx(math.log(6), abs=0.01)
     other = rng.integers(6, size=N)
@@ -77,7 +77,7 @@ def test_ties_alone(rng):
 
 
 def test_mixture_of_points_and_density(rng):
-    """Half of the samples are (9, 9), the others correlated: log 2 more than half of theirs."""
+    """Half of the samples are (9, 9), the others correlated Gaussians: log 2 + half of theirs."""
     x, noise = rng.standard_normal((2, N))
     y = 0.9 * x + math.sqrt(0.19) * noise
     x[: N // 2] = y[: N // 2] = 9
@@ -86,7 +86,7 @@ def test_mixture_of_points_and_density(rng):
 
 
 def test_against_the_definition(rng):
-    """The estimator point by point, with all distances."""
+    """The estimator computed point by point, from all pairwise distances."""
     x = rng.integers(3, size=(150, 1)).astype(float)
     y = np.where(rng.random((150, 2)) < 0.5, 0.0, rng.standard_normal((150, 2)))
     dx, dy = (np.abs(z[:, None] - z[None]).max(axis=2) for z in (x, y))
@@ -118,10 +118,10 @@ def test_it_is_symmetric_and_knows_no_scale_and_no_order(rng):
 @pytest.mark.parametrize(
     ("x", "y", "neighbours", "said"),
     [
-        (np.zeros(9), np.zeros((9, 1)), 5, "shapes"),
-        (np.zeros((9, 1)), np.zeros((8, 1)), 5, "shapes"),
-        (np.zeros((9, 1)), np.zeros((9, 1)), 9, "neighbours is 9"),
-        (np.zeros((9, 1)), np.zeros((9, 1)), 0, "neighbours is 0"),
+        (np.zeros(9), np.zeros((9, 1)), 5, r"\(N, dx\)"),
+        (np.zeros((9, 1)), np.zeros((8, 1)), 5, r"\(N, dx\)"),
+        (np.zeros((9, 1)), np.zeros((9, 1)), 9, "got 9"),
+        (np.zeros((9, 1)), np.zeros((9, 1)), 0, "got 0"),
         (np.full((9, 1), np.nan), np.zeros((9, 1)), 5, "not finite"),
     ],
 )
@@ -155,7 +155,7 @@ def test_the_command_on_pixels(call, only_run, capsys):
     file = path / "analysis" / "mutual_information.npz"
     before = file.stat().st_mtime_ns
     assert main(path) == 0 and file.stat().st_mtime_ns == before
-    assert main(path, "--all-epochs", "--times", "9", "64") == 1  # there with other settings
+    assert main(path, "--all-epochs", "--times", "9", "64") == 1  # exists with other settings
     assert file.stat().st_mtime_ns == before
     assert main(path, "--all-epochs", "--times", "9", "64", "--recompute") == 0
     assert list(information(path)["epochs"]) == [0, 1, 2]
@@ -163,7 +163,7 @@ def test_the_command_on_pixels(call, only_run, capsys):
     for flags in (["--times", "65"], ["--window", "65"], ["--samples", "5"]):
         capsys.readouterr()
         assert main(path, "--recompute", *flags) == 1
-        assert "passed over" in capsys.readouterr().err
+        assert "skipped" in capsys.readouterr().err
     assert information(path)["information"].shape == (3, 2)
 
 
@@ -172,7 +172,7 @@ def test_the_command_on_text(call, only_run):
     path = only_run()
     assert main(path, "--times", "1", "12", "--components", "8") == 0
     first, last = information(path)["information"][0]
-    assert first > 1.5 and first > last > 0.5  # h_1 is the symbol itself, h_12 a mixture
+    assert first > 1.5 and first > last > 0.5  # h_1 depends on one symbol, h_12 on twelve
 
 
 def main(path, *flags):

@@ -243,6 +243,15 @@ def test_fills_a_parameter_in_place(name):
     assert weight.is_leaf
 
 
+@pytest.mark.parametrize("name", [*RECURRENT, "uniform", "torch_default"])
+def test_a_meta_tensor_stays_as_it_is_and_nothing_is_drawn(name):
+    function = getattr(initialization, name, None) or RECURRENT[name]
+    weight = torch.empty(10**9, 10**9, device="meta")
+    before = torch.get_rng_state()
+    assert function(weight) is weight
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (4,), (2, 2, 2)])
 @pytest.mark.parametrize("name", ROTATIONS)
 def test_refuses_what_is_not_square(name, shape):

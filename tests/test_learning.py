@@ -1,4 +1,4 @@
-"""That learning works: digits, with the whole training set, by the script as it stands."""
+"""Learning works: the unmodified script on digits, with the whole training set."""
 
 import csv
 
@@ -17,4 +17,4 @@ def test_digits_are_learnt(call, only_run, network):
     assert code == 0, err
     with (only_run() / "metrics.csv").open() as file:
         accuracies = [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
-    assert sum(accuracies[-5:]) / 5 >= 0.85  # single epochs differ by some percent
+    assert sum(accuracies[-5:]) / 5 >= 0.85  # single epochs vary by a few percent

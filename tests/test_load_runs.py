@@ -1,4 +1,4 @@
-"""Saved runs found by their arguments and loaded, and what the analysis commands share."""
+"""Finding and loading saved runs, and the common code of the analysis commands."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from Postprocessing.load_runs import (
     metrics_of,
 )
 from tests.conftest import TOY
-from Training.runs import Run, RunError
+from Training.run_directory import Run, RunError
 
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 
 
 @pytest.fixture
 def two_runs(call):
-    """Two runs that differ in their learning rate, below SavedModels."""
+    """Two runs below SavedModels that differ in learning rate."""
     for lr in ("1e-3", "1e-2"):
         flags = ("--epochs", 2, "--save-freq", 1, "--lr", lr)
         assert call(SMNIST, *TOY[SMNIST], *flags)[0] == 0
@@ -44,7 +44,7 @@ def test_none_or_several_are_an_error_that_lists_what_there_is(two_runs):
             assert f"{run.path} lr={run.config['arguments']['lr']}" in str(error.value)
     with pytest.raises(RunError, match=r"no run below .* has an argument nihd"):
         find_runs("SavedModels", nihd=8)
-    with pytest.raises(RunError, match="nowhere: there is no such directory"):
+    with pytest.raises(RunError, match="nowhere: no such directory"):
         find_runs("nowhere")
 
 
@@ -57,7 +57,7 @@ def test_half_written_and_foreign_directories_are_named_and_passed_over(two_runs
     capsys.readouterr()
     assert [run.path for run in find_runs("SavedModels")] == [two_runs[1].path]
     err = capsys.readouterr().err
-    assert f"passed over: {foreign}" in err and f"passed over: {two_runs[0].path}" in err
+    assert f"skipped: {foreign}" in err and f"skipped: {two_runs[0].path}" in err
 
 
 def test_a_run_is_loaded_as_config_metrics_and_model(two_runs):
@@ -69,9 +69,9 @@ def test_a_run_is_loaded_as_config_metrics_and_model(two_runs):
     saved = torch.load(run.path / "e_1.pth.tar", weights_only=True)["state_dict"]
     assert torch.equal(load_run(run.path, epoch=1).model.rnn.V.weight, saved["rnn.V.weight"])
     assert not torch.equal(model.rnn.V.weight, saved["rnn.V.weight"])
-    with pytest.raises(RunError, match="epoch 7; it keeps 0, 1, 2"):
+    with pytest.raises(RunError, match="epoch 7; kept epochs: 0, 1, 2"):
         load_run(run.path, epoch=7)
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="not a run"):
         load_run(run.path.parent)
 
 
@@ -94,7 +94,7 @@ def test_the_layers_input_is_that_of_the_test_set(call, only_run, script, shape)
         np.testing.assert_allclose(x[:, 0, 0], first)
 
 
-# The scaffold of the commands, with an analysis that counts its calls.
+# The common code of the commands, with an analysis that counts its calls.
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_an_analysis_is_computed_once_and_again_on_request(two_runs, command, ca
 def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command, capsys):
     assert command("SavedModels", "--size", 3) == 1 and len(command.calls) == 2
     err = capsys.readouterr().err
-    assert all(f"passed over: {run.path}: a 3 is too much" in err for run in two_runs)
+    assert all(f"skipped: {run.path}: a 3 is too much" in err for run in two_runs)
     with pytest.raises(RunError, match=r"python3 -m Postprocessing\.sizes"):
         analysis.load(two_runs[0], "sizes")
     with pytest.raises(SystemExit) as exit:

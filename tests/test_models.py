@@ -5,15 +5,10 @@ import math
 import pytest
 import torch
 
-from NetworkCreation.layers import hidden
-from NetworkCreation.models import (
-    CheckpointError,
-    adaptation,
-    build_model,
-    load_model,
-    read_checkpoint,
-)
-from NetworkCreation.recurrence import Embedded
+from NetworkCreation.checkpoints import CheckpointError, load_model, read_checkpoint
+from NetworkCreation.layer import OptionError, hidden
+from NetworkCreation.models import build_model, gain_statistics
+from NetworkCreation.time_loop import Embedded
 
 LAYERS = {
     "RNN": {"nonlin": "gamma2", "n": 2.0, "s": 0.5, "learn_params": True},
@@ -114,15 +109,16 @@ def test_every_way_through_a_layer_takes_symbols(net_type):
         assert_close(run(x)[0], expected)
     with torch.no_grad():
         assert_close(model.rnn(x)[0], expected)
-    with pytest.raises(ValueError, match=r"8, 5, 3.*T, B, 4"):
+    with pytest.raises(ValueError, match=r"T, B, 4.*8, 5, 3"):
         model.rnn(Embedded(x.symbols, torch.zeros(3, 3)))
 
 
 def test_tied_weights_are_one_matrix():
     model = build(characters("GRU", embedding_size=6, tied=True))
     assert model.decoder.weight is model.encoder.weight
-    with pytest.raises(ValueError, match=r"4.*6"):
+    with pytest.raises(OptionError, match=r"4.*6") as caught:
         build(characters("GRU", tied=True))
+    assert caught.value.name == "tied"
 
 
 def test_a_seed_makes_the_same_model_whatever_the_global_generator_did():
@@ -134,33 +130,50 @@ def test_a_seed_makes_the_same_model_whatever_the_global_generator_did():
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "name", "said"),
     [
-        (pixels("RNN") | {"net_type": "CNN"}, "CNN.*ANRU"),
-        (pixels("RNN") | {"task": "speech"}, "speech.*pixels"),
-        (pixels("RNN") | {"hidden_size": 0}, "hidden_size is 0"),
-        (pixels("RNN", n=0.0), "gain n is 0"),
+        (pixels("RNN") | {"net_type": "CNN"}, "net_type", "RNN, ANRU.*got 'CNN'"),
+        (pixels("RNN") | {"task": "speech"}, "task", "pixels, characters, got 'speech'"),
+        (pixels("RNN") | {"hidden_size": 0}, "hidden_size", "at least 1, got 0"),
+        (pixels("RNN") | {"classes": 0}, "classes", "at least 1, got 0"),
+        (pixels("RNN", n=0.0), "n", "gain n is 0"),
     ],
 )
-def test_a_wrong_spec_is_refused(spec, said):
-    with pytest.raises(ValueError, match=said):
-        build_model(spec)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_wrong_spec_is_refused(spec, name, said, device):
+    with pytest.raises(OptionError, match=said) as caught:
+        build_model(spec, device=device)
+    assert caught.value.name == name
 
 
-def test_adaptation_is_that_of_the_units():
+@pytest.mark.parametrize("net_type", LAYERS)
+@pytest.mark.parametrize("task", [pixels, characters])
+def test_on_the_meta_device_a_model_has_the_same_parameters(net_type, task):
+    expected, found = build_model(task(net_type)), build_model(task(net_type), device="meta")
+    assert all(parameter.is_meta for parameter in found.parameters())
+    shapes = [{n: p.shape for n, p in model.named_parameters()} for model in (expected, found)]
+    assert shapes[0] == shapes[1]
+    groups = [model.rnn.parameters_apart() for model in (expected, found)]
+    assert groups[0].keys() == groups[1].keys()
+    large = {"ANRU": {"supervisor_size": 10**9}, "EURNN": {"capacity": 10**9}}.get(net_type, {})
+    spec = task(net_type) | {"hidden_size": 10**9, "layer": LAYERS[net_type] | large}
+    assert sum(p.numel() for p in build_model(spec, device="meta").parameters()) > 10**18
+
+
+def test_gain_statistics_are_those_of_the_units():
     model = build(pixels("RNN"))
     with torch.no_grad():
         model.rnn.n.copy_(torch.arange(1.0, 7.0))
-    found = adaptation(model.rnn, torch.rand(5, 2, 1))
+    found = gain_statistics(model.rnn, torch.rand(5, 2, 1))
     assert found["n_mean"] == 3.5
     assert found["n_std"] == pytest.approx(math.sqrt(35 / 12))
     assert (found["s_mean"], found["s_std"]) == (0.5, 0.0)
     model, x = build(pixels("ANRU")), torch.rand(5, 2, 1)
     _, _, trace = model.rnn.trace(x)
-    found = adaptation(model.rnn, x)
+    found = gain_statistics(model.rnn, x)
     assert found["n_mean"] == pytest.approx(trace["n"].double().mean().item())
     assert found["s_std"] == pytest.approx(trace["s"].double().std(correction=0).item())
-    assert set(adaptation(build(pixels("GRU")).rnn, x).values()) == {None}
+    assert set(gain_statistics(build(pixels("GRU")).rnn, x).values()) == {None}
 
 
 @pytest.mark.parametrize("net_type", LAYERS)
@@ -252,6 +265,34 @@ def test_a_bias_that_a_network_no_longer_has_is_of_another_version(tmp_path):
             load_model(path)
 
 
+def test_a_network_larger_than_the_file_is_refused_before_memory_is_taken(tmp_path):
+    for net_type, claim in (("RNN", {}), ("EURNN", {"capacity": 10**9})):
+        spec = pixels(net_type)
+        state = build(spec).state_dict()
+        spec |= {"hidden_size": 10**9, "layer": spec["layer"] | claim}
+        path = save(tmp_path / "e_7.pth.tar", state, config={"model": spec})
+        with pytest.raises(CheckpointError, match=r"e_7.* \d{19} parameters"):
+            load_model(path)
+
+
+def test_a_spec_that_describes_no_network_is_the_checkpoints_fault_and_a_bug_is_not(
+    tmp_path, monkeypatch
+):
+    spec = pixels("RNN")
+    state = build(spec).state_dict()
+    for wrong, said in (({"net_type": "CNN"}, "net_type"), ({"hidden_size": -3}, "hidden_size")):
+        path = save(tmp_path / "e_8.pth.tar", state, config={"model": spec | wrong})
+        with pytest.raises(CheckpointError, match=rf"e_8.*no network.*{said}"):
+            load_model(path)
+    path = save(tmp_path / "e_8.pth.tar", state, config={"model": {"task": "pixels"}})
+    with pytest.raises(CheckpointError, match=r"e_8.*no network \(no 'net_type'\)"):
+        load_model(path)
+    path = save(tmp_path / "e_8.pth.tar", state, config={"model": spec})
+    monkeypatch.setattr("NetworkCreation.rnn.ElmanLayer._add_activation", lambda *a, **b: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_model(path)
+
+
 class Trap:
     """Writes a file where it is unpickled."""
 
@@ -262,27 +303,45 @@ class Trap:
         return (open, (str(self.path), "w"))
 
 
+def refuses_to_read(path):
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ") and "\n" not in said and "weights_only" not in said
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+def test_a_file_that_is_cut_or_changed_is_refused(tmp_path, legacy):
+    spec, path = pixels("RNN"), tmp_path / "e_1.pth.tar"
+    content = {"state_dict": build(spec).state_dict(), "config": {"model": spec}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    good = path.read_bytes()
+    assert load_model(path)[1] == content["config"]
+    for length in [*range(0, 60, 7), *range(60, len(good), len(good) // 40)]:
+        path.write_bytes(good[:length])
+        refuses_to_read(path)
+    if not legacy:  # which has no checksums
+        place = good.index(content["state_dict"]["rnn.V.weight"].numpy().tobytes())
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        refuses_to_read(path)
+
+
 def test_what_is_no_checkpoint_is_named_and_runs_no_code(tmp_path):
-    spec = pixels("RNN")
-    good = save(tmp_path / "good", build(spec).state_dict(), config={"model": spec}).read_bytes()
-    bad = {
+    for name, text in {
         "absent": None,
-        "empty": b"",
-        "text": b"no checkpoint at all",
-        "cut": good[: len(good) // 2],
-        "head": good[:20],
-    }
-    for name, content in bad.items():
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=name):
-            read_checkpoint(tmp_path / name)
+        "empty": "",
+        "metrics.csv": "epoch,train_loss\n1,0.5\n",
+        "config.json": "{}",
+        "log.txt": "no checkpoint at all",
+    }.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        refuses_to_read(tmp_path / name)
     torch.save([1, 2], tmp_path / "list")
     torch.save({"epoch": 1}, tmp_path / "no_state")
-    torch.save({"state_dict": {}, "trap": Trap(tmp_path / "sprung")}, tmp_path / "trap")
-    for name in ("list", "no_state", "trap"):
-        with pytest.raises(CheckpointError, match=name):
-            read_checkpoint(tmp_path / name)
+    for legacy in (False, True):
+        trap = {"state_dict": {}, "trap": Trap(tmp_path / "sprung")}
+        torch.save(trap, tmp_path / f"trap{legacy}", _use_new_zipfile_serialization=not legacy)
+    for name in ("list", "no_state", "trapFalse", "trapTrue", ""):
+        refuses_to_read(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
-    with pytest.raises(CheckpointError):
-        read_checkpoint(tmp_path)

@@ -1,86 +1,47 @@
-"""The recurrent layers against loops written from their equations in plain Python."""
+"""The layers against loops written from their equations in plain Python, and how they are used."""
 
+import copy
 import math
+import pickle
 import re
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from NetworkCreation import initialization
 from NetworkCreation.gamma_function import gamma
-from NetworkCreation.layers import NONLINEARITIES
-from NetworkCreation.Networks import ANRU, GRU, LSTM, NETWORKS, RNN
-
-T, B, I, H, M = 5, 3, 2, 4, 6  # noqa: E741 — all differ, so that no axis passes for another
+from NetworkCreation.initialization import ROTATIONS
+from NetworkCreation.layer import NONLINEARITIES, OptionError, parts
+from NetworkCreation.Networks import ANRU, NETWORKS, RNN
+from tests.layers import (
+    EACH_LOOP,
+    GATED,
+    LAYERS,
+    ORTHOGONAL,
+    RNNS,
+    B,
+    H,
+    I,
+    M,
+    T,
+    arguments_for,
+    assert_same_run,
+    build,
+    by_steps,
+    joined,
+    new,
+    randn,
+    seeded,
+)
 
 NAMES = ["gamma", "gamma2", "ReLU", "tanh", "sigmoid", "modrelu", "none"]
-LAYERS = {f"RNN-{name}": (RNN, {"nonlin": name}) for name in NAMES}
-LAYERS |= {
-    f"RNN-{name}-fixed": (RNN, {"nonlin": name, "learn_params": False})
-    for name in ("gamma", "gamma2")
-}
-LAYERS |= {"ANRU": (ANRU, {"supervisor_size": M}), "LSTM": (LSTM, {}), "GRU": (GRU, {})}
 every_layer = pytest.mark.parametrize("key", LAYERS)
-every_drive = pytest.mark.parametrize("drive_shape", [None, (T,), (T, B)], ids=str)
-with_or_without_state = pytest.mark.parametrize("given", [False, True], ids=["zeros", "state"])
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
-
-
-def new(key, inputs=I, units=H, seed=0, dtype=torch.float64, **more):
-    """A layer as it starts."""
-    kind, options = LAYERS[key]
-    return kind(inputs, units, generator=seeded(seed), dtype=dtype, **(options | more))
-
-
-def build(key, seed=0, dtype=torch.float64):
-    """A layer with every number random, biases too; n of both signs and away from 0."""
-    layer = new(key, seed=seed, dtype=dtype)
-    with torch.no_grad():
-        for i, (name, tensor) in enumerate(sorted(layer.state_dict().items())):
-            tensor.copy_(0.5 * randn(*tensor.shape, seed=100 * seed + i, dtype=dtype))
-            if name == "n":
-                signs = torch.tensor([1.0, -1.0] * H, dtype=dtype)[: len(tensor)]
-                tensor.copy_(signs * (0.5 + tensor.abs()))
-            elif name == "Wgn.bias":
-                tensor.fill_(-2.5 if seed % 2 else 3.0)
-            elif name.startswith("Wgs"):
-                tensor.mul_(2)
-    return layer
-
-
-def state_shapes(key, batch=B):
-    return {"ANRU": [(batch, H), (batch, H, M)], "LSTM": [(batch, H)] * 2}.get(key, [(batch, H)])
-
-
-def random_state(key, batch=B, dtype=torch.float64):
-    parts = tuple(
-        0.7 * randn(*shape, seed=50 + i, dtype=dtype)
-        for i, shape in enumerate(state_shapes(key, batch))
-    )
-    return parts if len(parts) > 1 else parts[0]
+each_loop = pytest.mark.parametrize("key", EACH_LOOP)
 
 
 def float64(values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-def parts_of(state):
-    return state if isinstance(state, tuple) else (state,)
-
-
-def arguments_for(key, given, drive_shape, dtype=torch.float64):
-    """x, state, drive."""
-    x = randn(T, B, I, seed=11, dtype=dtype)
-    state = random_state(key, dtype=dtype) if given else None
-    drive = None if drive_shape is None else randn(*drive_shape, seed=12, dtype=dtype)
-    return x, state, drive
 
 
 # The equations, one unit and one number at a time, on nested lists of Python floats.
@@ -163,28 +124,23 @@ def plain_gru(weights, x, state, drive):
     return (h,), {"a": a, "h": h}
 
 
-PLAIN = {RNN: plain_rnn, ANRU: plain_anru, LSTM: plain_lstm, GRU: plain_gru}
-
-
-def drive_at(drive, t, sample):
-    if drive is None:
-        return 0.0
-    return drive[t].item() if drive.ndim == 1 else drive[t, sample].item()
+PLAIN = {"RNN": plain_rnn, "ANRU": plain_anru, "LSTM": plain_lstm, "GRU": plain_gru}
 
 
 def plain_run(key, layer, x, state, drive):
     """outputs, the parts of the last state and {name: (T, B, ...)} of the plain loop."""
-    kind, options = LAYERS[key]
-    more = {"nonlin": options["nonlin"]} if kind is RNN else {}
+    net_type, options = LAYERS[key]
+    more = {"nonlin": options["nonlin"]} if net_type == "RNN" else {}
     weights = {name: tensor.tolist() for name, tensor in layer.state_dict().items()}
-    if state is None:
-        state = tuple(torch.zeros(shape) for shape in state_shapes(key))
+    state = parts(layer.initial_state(B) if state is None else state)
+    drive = torch.zeros(T) if drive is None else drive
+    drive = drive if drive.ndim == 2 else drive.unsqueeze(1).expand(T, B)
     last, found = [], []
     for sample in range(B):
-        current, steps = tuple(part[sample].tolist() for part in parts_of(state)), []
+        current, steps = tuple(part[sample].tolist() for part in state), []
         for t in range(T):
-            current, quantities = PLAIN[kind](
-                weights, x[t, sample].tolist(), current, drive_at(drive, t, sample), **more
+            current, quantities = PLAIN[net_type](
+                weights, x[t, sample].tolist(), current, drive[t, sample].item(), **more
             )
             steps.append(quantities)
         last.append(current)
@@ -193,135 +149,75 @@ def plain_run(key, layer, x, state, drive):
         name: float64([[found[b][t][name] for b in range(B)] for t in range(T)])
         for name in found[0][0]
     }
-    return traced["h"], last, traced
+    return traced["h"], joined([float64(part) for part in zip(*last, strict=True)]), traced
 
 
-def by_steps(key, layer, x, state=None, drive=None):
-    """The layer as the loop of its steps."""
-    if state is None:
-        parts = tuple(torch.zeros(shape).to(x) for shape in state_shapes(key, x.shape[1]))
-        state = parts if len(parts) > 1 else parts[0]
-    outputs = []
-    for t in range(len(x)):
-        state = layer.step(x[t], state, None if drive is None else drive[t])
-        outputs.append(parts_of(state)[0])
-    return torch.stack(outputs), state
-
-
-def assert_same_run(found, expected, **tolerance):
-    """Two pairs (outputs, state) are equal; a state is a tensor or a tuple in both."""
-    torch.testing.assert_close(found[0], expected[0], **tolerance)
-    assert isinstance(found[1], tuple) == isinstance(expected[1], tuple)
-    torch.testing.assert_close(parts_of(found[1]), parts_of(expected[1]), **tolerance)
-
-
-@every_layer
-@every_drive
-@with_or_without_state
+@pytest.mark.parametrize("key", [key for key in LAYERS if key not in ORTHOGONAL])
+@pytest.mark.parametrize(("drive", "state"), [(None, False), (1, True), (2, False)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_the_equations(key, drive_shape, given, seed):
-    layer, arguments = build(key, seed), arguments_for(key, given, drive_shape)
-    expected_outputs, expected_last, _ = plain_run(key, layer, *arguments)
+def test_equals_the_equations(key, drive, state, seed):
+    layer = build(key, seed)
+    arguments = arguments_for(layer, drive=drive, state=state)
+    *expected, quantities = plain_run(key, layer, *arguments)
     tolerance = {"rtol": 1e-9, "atol": 1e-10}
-    for found_outputs, found_last in (
-        layer(*arguments),
-        by_steps(key, layer, *arguments),
-    ):
-        assert found_outputs.shape == (T, B, H)
-        torch.testing.assert_close(found_outputs, expected_outputs, **tolerance)
-        for i, part in enumerate(parts_of(found_last)):
-            expected = float64([sample[i] for sample in expected_last])
-            torch.testing.assert_close(part, expected, **tolerance)
-
-
-@every_layer
-@every_drive
-@with_or_without_state
-def test_trace_equals_the_equations_and_the_layer(key, drive_shape, given):
-    layer, arguments = build(key), arguments_for(key, given, drive_shape)
-    outputs, state, traced = layer.trace(*arguments)
-    assert_same_run((outputs, state), layer(*arguments))
-    _, _, expected = plain_run(key, layer, *arguments)
-    assert set(traced) == set(expected)
-    for name, values in traced.items():
+    *traced, found = layer.trace(*arguments)
+    for run in (layer(*arguments), layer.loop(*arguments), by_steps(layer, *arguments), traced):
+        assert run[0].shape == (T, B, H)
+        assert_same_run(run, expected, **tolerance)
+    assert set(found) == set(quantities)
+    for name, values in found.items():
         assert values.shape == ((T, B, H, M) if name == "g" else (T, B, H))
-        torch.testing.assert_close(values, expected[name], rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(traced["h"], outputs)
+        torch.testing.assert_close(values, quantities[name], **tolerance)
 
 
 @pytest.mark.parametrize("key", ["RNN-gamma", "RNN-gamma2", "RNN-gamma2-fixed", "ANRU"])
 def test_trace_holds_the_arguments_of_gamma(key):
-    _, _, traced = build(key).trace(*arguments_for(key, True, (T,)))
-    expected = gamma(traced["a"], traced["n"], traced["s"])
-    torch.testing.assert_close(traced["h"], expected)
+    layer = build(key)
+    _, _, traced = layer.trace(*arguments_for(layer, drive=1))
+    torch.testing.assert_close(traced["h"], gamma(traced["a"], traced["n"], traced["s"]))
 
 
-@every_layer
+@each_loop
 def test_trace_keeps_what_is_asked_for(key):
-    layer, (x, *_) = build(key), arguments_for(key, False, None)
-    _, _, everything = layer.trace(x)
-    outputs, state, some = layer.trace(x, keep=["a"])
+    layer, x = build(key), randn(T, B, I, seed=11)
+    *run, everything = layer.trace(x)
+    assert_same_run(run, layer(x))
+    assert torch.equal(everything["h"], run[0])
+    *run, some = layer.trace(x, keep=["a"])
     assert set(some) == {"a"}
     assert torch.equal(some["a"], everything["a"])
-    assert_same_run((outputs, state), layer(x))
+    assert_same_run(run, layer(x))
     with pytest.raises(ValueError, match="charge"):
         layer.trace(x, keep=["a", "charge"])
 
 
-@every_layer
-@every_drive
-@with_or_without_state
-def test_gradient_equals_that_of_the_steps(key, drive_shape, given):
-    layer, arguments = build(key), arguments_for(key, given, drive_shape)
-    gradients = []
-    for run in (layer, lambda *some: by_steps(key, layer, *some)):
-        x, state, drive = arguments
-        leaves = [x.clone(), *(() if state is None else parts_of(state))]
-        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-        if state is not None:
-            state = tuple(leaves[1:]) if isinstance(state, tuple) else leaves[1]
-        if drive is not None:
-            drive = drive.clone().requires_grad_()
-            leaves.append(drive)
-        outputs, last = run(leaves[0], state, drive)
-        loss = (outputs * randn(*outputs.shape, seed=21)).sum()
-        for i, part in enumerate(parts_of(last)):
-            loss = loss + (part * randn(*part.shape, seed=22 + i)).sum()
-        gradients.append(torch.autograd.grad(loss, [*leaves, *layer.parameters()]))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-9)
+def train(layer, steps=10, lr=0.02):
+    """The losses of fitting random outputs."""
+    x, target = randn(T, B, I, seed=11), randn(T, B, H, seed=13)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        losses.append((layer(x)[0] - target).square().mean())
+        losses[-1].backward()
+        optimiser.step()
+    return losses
 
 
 @every_layer
 def test_every_parameter_takes_part_and_learns(key):
-    layer, x = build(key), randn(T, B, I, seed=11)
-    target = randn(T, B, H, seed=13)
+    layer = build(key)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.02)
-    losses = []
-    for _ in range(10):
-        optimiser.zero_grad()
-        loss = (layer(x)[0] - target).square().mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = train(layer)
     assert losses[-1] < losses[0]
     for name, parameter in layer.named_parameters():
         assert not torch.allclose(parameter, before[name], rtol=0, atol=1e-7), name
 
 
-def train(layer, steps=20):
-    x, target = randn(T, B, I, seed=11), randn(T, B, H, seed=13)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        (layer(x)[0] - target).square().mean().backward()
-        optimiser.step()
-
-
 @pytest.mark.parametrize("key, count", [("RNN-gamma", 1), ("RNN-gamma2", H)])
 def test_gain_and_saturation_learn(key, count):
     layer = new(key, n=2.0, s=0.3)
-    train(layer)
+    train(layer, steps=20, lr=0.1)
     for values, start in ((layer.n, 2.0), (layer.s, 0.3)):
         assert values.shape == (count,)
         assert ((values - start).abs() > 1e-4).all()
@@ -344,10 +240,13 @@ def test_fixed_gain_and_saturation_stay(key, count):
 @every_layer
 def test_checkpoint_gives_the_layer_back(key):
     source, target = build(key, seed=2), build(key, seed=3)
-    arguments = arguments_for(key, True, (T,))
+    arguments = arguments_for(source, drive=1)
     assert not torch.allclose(source(*arguments)[0], target(*arguments)[0])
     target.load_state_dict(source.state_dict())
     assert_same_run(target(*arguments), source(*arguments))
+    assert_same_run(copy.deepcopy(source)(*arguments), source(*arguments))
+    if not hasattr(source, "V") or not parametrize.is_parametrized(source.V):  # torch pickles none
+        assert_same_run(pickle.loads(pickle.dumps(source))(*arguments), source(*arguments))
 
 
 @pytest.mark.parametrize("name", ["gamma", "gamma2"])
@@ -364,7 +263,7 @@ def linear_shapes(**shapes):
     }
 
 
-STATE_DICTS = {key: linear_shapes(U=(H, I), V=(H, H)) for key in LAYERS if key.startswith("RNN")}
+STATE_DICTS = {key: linear_shapes(U=(H, I), V=(H, H)) for key in RNNS}
 for _key in STATE_DICTS:
     if "gamma" in _key:
         STATE_DICTS[_key] |= dict.fromkeys(("n", "s"), (H,) if "gamma2" in _key else (1,))
@@ -376,133 +275,83 @@ STATE_DICTS["LSTM"] = linear_shapes(**dict.fromkeys(("Wf", "Wi", "Wo", "Wg"), (H
 STATE_DICTS["GRU"] = linear_shapes(
     **dict.fromkeys(("Wir", "Wiz", "Win"), (H, I)), **dict.fromkeys(("Whr", "Whz", "Whn"), (H, H))
 )
+STATE_DICTS["expRNN"] = {"b": (H,), "U.weight": (H, I)} | {
+    f"V.parametrizations.weight.{name}": (H, H) for name in ("original", "0.base")
+}
+STATE_DICTS["nnRNN"] = STATE_DICTS["expRNN"] | {
+    f"V.parametrizations.weight.2.{name}": shape
+    for name, shape in {"alpha": (H // 2,), "theta": (H // 2,), "T": (H, H)}.items()
+}
+STATE_DICTS["EURNN"] = {"theta": (H - 1,), "phi": (H - 1,), "omega": (H,), "b": (H,)}
+STATE_DICTS["EURNN"] |= {"Ure.weight": (H, I), "Uim.weight": (H, I)}
 
 
-@every_layer
+@pytest.mark.parametrize("key", STATE_DICTS)
 def test_names_and_shapes(key):
     layer = new(key)
     found = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
     assert found == STATE_DICTS[key]
-    fixed = {"n", "s"} if key.endswith("fixed") else set()
+    fixed = {"n", "s"} if key.endswith("fixed") else {"V.parametrizations.weight.0.base"}
     assert {name for name, _ in layer.named_parameters()} == set(found) - fixed
 
 
 def test_registries():
-    names = ["RNN", "ANRU", "LSTM", "GRU", "expRNN", "nnRNN", "EURNN"]
-    assert list(NETWORKS) == names
-    assert [NETWORKS[name] for name in names[:4]] == [RNN, ANRU, LSTM, GRU]
-    assert set(NONLINEARITIES) == set(NAMES)
-
-
-# Against torch's own layers
-
-
-def torch_twin(key, layer):
-    if key == "GRU":
-        twin = torch.nn.GRU(I, H, dtype=torch.float64)
-        maps = [[getattr(layer, f"W{source}{gate}") for gate in "rzn"] for source in "ih"]
-        values = {
-            name: torch.cat([getattr(linear, kind) for linear in gates])
-            for gates, source in zip(maps, ("ih", "hh"), strict=True)
-            for name, kind in ((f"weight_{source}_l0", "weight"), (f"bias_{source}_l0", "bias"))
-        }
-    else:
-        twin = torch.nn.LSTM(I, H, dtype=torch.float64)
-        gates = [layer.Wi, layer.Wf, layer.Wg, layer.Wo]
-        weight = torch.cat([gate.weight for gate in gates])
-        bias = torch.cat([gate.bias for gate in gates])
-        values = {"weight_hh_l0": weight[:, :H], "weight_ih_l0": weight[:, H:]}
-        values |= {"bias_hh_l0": torch.zeros_like(bias), "bias_ih_l0": bias}
-    twin.load_state_dict(values)
-    return twin
-
-
-@pytest.mark.parametrize("key", ["LSTM", "GRU"])
-@with_or_without_state
-def test_equals_torch(key, given):
-    layer = build(key)
-    twin = torch_twin(key, layer)
-    x, state, _ = arguments_for(key, given, None)
-    inner = None
-    if given:
-        inner = tuple(part.unsqueeze(0) for part in parts_of(state))
-        inner = inner if key == "LSTM" else inner[0]
-    gradients = []
-    for run, start in ((layer, state), (twin, inner)):
-        leaf = x.clone().requires_grad_()
-        outputs, last = run(leaf, start)
-        gradients.append(torch.autograd.grad(outputs.square().sum(), leaf)[0])
-        last = tuple(part.reshape(B, H) for part in parts_of(last))
-        if run is layer:
-            expected = outputs, last
-    torch.testing.assert_close(outputs, expected[0], rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(last, expected[1], rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+    assert list(NETWORKS) == ["RNN", "ANRU", "LSTM", "GRU", "expRNN", "nnRNN", "EURNN"]
+    assert list(NONLINEARITIES) == NAMES
 
 
 # How a sequence goes through a layer
 
 
-@every_layer
-@every_drive
-def test_two_halves_make_the_whole(key, drive_shape):
-    layer, (x, _, drive) = build(key), arguments_for(key, False, drive_shape)
+@each_loop
+@pytest.mark.parametrize("drive", [None, 1, 2])
+def test_two_halves_make_the_whole(key, drive):
+    layer = build(key)
+    x, state, drive = arguments_for(layer, drive=drive)
     x.requires_grad_()
-    whole = layer(x, None, drive)
+    whole = layer(x, state, drive)
     first, second = (None, None) if drive is None else (drive[:2], drive[2:])
-    early, state = layer(x[:2], None, first)
-    late, state = layer(x[2:], state, second)
+    early, middle = layer(x[:2], state, first)
+    late, end = layer(x[2:], middle, second)
     outputs = torch.cat([early, late])
-    assert_same_run((outputs, state), whole)
+    assert_same_run((outputs, end), whole)
     gradients = [torch.autograd.grad(h[-1].sum(), x)[0] for h in (whole[0], outputs)]
     torch.testing.assert_close(*gradients)
 
 
-@every_layer
+@each_loop
 def test_nothing_stays_on_the_layer_and_nothing_is_overwritten(key):
-    layer, arguments = build(key), arguments_for(key, True, (T, B))
+    layer = build(key)
+    arguments = arguments_for(layer, drive=2)
     x, state, drive = arguments
-    copies = [tensor.clone() for tensor in (x, *parts_of(state), drive)]
+    copies = [tensor.clone() for tensor in (x, *parts(state), drive)]
     weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     first = layer(*arguments)
     layer(2 * x)
     assert_same_run(layer(*arguments), first)
     layer.step(x[0], state, drive[0])
     layer.trace(*arguments)
-    for tensor, copy in zip((x, *parts_of(state), drive), copies, strict=True):
-        assert torch.equal(tensor, copy)
+    for tensor, copied in zip((x, *parts(state), drive), copies, strict=True):
+        assert torch.equal(tensor, copied)
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, weights[name])
 
 
-@every_layer
+@each_loop
 def test_samples_of_a_batch_are_independent(key):
-    layer, (x, state, drive) = build(key), arguments_for(key, True, (T, B))
+    layer = build(key)
+    x, state, drive = arguments_for(layer, drive=2)
     outputs, _ = layer(x, state, drive)
     for sample in range(B):
         one = slice(sample, sample + 1)
-        parts = tuple(part[one] for part in parts_of(state))
-        alone = layer(x[:, one], parts if len(parts) > 1 else parts[0], drive[:, one])
+        alone = layer(x[:, one], joined([part[one] for part in parts(state)]), drive[:, one])
         torch.testing.assert_close(alone[0], outputs[:, one])
 
 
-@every_layer
-def test_strides_do_not_matter(key):
-    layer, arguments = build(key), arguments_for(key, True, (T, B))
-    x, state, drive = arguments
-    parts = tuple(part.transpose(0, 1).contiguous().transpose(0, 1) for part in parts_of(state))
-    strided = (
-        x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-        parts if len(parts) > 1 else parts[0],
-        drive.T.contiguous().T,
-    )
-    assert not strided[0].is_contiguous()
-    assert_same_run(layer(*strided), layer(*arguments))
-
-
-@every_layer
+@each_loop
 def test_without_gradients(key):
-    layer, arguments = build(key), arguments_for(key, True, (T,))
+    layer = build(key)
+    arguments = arguments_for(layer, drive=1)
     expected = layer(*arguments)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -512,31 +361,26 @@ def test_without_gradients(key):
     assert expected[0].requires_grad
 
 
-@every_layer
+@each_loop
 def test_one_step_of_one_sample(key):
     layer = build(key)
-    x, state = randn(1, 1, I), random_state(key, batch=1)
-    drive = torch.tensor([0.3], dtype=torch.float64)
+    x, state, drive = arguments_for(layer, 1, 1, drive=1)
     for drive_t in (drive[0], drive):
         expected = layer.step(x[0], state, drive_t)
-        assert_same_run(layer(x, state, drive), (parts_of(expected)[0].unsqueeze(0), expected))
+        assert_same_run(layer(x, state, drive), (parts(expected)[0].unsqueeze(0), expected))
 
 
 @every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_dtype(key, dtype):
-    layer, arguments = build(key, dtype=dtype), arguments_for(key, False, (T,), dtype)
-    assert {tensor.dtype for tensor in layer.state_dict().values()} == {dtype}
-    outputs, state = layer(*arguments)
-    assert {tensor.dtype for tensor in (outputs, *parts_of(state))} == {dtype}
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
-    assert_same_run(
-        (outputs, state), by_steps(key, layer, *arguments), rtol=tolerance, atol=tolerance
-    )
-    double = layer.double()
-    x, _, drive = (a if a is None else a.double() for a in arguments)
-    exact = double(x, None, drive)
-    torch.testing.assert_close(outputs.double(), exact[0], rtol=tolerance, atol=tolerance)
+def test_float32(key):
+    layer = build(key, dtype=torch.float32)
+    assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.float32}
+    x, state, drive = arguments_for(layer, drive=1, dtype=torch.float32)
+    found = layer(x, state, drive)
+    assert {tensor.dtype for tensor in (found[0], *parts(found[1]))} == {torch.float32}
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    assert_same_run(found, by_steps(layer, x, state, drive), **tolerance)
+    exact, _ = layer.double()(x.double(), joined([p.double() for p in parts(state)]), drive)
+    torch.testing.assert_close(found[0].double(), exact, **tolerance)
 
 
 @pytest.mark.parametrize("kind", NETWORKS.values())
@@ -545,7 +389,7 @@ def test_default_dtype_and_device(kind):
     assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.float32}
     outputs, state = layer(torch.zeros(T, B, I))
     assert outputs.dtype == torch.float32
-    assert all(part.shape[:2] == (B, H) for part in parts_of(state))
+    assert all(part.shape[:2] == (B, H) for part in parts(state))
 
 
 # How a layer starts
@@ -686,86 +530,75 @@ def refuses(*fragments):
     return pytest.raises(ValueError, match="".join(f"(?=.*{re.escape(f)})" for f in fragments))
 
 
-@every_layer
+METHODS = ("forward", "loop", "trace")
+
+
+@pytest.mark.parametrize("net_type", NETWORKS)
 @pytest.mark.parametrize("shape", [(T, I), (T, B, I + 1), (T, B, I, 1), (0, B, I)], ids=str)
-@pytest.mark.parametrize("method", ["forward", "trace"])
-def test_refuses_input(key, shape, method):
-    with refuses(str(shape)):
-        getattr(new(key), method)(torch.zeros(shape).double())
+def test_refuses_input(net_type, shape):
+    for method in METHODS:
+        with refuses(f"(T, B, {I})", str(shape)):
+            getattr(new(net_type), method)(torch.zeros(shape).double())
 
 
-@every_layer
+@pytest.mark.parametrize("net_type", NETWORKS)
 @pytest.mark.parametrize("shape", [(), (T + 1,), (T, B + 1), (B, T), (T, B, 1)], ids=str)
-@pytest.mark.parametrize("method", ["forward", "trace"])
-def test_refuses_drive(key, shape, method):
-    with refuses(str(shape)):
-        getattr(new(key), method)(randn(T, B, I), None, torch.zeros(shape).double())
+def test_refuses_drive(net_type, shape):
+    for method in METHODS:
+        with refuses(str((T, B)), str(shape)):
+            getattr(new(net_type), method)(randn(T, B, I), None, torch.zeros(shape).double())
 
 
-@every_layer
-@pytest.mark.parametrize("method", ["forward", "trace"])
-def test_refuses_state(key, method):
-    run, x = getattr(new(key), method), randn(T, B, I)
-    right = parts_of(random_state(key))
-    for i, part in enumerate(right):
-        for wrong in (part[:-1], part[..., :-1], part.unsqueeze(0)):
-            state = (*right[:i], wrong, *right[i + 1 :])
-            with refuses(str(tuple(wrong.shape))):
-                run(x, state if len(state) > 1 else wrong)
-    for count in {1, 2, 3} - {len(right)}:
-        with refuses(str((B, H))):
-            run(x, right[0] if count == 1 else (right * 3)[:count])
+@pytest.mark.parametrize("net_type", NETWORKS)
+def test_refuses_state(net_type):
+    layer, x = new(net_type), randn(T, B, I)
+    right = parts(layer.initial_state(B))
+    for run in (getattr(layer, method) for method in METHODS):
+        for i, part in enumerate(right):
+            for wrong in (part[:-1], part[..., :-1], part.unsqueeze(0)):
+                with refuses(str(tuple(wrong.shape))):
+                    run(x, joined([*right[:i], wrong, *right[i + 1 :]]))
+        for count in {1, 2, 3} - {len(right)}:
+            with refuses(str((B, H))):
+                run(x, joined((right * 3)[:count]))
 
 
-@pytest.mark.parametrize("kind", NETWORKS.values())
-@pytest.mark.parametrize("value", [0, -2])
-def test_refuses_sizes(kind, value):
-    with refuses("input_size", str(value)):
-        kind(value, H)
-    with refuses("hidden_size", str(value)):
-        kind(I, value)
+@pytest.mark.parametrize("key", ["RNN-gamma2", "LSTM"])
+def test_a_state_may_be_a_tuple_or_a_list_of_its_parts(key):
+    layer = build(key)
+    x, state, _ = arguments_for(layer)
+    for given in (list(parts(state)), parts(state)):
+        assert_same_run(layer(x, given), layer(x, state))
 
 
-@pytest.mark.parametrize("value", [0, -2])
-def test_refuses_supervisor_size(value):
-    with refuses("supervisor_size", str(value)):
-        ANRU(I, H, value)
+# net_type, argument, its wrong value, and the allowed ones that the error names
+WRONG = [
+    *((net_type, name, value, ["at least 1"]) for net_type in NETWORKS for value in (0, -2)
+      for name in ("input_size", "hidden_size")),
+    *(("ANRU", "supervisor_size", value, ["at least 1"]) for value in (0, -2)),
+    *(("EURNN", "capacity", value, ["at least 1"]) for value in (0, -2)),
+    *((net_type, "nonlin", value, NAMES) for net_type in ("RNN", "expRNN", "nnRNN")
+      for value in ("relu", "gamma3", "", None)),
+    *(("EURNN", "nonlin", value, ["modrelu, none"]) for value in ("gamma", "tanh", "ReLU")),
+    *((net_type, "rinit", value, initialization.RECURRENT) for net_type in ("RNN", "ANRU")
+      for value in ("orthogonal", None)),
+    *((net_type, "rinit", value, ROTATIONS) for net_type in ("expRNN", "nnRNN")
+      for value in ("xavier", "kaiming", "normal", None)),
+    *((net_type, "iinit", "henaff", initialization.INPUT) for net_type in NETWORKS
+      if net_type not in GATED),
+    *((net_type, "ostep_method", "householder", ["exp, cayley"])
+      for net_type in ("expRNN", "nnRNN")),
+    *((net_type, "n", value, ["not 0"]) for net_type in ("RNN", "expRNN", "nnRNN")
+      for value in (0, 0.0, math.inf, math.nan)),
+    ("nnRNN", "hidden_size", 7, ["even"]),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["relu", "gamma3", "", None])
-def test_refuses_nonlinearity(name):
-    with refuses("nonlin", repr(name), *NAMES):
-        RNN(I, H, name)
-
-
-@pytest.mark.parametrize("kind", [RNN, ANRU])
-@pytest.mark.parametrize(
-    "option, name, allowed",
-    [
-        ("rinit", "orthogonal", initialization.RECURRENT),
-        ("rinit", None, initialization.RECURRENT),
-        ("iinit", "henaff", initialization.INPUT),
-    ],
-)
-def test_refuses_initialisation(kind, option, name, allowed):
-    with refuses(option, repr(name), *allowed):
-        kind(I, H, **{option: name})
-
-
-@pytest.mark.parametrize("n", [0, 0.0, math.inf, math.nan])
-@pytest.mark.parametrize("nonlin", ["gamma", "gamma2"])
-@pytest.mark.parametrize("learn_params", [True, False])
-def test_refuses_gain_without_value(nonlin, n, learn_params):
-    with refuses(f"gain n is {n}"):
-        RNN(I, H, nonlin, n=n, learn_params=learn_params)
-
-
-@pytest.mark.parametrize(("key", "parts"), [("RNN-gamma2", 1), ("LSTM", 2)])
-def test_a_state_may_be_a_tuple_or_a_list_of_its_parts(key, parts):
-    layer, x = build(key), randn(T, B, I)
-    state = random_state(key)
-    expected, _ = layer(x, state)
-    outputs, _ = layer(x, list(parts_of(state)))
-    assert torch.equal(outputs, expected)
-    with pytest.raises(ValueError, match="state"):
-        layer(x, [*parts_of(state), parts_of(state)[0]])
+@pytest.mark.parametrize(("net_type", "name", "value", "allowed"), WRONG)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_wrong_argument_is_named(net_type, name, value, allowed, device):
+    options = {"input_size": I, "hidden_size": H, "device": device, name: value}
+    options |= {"nonlin": "gamma2", "learn_params": False} if name == "n" else {}
+    with refuses(name, repr(value), *allowed) as caught:
+        NETWORKS[net_type](**options)
+    assert isinstance(caught.value, OptionError) and caught.value.name == name

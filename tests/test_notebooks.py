@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, on toy runs, in any directory."""
+"""Every notebook runs from top to bottom on toy runs, in any directory."""
 
 import itertools
 
@@ -12,15 +12,17 @@ import sMNIST_task
 from Postprocessing import adaptation, jacobian_norm, lyapunov, mutual_information, robustness
 from tests.conftest import REPOSITORY, TOY
 
+pytestmark = pytest.mark.xdist_group("notebooks")  # they share the toy runs
+
 NOTEBOOKS = ["performance", "learning_speed", "dynamics", "robustness"]
 COMMON = {
-    "psDigits": ("sMNIST_task.py", "--gain", "--saturation", "ReLU", ["-p"]),
-    "pydoc": ("PTB_task.py", "--n", "--s", "relu", []),
+    "psDigits": ("sMNIST_task.py", ["-p"]),
+    "pydoc": ("PTB_task.py", []),
 }
 
 
 def execute(name, folder, monkeypatch, **environment):
-    """Runs a notebook with the parameters that its first cell takes from the environment."""
+    """Runs a notebook with its parameters set as environment variables."""
     for key, value in environment.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -37,19 +39,19 @@ def printed(book):
 
 @pytest.fixture(scope="module", params=COMMON)
 def toy_runs(request, tmp_path_factory):
-    """Runs of a task over a grid of which a cell is missing, and of each network, analysed."""
+    """Analysed runs of a task: over a grid with one missing cell, and of each network."""
     root = tmp_path_factory.mktemp("runs")
-    script, n, s, relu, more = COMMON[request.param]
+    script, more = COMMON[request.param]
     common = [*TOY[script], *more, "--epochs", "2", "--save-freq", "1", "--save-dir", str(root)]
     settings = [["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]]
     runs = [
-        ["--nonlin", *setting, n, gain, s, saturation]
+        ["--nonlin", *setting, "--n", gain, "--s", saturation]
         for setting in settings
         for gain, saturation in itertools.product(("1", "5", "9"), ("0", "0.5"))
         if (gain, saturation) != ("9", "0.5")
     ]
     runs += [["--net-type", name] for name in ("ANRU", "LSTM", "GRU")]
-    runs += [["--nonlin", relu]]
+    runs += [["--nonlin", "ReLU"]]
     main = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}[script]
     for flags in runs:
         assert main([*common, *flags]) == 0
@@ -66,7 +68,7 @@ def test_a_notebook_draws_its_figure(toy_runs, name, tmp_path, monkeypatch):
     for kind, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         data = (figures / f"{name}_{task}.{kind}").read_bytes()
         assert data.startswith(magic) and len(data) > 5000
-    if name != "robustness":  # 3 n × 2 s, of which (9, 0.5) is missing
+    if name != "robustness":  # 3 n × 2 s without (9, 0.5)
         assert "static 5 runs, 1 cells missing" in printed(book)
 
 

@@ -1,7 +1,9 @@
-"""Both scripts as a person runs them, at toy size: what they leave, resume, --test, errors."""
+"""Both scripts as a user runs them, at toy size: output files, --resume, --test, errors."""
 
 import csv
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
@@ -10,16 +12,16 @@ import pytest
 import torch
 
 import sMNIST_task
-from NetworkCreation.models import build_model, load_model
+from NetworkCreation.checkpoints import load_model
+from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS as LAYERS
 from tests.conftest import REPOSITORY, TOY
-from Training import runs
 
 SCRIPTS = list(TOY)
 
 
 def metrics(run):
-    """The rows of metrics.csv without the column that no two runs share."""
+    """The rows of metrics.csv without `seconds`, which differs between runs."""
     with (run / "metrics.csv").open() as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
@@ -30,7 +32,7 @@ def results(run):
 
 
 def equal(a, b):
-    """Bit for bit, through dictionaries and sequences."""
+    """Bitwise equality of nested dictionaries and sequences."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -41,7 +43,7 @@ def equal(a, b):
 
 
 def checkpoint(run, name="last.pth.tar"):
-    """A checkpoint without the times and places that no two runs share."""
+    """A checkpoint without the times and paths, which differ between runs."""
     state = torch.load(run / name, weights_only=True)
     del state["config"]
     state["sums"].pop("seconds", None)
@@ -141,13 +143,14 @@ def test_a_run_may_be_given_more_epochs(call, only_run, script):
 
 
 def test_evaluation_that_is_interrupted_is_done_again(call, only_run, monkeypatch):
-    """A signal between the last batch of an epoch and its files loses and repeats nothing."""
+    """A signal between an epoch's last batch and its files loses nothing, repeats nothing."""
     script, arguments = "sMNIST_task.py", [*TOY["sMNIST_task.py"], "--epochs", 2, "--shuffle"]
     assert call(script, *arguments, "--save-dir", "whole")[0] == 0
     evaluate = sMNIST_task.evaluate_pixels
 
     def interrupt(*args, **options):
-        raise runs.Interrupted(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal should have ended the evaluation")
 
     monkeypatch.setattr(sMNIST_task, "evaluate_pixels", interrupt)
     assert call(script, *arguments, "--save-dir", "torn")[0] == 143
@@ -340,6 +343,9 @@ BAD = {
         ["--test", "--checkpoint", "absent.pth.tar"],
         ["--save-dir", "file/in/the/way"],
         ["--nhi", "5"],
+        ["--alpha", "0.9"],
+        ["--betas", "0.0", "0.9", "--no-adam"],
+        ["--save-epochs", "0"],
     ],
     "PTB_task.py": [
         ["--emsize", "0"],
@@ -388,7 +394,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, tmp_path, script, flags)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_gpu_that_is_not_there_is_an_error(call, script):
     code, _, err = call(script, *TOY[script], "-g")
@@ -473,3 +479,101 @@ def test_real_pennchar_end_to_end(call, pennchar_root, only_run):
     code, _, err = call("PTB_task.py", *flags)
     assert code == 0, err
     assert only_run().parents[2].name == "PTB"
+
+
+# The orthogonal networks
+
+
+ORTHOGONAL = [
+    ("sMNIST_task.py", ["--net-type", "expRNN", "--nonlin", "gamma2", "--clip", "0.5"]),
+    ("sMNIST_task.py", ["--net-type", "nnRNN", "--ostep_method", "cayley", "--alam", "0.5"]),
+    ("sMNIST_task.py", ["--net-type", "EURNN", "--capacity", "3", "--betas", "0.5", "0.9"]),
+    ("PTB_task.py", ["--net-type", "expRNN", "--rinit", "random", "--weight_decay", "1e-3"]),
+    ("PTB_task.py", ["--net-type", "nnRNN", "--Tdecay", "0.1", "--betas", "0", "0.9"]),
+    ("PTB_task.py", ["--net-type", "EURNN", "--lr_orth", "1e-3", "--no-adam"]),
+]
+
+
+@pytest.mark.parametrize(("script", "flags"), ORTHOGONAL)
+def test_a_resumed_run_ends_bit_for_bit(call, only_run, script, flags):
+    assert call(script, *TOY[script], *flags, "--epochs", 2, "--save-dir", "whole")[0] == 0
+    assert call(script, *TOY[script], *flags, "--epochs", 1, "--save-dir", "short")[0] == 0
+    whole, short = only_run("whole"), only_run("short")
+    code, _, err = call(script, "--resume", short, "--epochs", 2)
+    assert code == 0, err
+    assert metrics(short) == metrics(whole)
+    for name in ["last.pth.tar", "e_2.pth.tar"]:
+        assert equal(checkpoint(whole, name), checkpoint(short, name)), name
+    code, out, err = call(script, "--test", "--checkpoint", short / "e_2.pth.tar")
+    assert code == 0 and "test" in out, err
+    assert short.parent.name.endswith("gamma2" if "gamma2" in flags else "modrelu")
+
+
+def test_the_orthogonal_parameters_have_a_rate_that_goes_with_the_main_one(call, only_run):
+    flags = ["--net-type", "nnRNN", "--lr_orth", 1e-4, "--Tdecay", 0.25, "--weight_decay", 0.5]
+    # the rate is so high that the validation loss rises
+    flags = [*TOY["PTB_task.py"], *flags, "--lr", 0.5, "--epochs", 4]
+    assert call("PTB_task.py", *flags)[0] == 0
+    rates = [float(row["lr"]) for row in metrics(only_run())]
+    main, orthogonal, T_group = checkpoint(only_run())["optimizer"]["param_groups"]
+    assert main["lr"] == T_group["lr"] < rates[0] == 0.5
+    assert orthogonal["lr"] / 1e-4 == main["lr"] / 0.5
+    assert [g["weight_decay"] for g in (main, orthogonal, T_group)] == [0.5, 0.0, 0.25]
+    model, config = load_model(only_run() / "e_4.pth.tar")
+    assert [len(g["params"]) for g in (orthogonal, T_group)] == [1, 1]
+    assert len(main["params"]) == len(list(model.parameters())) - 2
+    assert config["model"]["layer"] == {
+        "nonlin": "modrelu",
+        "rinit": "henaff",
+        "iinit": "kaiming",
+        "ostep_method": "exp",
+    }
+
+
+@pytest.mark.parametrize("script", TOY)
+def test_every_flag_acts(call, tmp_path, script):
+    """A run that differs in one flag ends with other weights."""
+    cases = {
+        "expRNN": ["--lr_orth 1e-3", "--ostep_method cayley", "--rinit cayley", "--clip 1e-9"],
+        "nnRNN": ["--alam 10", "--Tdecay 1", "--betas 0 0.9"],
+        "EURNN": ["--capacity 1", "--lr_orth 1e-3", "--iinit xavier"],
+    }
+    for net_type, differing in cases.items():
+        found = []
+        for number, flags in enumerate(["", *differing]):
+            folder = f"{net_type}{number}"
+            base = [*TOY[script], "--net-type", net_type, "--epochs", 1, "--lr_orth", "1e-2"]
+            assert call(script, *base, *flags.split(), "--save-dir", folder)[0] == 0
+            (path,) = (tmp_path / folder).rglob("e_1.pth.tar")
+            state = torch.load(path, weights_only=True)["state_dict"]
+            found.append([v for n, v in state.items() if n.startswith("rnn.")])
+        for number, other in enumerate(found[1:]):
+            assert not equal(found[0], other), (net_type, differing[number])
+
+
+def test_a_run_from_before_the_flags_goes_on(call, only_run):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    path, last = only_run() / "config.json", only_run() / "last.pth.tar"
+    config, checkpoint = json.loads(path.read_text()), torch.load(last, weights_only=True)
+    for name in ("capacity", "lr_orth", "ostep_method", "alam", "Tdecay", "betas", "clip"):
+        del config["arguments"][name], checkpoint["config"]["arguments"][name]
+    renamed = {"n": "gain", "s": "saturation", "batch_size": "batch"}
+    for one in (config["arguments"], checkpoint["config"]["arguments"]):
+        one |= {old: one.pop(new) for new, old in renamed.items()}
+    path.write_text(json.dumps(config))
+    torch.save(checkpoint, last)
+    code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
+    assert code == 0, err
+    assert metrics(only_run()) == metrics(only_run("whole"))
+
+
+@pytest.mark.parametrize("net_type", ["expRNN", "nnRNN", "EURNN"])
+def test_real_pennchar_is_learnt(call, pennchar_root, only_run, net_type):
+    flags = ["--data", pennchar_root, "--net-type", net_type, "--nhid", 64, "--emsize", 32]
+    flags += ["--batch_size", 32, "--bptt", 50, "--lr", "3e-3", "--lr_orth", "3e-4"]
+    code, _, err = call("PTB_task.py", *flags, "--limit-batches", 40, "--epochs", 2)
+    assert code == 0, err
+    first, second = (float(row["validation_bits_per_character"]) for row in metrics(only_run()))
+    assert second < first < math.log2(50)

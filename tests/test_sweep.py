@@ -1,16 +1,20 @@
-"""The sweep: which runs it makes, how it goes on, and what a failure or a signal leaves."""
+"""Sweeps: which runs they make, how they resume, and what a failure or a signal leaves."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import joblib
 import pytest
 
+import sMNIST_task
 from tests.conftest import REPOSITORY
 from Training import sweep
-from Training.runs import Run, find_runs
+from Training.run_directory import Run, find_runs
 
 TOY = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
 TOY += ["--epochs", "1"]
@@ -26,32 +30,44 @@ def call(*words, script="sMNIST_task.py"):
     return sweep.main([str(REPOSITORY / script), *words])
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Makes the runs in this process, one at a time, in tests that are not about processes."""
+
+    def start(self, typed):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = sMNIST_task.main(typed)
+        return code, out.getvalue().strip().splitlines()[-1]
+
+    monkeypatch.setattr(sweep.Sweep, "_start", start)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+
+
 def initial(runs):
-    return sorted(
-        (r.config["arguments"]["gain"], r.config["arguments"]["saturation"]) for r in runs
-    )
+    return sorted((r.config["arguments"]["n"], r.config["arguments"]["s"]) for r in runs)
 
 
-def test_every_combination_once_and_again_only_what_is_missing(folder, capsys):
-    common = ["--jobs", "2", "--", *TOY, "--no-learn_params"]
+def test_every_combination_once_and_again_only_what_is_missing(folder, in_this_process, capsys):
+    common = ["--", *TOY, "--no-learn_params"]
     assert call("--gain", "1", "-2.5", "--saturation", "0", *common) == 0
     assert initial(find_runs("SavedModels")) == [(-2.5, 0), (1, 0)]
     assert "2 trained" in capsys.readouterr().out
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
     assert call("--gain", "1.0", "-2.5", "--saturation", "0", "0.5", *common) == 0
     assert initial(find_runs("SavedModels")) == [(-2.5, 0), (-2.5, 0.5), (1, 0), (1, 0.5)]
-    assert "2 were complete, 2 trained" in capsys.readouterr().out
+    assert "2 already finished, 2 trained" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == then for path, then in files.items())
 
 
-def test_other_arguments_are_another_run(folder, capsys):
+def test_other_arguments_are_another_run(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *TOY) == 0
     assert call("--seed", "1", "--", *TOY, "--lr", "1e-3") == 0
-    assert "complete" not in capsys.readouterr().out
+    assert "finished" not in capsys.readouterr().out
     assert len(find_runs("SavedModels")) == 2
 
 
-def test_goes_on_with_a_run_that_is_not_complete(folder, capsys):
+def test_goes_on_with_a_run_that_is_not_complete(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
     (run,) = find_runs("SavedModels")
     (run.path / "e_2.pth.tar").unlink()
@@ -78,7 +94,7 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--gain", "1", "0", "--", *TOY], "--gain"),  # the script refuses it
+        (["--gain", "1", "0", "--", *TOY], "--gain"),  # rejected by the script
         (["--gian", "1", "--", *TOY], "--gian"),
         (["--gain", "--", *TOY], "--gain: has no values"),
         (["--gain", "1", "--gain", "2"], "--gain: is given twice"),
@@ -104,15 +120,15 @@ def test_what_is_no_script_is_refused(folder, capsys, script):
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it took too long"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, number):
-    """Asked to stop it saves the run under way; killed, that run goes on alone, under its lock."""
-    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--limit-batches", "200"]
-    words += ["--batch", "1", "--epochs", "6"]
+    """SIGINT saves the run in progress; after SIGKILL that run continues, holding its lock."""
+    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--limit-batches", "100"]
+    words += ["--batch", "1", "--epochs", "4"]
     command = [sys.executable, "-m", "Training.sweep", str(REPOSITORY / "sMNIST_task.py"), *words]
     process = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, cwd=folder

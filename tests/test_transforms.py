@@ -1,4 +1,4 @@
-"""The transforms and drives as functions of time."""
+"""Transforms and step drives as functions of time."""
 
 import math
 

@@ -10,14 +10,15 @@ trains, from the embedding of 50 symbols to the cross-entropy, with a contestant
 contestants take turns in one process, and the medians are compared:
 
 - loop: `layer.loop`, the steps one by one under autograd;
-- torch.nn: `torch.nn.RNN` with ReLU, `LSTM` or `GRU` of the same size, where torch has such a one;
-- layer: the layer as it is called;
-- floor: only the matrix products that the step cannot do without, in the sizes that they have
-  (EURNN has none).
+- torch.nn: `torch.nn.RNN` with ReLU, `LSTM` or `GRU` of the same size, if torch has one;
+- layer: the layer as it is called (LSTM and GRU have torch's recurrence inside);
+- floor: only the matrix products that the step needs, in the sizes that they have (EURNN has none).
 
 Memory is the peak of a fresh process that takes three steps. The table is Markdown. The plain loop
 of ANRU takes 14 GB.
 """
+
+import Training.machine  # isort: skip — settings that torch reads when it loads
 
 import argparse
 import platform
@@ -26,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +35,7 @@ import torch
 from torch import nn
 
 from NetworkCreation.models import CharacterModel
-from NetworkCreation.Networks import ANRU, GRU, LSTM, NETWORKS, RNN
+from NetworkCreation.Networks import NETWORKS, RNN
 
 
 class Shape(NamedTuple):
@@ -50,21 +52,18 @@ SHAPES = {
     "PTB": Shape(150, 128, 200, 600, every_step=True),
     "PTB-task": Shape(150, 128, 200, 600, every_step=True, symbols=50),
 }
+
+
+def elman(*sizes):
+    return nn.RNN(*sizes, nonlinearity="relu")
+
+
 # name: (this project's layer, torch's)
-LAYERS = {
-    "RNN-gamma2": (RNN, lambda *sizes: nn.RNN(*sizes, nonlinearity="relu")),
-    "RNN-gamma": (
-        lambda *sizes: RNN(*sizes, nonlin="gamma"),
-        lambda *sizes: nn.RNN(*sizes, nonlinearity="relu"),
-    ),
-    "RNN-ReLU": (
-        lambda *sizes: RNN(*sizes, nonlin="ReLU"),
-        lambda *sizes: nn.RNN(*sizes, nonlinearity="relu"),
-    ),
-    "ANRU": (ANRU, None),
-    "LSTM": (LSTM, nn.LSTM),
-    "GRU": (GRU, nn.GRU),
-    **{name: (NETWORKS[name], None) for name in ("expRNN", "nnRNN", "EURNN")},
+LAYERS = {f"RNN-{name}": (partial(RNN, nonlin=name), elman) for name in ("gamma2", "gamma", "ReLU")}
+LAYERS |= {
+    name: (kind, {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(name))
+    for name, kind in NETWORKS.items()
+    if name != "RNN"
 }
 CONTESTANTS = ("loop", "torch.nn", "layer", "floor")
 
@@ -340,6 +339,7 @@ def main(argv=None):
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--alone", choices=[*CONTESTANTS, "nothing", "evaluation"], help="internal")
     args = parser.parse_args(argv)
+    Training.machine.keep_memory()
     torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
     torch.set_num_threads(args.threads)
     if args.alone:

@@ -1,11 +1,12 @@
 """Any values of all flags, taken from the parsers: a run starts, or one line names the flag.
 
-The suite draws few examples; `ARGUMENT_EXAMPLES=5000 python3 -m pytest tests/test_arguments.py`
+The suite draws few examples; `ARGUMENT_EXAMPLES=5000 python3 -m pytest tests/test_flags.py`
 is a campaign.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -20,8 +21,11 @@ from hypothesis import strategies as st
 
 import PTB_task
 import sMNIST_task
+from NetworkCreation.models import build_model
+from NetworkCreation.Networks import NETWORKS
 from tests.conftest import TOY
-from Training import arguments, datasets, runs
+from Training import datasets, flags, run_directory
+from Training.trainer import Trainer
 
 TASKS = {"sMNIST_task.py": sMNIST_task, "PTB_task.py": PTB_task}
 EXAMPLES = int(os.environ.get("ARGUMENT_EXAMPLES", 60))
@@ -50,9 +54,8 @@ def values(action):
     right = [st.sampled_from([str(choice) for choice in action.choices])] if action.choices else []
     if action.default is not None and action.nargs is None:
         right.append(st.just(str(action.default)))
-    return st.lists(
-        st.one_of(*right, ANYTHING), min_size=action.nargs or 1, max_size=action.nargs or 1
-    )
+    number = action.nargs if isinstance(action.nargs, int) else 1
+    return st.lists(st.one_of(*right, ANYTHING), min_size=number, max_size=number)
 
 
 def typed(parser):
@@ -68,9 +71,14 @@ def tree(folder):
     return sorted(str(path) for path in Path(folder).rglob("*"))
 
 
-def started(run, state, epoch, minutes, finish=None):
-    """In place of `Run.carry_out`: the first update would begin now."""
-    return 0
+class Started(Exception):
+    """The first update would begin now."""
+
+
+def start(trainer):
+    """In place of `Trainer.__enter__`."""
+    trainer.run.close()
+    raise Started
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +89,9 @@ def stopped_before_the_first_update():
         raise OSError("no network")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.Run, "carry_out", started)
-        patch.setattr(runs, "_commit", lambda folder: None)
-        patch.setattr(runs, "_versions", dict)
+        patch.setattr(Trainer, "__enter__", start)
+        patch.setattr(run_directory, "_commit", lambda: None)
+        patch.setattr(run_directory, "_versions", dict)
         patch.setattr("urllib.request.urlopen", refuse)
         for sets, name in ((datasets.PIXEL_SETS, "digits"), (datasets.TEXT_SETS, "pydoc")):
             patch.setitem(sets, name, once(sets[name]))
@@ -110,6 +118,8 @@ def run_script(script, line):
             code = TASKS[script].main(line)
         except SystemExit as error:
             code = error.code
+        except Started:
+            code = 0
         finally:
             torch.set_flush_denormal(False)  # hypothesis draws denormal numbers
     return code, err.getvalue()
@@ -127,10 +137,10 @@ def test_a_run_starts_or_one_line_names_the_flag(stopped_before_the_first_update
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(typed(parser))
-    def check(flags):
-        alone = {"--resume", "--test", "--checkpoint"} & {name for name, _ in flags}
+    def check(typed_flags):
+        alone = {"--resume", "--test", "--checkpoint"} & {name for name, _ in typed_flags}
         line = [] if alone else [*TOY[script], "--data", "data"]
-        for name, value in flags:
+        for name, value in typed_flags:
             line += [name, *value]
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             Path(folder, "here").mkdir()
@@ -155,22 +165,22 @@ def test_a_run_starts_or_one_line_names_the_flag(stopped_before_the_first_update
 
 
 @pytest.mark.parametrize(
-    ("script", "flags"),
+    ("script", "words"),
     [
         ("sMNIST_task.py", ["--nhid", "1000000000"]),
         ("sMNIST_task.py", ["--nhid", "300000", "--net-type", "LSTM"]),
-        ("sMNIST_task.py", ["--capacity", "2147483647", "--net-type", "EURNN"]),
-        ("PTB_task.py", ["--emsize", "2147483647"]),
+        ("sMNIST_task.py", ["--capacity", "1000000000", "--net-type", "EURNN"]),
+        ("PTB_task.py", ["--emsize", "1000000000"]),
         ("PTB_task.py", ["--nhid", "1000000000"]),
     ],
 )
 def test_a_network_that_no_memory_holds_is_refused(
-    stopped_before_the_first_update, tmp_path, monkeypatch, script, flags
+    stopped_before_the_first_update, tmp_path, monkeypatch, script, words
 ):
     monkeypatch.chdir(tmp_path)
-    code, err = run_script(script, [*TOY[script], *flags])
+    code, err = run_script(script, [*TOY[script], *words])
     assert code == 2 and err.count("\n") == 1
-    assert re.search(rf"argument {flags[0]}: {flags[1]} needs at least \S+ GB of memory", err)
+    assert re.search(rf"argument {words[0]}: {words[1]} needs at least \S+ GB of memory", err)
     assert tree(tmp_path) == []
 
 
@@ -180,8 +190,68 @@ def test_the_memory_of_a_batch_is_counted(monkeypatch, batch, fits):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**6}.get)
     parser = sMNIST_task.make_parser()
     args = parser.parse_args(["--batch", str(batch)])
+    build = functools.partial(build_model, sMNIST_task.model_spec(args, 10), device="meta")
     err = io.StringIO()
     refused = contextlib.nullcontext() if fits else pytest.raises(SystemExit)
     with contextlib.redirect_stderr(err), refused:
-        arguments.check_memory(parser, args, torch.device("cpu"), 784 * batch)
+        flags.check_network(parser, args, torch.device("cpu"), build, 784 * batch)
     assert ("argument --batch: 50000 needs at least 125 GB" in err.getvalue()) == (not fits)
+
+
+OWNERS = {
+    "--capacity 3": ["EURNN"],
+    "--lr_orth 1e-3": ["expRNN", "nnRNN", "EURNN"],
+    "--ostep_method exp": ["expRNN", "nnRNN"],
+    "--alam 0.1": ["nnRNN"],
+    "--Tdecay 0.1": ["nnRNN"],
+    "--rinit henaff": ["RNN", "ANRU", "expRNN", "nnRNN"],
+    "--iinit kaiming": ["RNN", "ANRU", "expRNN", "nnRNN", "EURNN"],
+    "--nonlin modrelu": ["RNN", "expRNN", "nnRNN", "EURNN"],
+    "--betas 0.9 0.99": list(NETWORKS),
+    "--clip 3": list(NETWORKS),
+}
+
+
+@pytest.mark.parametrize("script", TASKS)
+def test_a_flag_of_other_networks_is_an_error_that_names_them(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for typed_flag, owners in OWNERS.items():
+        for net_type in NETWORKS:
+            line = ["--net-type", net_type, *typed_flag.split(), "--test"]
+            code, err = run_script(script, [*TOY[script], *line])
+            assert code == 2 and err.count("\n") == 1
+            if net_type in owners:
+                assert "--test: no run with" in err
+            else:
+                said = f"argument {typed_flag.split()[0]}: applies to --net-type "
+                assert said in err and f", not to {net_type}\n" in err
+                names = err.split(said)[1].split(", not to")[0].split(", ")
+                assert names == owners
+
+
+@pytest.mark.parametrize("script", TASKS)
+def test_both_scripts_take_each_others_spellings(script):
+    parse = TASKS[script].parse
+    line = ["--n", "2", "--saturation", "0.5", "--batch_size", "7", "--nonlin", "gamma"]
+    other = ["--gain", "2", "--s", "0.5", "--batch", "7", "--nonlin", "gamma"]
+    assert vars(parse(line)[1]) == vars(parse(other)[1])
+    for spelling in ("relu", "ReLU"):
+        assert parse(["--nonlin", spelling])[1].nonlin == "ReLU"
+    orthogonal = ["--net-type", "expRNN"]
+    assert parse([*orthogonal, "--lr-orth", "1e-3"])[1].lr_orth == 1e-3
+    assert parse([*orthogonal, "--lr_orth", "1e-3"])[1].nonlin == "modrelu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nhdi", "5"], "did you mean --nhid?"),
+        (["--nonlin", "gama"], "did you mean gamma?"),
+        (["--net-type", "LSMT"], "did you mean LSTM?"),
+        (["--batchsize=3"], "did you mean --batch_size?"),
+    ],
+)
+def test_a_misspelling_is_answered_with_the_nearest(words, said):
+    for script in TASKS:
+        code, err = run_script(script, words)
+        assert code == 2 and said in err and err.count("\n") == 1

@@ -1,0 +1,240 @@
+"""EURNN, the efficient unitary network: h is complex, and W a product of L layers of rotations.
+
+    h_t = φ(U x_t + W h_{t−1} + drive_t)                 (B, H), O(L·H) a step
+    W = D F_L … F_1
+
+F_1, F_3, … rotate the units (0, 1), (2, 3), …, and F_2, F_4, … the units (1, 2), (3, 4), …, every
+pair by a matrix of its own,
+
+    [[e^{iφ} cos θ, −e^{iφ} sin θ], [sin θ, cos θ]];
+
+a unit without a partner passes. D is diagonal with the phases e^{iω}.
+
+Letters: T time, B batch, I input, H units, L layers of rotations.
+Source: Jing et al., arXiv 1612.05231 (tunable-space implementation).
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import relu
+
+from NetworkCreation import initialization, time_loop
+from NetworkCreation.layer import (
+    RecurrentLayer,
+    check_sizes,
+    choose,
+    column,
+    linear_map,
+    modrelu_bias,
+    random_angles,
+)
+
+
+def complex_modrelu(z, bias):
+    """z/|z| · max(|z| + bias, 0), and 0 where z = 0. Source: Arjovsky et al., arXiv 1511.06464."""
+    return z.sgn() * relu(z.abs() + bias)
+
+
+def complex_identity(z, bias):
+    return z
+
+
+class EURNN(RecurrentLayer):
+    """The efficient unitary network: h_t = φ(U x_t + W h_{t−1} + drive_t), W unitary.
+
+    capacity: L. θ and φ (one for each pair, layer after layer) and ω (H,) start at U(0, 2π).
+    U x = Ure x + i Uim x; the drive is real. nonlin: 'modrelu', of a complex number, with a bias b
+    as that of `RNN`, or 'none': then Ure has a bias, torch's. iinit: a key of
+    `initialization.INPUT` (Ure and Uim).
+    Raises OptionError for an unknown name, or a size or capacity below 1.
+
+    The outputs are the real parts of h, so that a read-out has one input per unit, as elsewhere;
+    the state is the whole of it.
+    State: (Re h, Im h), each (B, H).
+    """
+
+    NONLINEARITIES: ClassVar = {"modrelu": complex_modrelu, "none": complex_identity}
+
+    def __init__(
+        self, input_size, hidden_size, capacity=2, nonlin="modrelu", iinit="kaiming", **like
+    ):
+        super().__init__(input_size, hidden_size)
+        check_sizes(capacity=capacity)
+        self._phi = choose("nonlin", nonlin, self.NONLINEARITIES)
+        self.capacity = capacity
+        self.nonlin = nonlin
+        entry = choose("iinit", iinit, initialization.INPUT)
+        self.Ure = linear_map(input_size, hidden_size, entry, bias=nonlin != "modrelu", **like)
+        self.Uim = linear_map(input_size, hidden_size, entry, bias=False, **like)
+        even_layers, odd_layers = capacity // 2, (capacity + 1) // 2  # counted from 1
+        pairs = odd_layers * (hidden_size // 2) + even_layers * ((hidden_size - 1) // 2)
+        self.theta = random_angles(pairs, **like)
+        self.phi = random_angles(pairs, **like)
+        self.omega = random_angles(hidden_size, **like)
+        self.register_parameter(
+            "b", modrelu_bias(hidden_size, **like) if nonlin == "modrelu" else None
+        )
+
+    def parameters_apart(self):
+        """'orthogonal': all that W is made of."""
+        return {"orthogonal": [self.theta, self.phi, self.omega]}
+
+    def state_shapes(self, batch):
+        return [(batch, self.hidden_size)] * 2
+
+    def rotations(self):
+        """own, other and swaps, each (L, H): F_l h = own_l h + other_l h[swaps_l], D in F_L."""
+        one = self.theta.new_ones(self.capacity, self.hidden_size)
+        unit = torch.arange(self.hidden_size, device=one.device)
+        layer = torch.arange(self.capacity, device=one.device).unsqueeze(1)
+        first = ((unit - layer) % 2 == 0) & (unit < self.hidden_size - 1)  # a pair begins here
+        second = first.roll(1, dims=1)
+        cos, sin = self.theta.cos(), self.theta.sin()
+        turn = torch.polar(torch.ones_like(self.phi), self.phi)
+        own, other = one + 0j, 0j * one
+        own = own.masked_scatter(first, turn * cos).masked_scatter(second, cos + 0j)
+        other = other.masked_scatter(first, -turn * sin).masked_scatter(second, sin + 0j)
+        phases = torch.polar(one, torch.where(layer == self.capacity - 1, self.omega, 0.0))
+        return own * phases, other * phases, unit + first.int() - second.int()
+
+    def rotate(self, h):
+        """W h of a complex h (..., H)."""
+        for own, other, swap in zip(*self.rotations(), strict=True):
+            h = own * h + other * h[..., swap]
+        return h
+
+    def preactivation(self, x, h, drive=None):
+        """a = U x + W h + drive, complex, (..., B, H); h complex."""
+        return torch.complex(self.Ure(x) + column(drive), self.Uim(x)) + self.rotate(h)
+
+    def step(self, x_t, state, drive_t=None):
+        a = self.preactivation(x_t, torch.complex(*state), drive_t)  # (B, H)
+        h = self._phi(a, self.b)
+        return h.real, h.imag
+
+    def quantities(self, x_t, before, after, drive_t=None):
+        """a and h, the real parts, and a_im and h_im, the imaginary ones; each (B, H)."""
+        a = self.preactivation(x_t, torch.complex(*before), drive_t)
+        return {"a": a.real, "h": after[0], "a_im": a.imag, "h_im": after[1]}
+
+    def _run(self, x, state, drive):
+        U, H = torch.cat([self.Ure.weight, self.Uim.weight]), self.hidden_size
+        x, U = time_loop.joined_input(x, drive, U, driven=slice(0, H))
+        re, im = torch.matmul(U, x.transpose(1, 2)).split(H, dim=1)  # (T, H, B)
+        if self.Ure.bias is not None:
+            re = re + self.Ure.bias.unsqueeze(1)
+        bias = None if self.b is None else self.b.unsqueeze(1)
+        inputs = (torch.complex(re, im), torch.complex(*state).t(), *self.rotations())
+        learns = time_loop.learning(*inputs, bias)
+        outputs, h = _Unitary.apply(learns, self._phi, *inputs, bias)
+        return outputs.transpose(1, 2), (h.real.t(), h.imag.t())
+
+    def extra_repr(self):
+        return f"capacity={self.capacity}, nonlin={self.nonlin}"
+
+
+def _factors(own, other, swaps, back=False):
+    """(own_l, other_l, swap_l) of the layers in turn; back: of the adjoint of their product."""
+    factors = []
+    for mine, others, swap in zip(own, other, swaps, strict=True):
+        if back:
+            mine, others = mine.conj().resolve_conj(), others[swap].conj().resolve_conj()
+        factors.append((mine.unsqueeze(1), others.unsqueeze(1), swap))
+    return factors[::-1] if back else factors
+
+
+def _turn(h, factors, outs, swapped):
+    """The product of the layers' rotations with h (H, B), each layer's result in one of outs."""
+    for (own, other, swap), out in zip(factors, outs, strict=True):
+        torch.index_select(h, 0, swap, out=swapped)
+        h = torch.mul(own, h, out=out).addcmul_(swapped, other)
+    return h
+
+
+def _stretch(size, bias):
+    """|h|/|z| of the modReLU, from |z| and the bias as a column; changes size."""
+    out = (size + bias).clamp_min_(0)
+    # |z| is made of squares, which are 0 below this
+    return out.div_(size.clamp_min_(math.sqrt(torch.finfo(size.dtype).tiny)))
+
+
+class _Unitary(torch.autograd.Function):
+    """All steps of an EURNN, z_t = entry_t + W h_{t−1} and h_t = φ(z_t).
+
+    Every tensor has the units on the last axis but one, (T, H, B) and (H, B), so that units change
+    places by whole rows. own, other, swaps: (L, H), of `EURNN.rotations`; bias: (H, 1) or None.
+    """
+
+    @staticmethod
+    def forward(ctx, learns, phi, entry, h, own, other, swaps, bias):
+        steps, real = len(entry), entry.real
+        outputs = torch.empty_like(real, memory_format=torch.contiguous_format)
+        z = entry.new_empty(steps if learns else 1, *h.shape)
+        factors = _factors(own, other, swaps)
+        state, swapped, *pair = entry.new_empty(4, *h.shape).unbind()
+        buffers = [pair[layer % 2] for layer in range(len(factors))]
+        size = real.new_empty(h.shape)
+        state.copy_(h)
+        for t in range(steps):
+            z_t = z[t if learns else 0]
+            torch.add(_turn(state, factors, buffers, swapped), entry[t], out=z_t)
+            if bias is None:
+                state.copy_(z_t)
+            else:
+                # torch's absolute value of a complex number takes twice as long
+                torch.mul(z_t.real, z_t.real, out=size).addcmul_(z_t.imag, z_t.imag).sqrt_()
+                torch.mul(z_t, _stretch(size, bias), out=state)
+            outputs[t] = state.real
+        if learns:
+            ctx.phi = phi
+            ctx.save_for_backward(h, own, other, swaps, bias, z)
+        ctx.set_materialize_grads(False)
+        return outputs, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, doutputs, dstate):
+        h, own, other, swaps, bias, z = ctx.saved_tensors
+        forth, back = _factors(own, other, swaps), _factors(own, other, swaps, back=True)
+        d_entry = torch.empty_like(z)
+        d_own, d_other = torch.zeros_like(own), torch.zeros_like(other)
+        d_bias = None if bias is None else torch.zeros_like(bias)
+        swapped, delta = torch.zeros_like(z[:1].expand(2, -1, -1)).unbind()  # δ = dL/dh
+        if dstate is not None:
+            delta.copy_(dstate)
+        for first, last in reversed(time_loop.passes(*z.shape)):
+            before, dz = torch.empty_like(z[first:last]), d_entry[first:last]
+            before[0] = h if first == 0 else ctx.phi(z[first - 1], bias)
+            before[1:] = ctx.phi(z[first : last - 1], bias)
+            # dL/d(F_l … F_1 h), l < L
+            between = z.new_empty(len(forth) - 1, *dz.shape)
+            if bias is not None:
+                size, unit = z[first:last].abs(), z[first:last].sgn()
+                alive = ((size + bias > 0) & (size > 0)).to(size.dtype)
+                # of dh, seen from the direction of z: along it, and across
+                slopes = torch.stack([alive, _stretch(size, bias)], dim=-1)
+                conjugate, turned = unit.conj_physical(), torch.empty_like(unit)
+            for t in reversed(range(first, last)):
+                k = t - first
+                if doutputs is not None:
+                    delta.real.add_(doutputs[t])
+                if bias is None:
+                    dz[k] = delta
+                else:
+                    torch.mul(delta, conjugate[k], out=turned[k])
+                    torch.view_as_real(turned[k]).mul_(slopes[k])
+                    torch.mul(turned[k], unit[k], out=dz[k])
+                time_loop.flush(torch.view_as_real(dz[k]))
+                _turn(dz[k], back, [*reversed(between[:, k].unbind()), delta], swapped)
+            if bias is not None:
+                d_bias += turned.real.sum((0, 2)).unsqueeze(1)
+            for layer, (mine, others, swap) in enumerate(forth):
+                after = between[layer] if layer < len(between) else dz
+                exchanged = before[:, swap]
+                d_own[layer] += (before.conj() * after).sum((0, 2))
+                d_other[layer] += (exchanged.conj() * after).sum((0, 2))
+                before = mine * before + others * exchanged
+        return None, None, d_entry, delta, d_own, d_other, None, d_bias

@@ -1,0 +1,88 @@
+"""expRNN: an Elman network whose recurrent matrix is orthogonal at any values of its parameters.
+
+    h_t = φ(U x_t + P h_{t−1} + drive_t)                 (B, H)
+    P = P₀ Q(A),  Q(A) = exp(A) or (1 + A/2)(1 − A/2)⁻¹  (H, H), A skew-symmetric and learned
+
+P is made of A once per sequence, and the gradient goes through its making once.
+
+Source: Lezcano-Casado & Martínez-Rubio, arXiv 1901.08428; P₀ is the base of their dynamic
+trivializations, arXiv 1909.09501, and stays what it is.
+"""
+
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal
+
+from NetworkCreation import initialization
+from NetworkCreation.layer import choose, linear_map
+from NetworkCreation.rnn import ElmanLayer
+
+# Q(A): names of ours and of torch's.
+ORTHOGONAL_MAPS = {"exp": "matrix_exp", "cayley": "cayley"}
+
+
+class NewtonStep(nn.Module):
+    """P (3 − PᵀP)/2: brings an almost orthogonal P (H, H) as near to it as its numbers can be.
+
+    In float32 the exponential of a large matrix is off by more than 1e-5. An exactly orthogonal P
+    stays as it is, and the part of a gradient that would leave the orthogonal matrices is dropped.
+    Source: the Newton-Schulz iteration for the polar factor, Higham, Functions of Matrices, 2008.
+    """
+
+    def forward(self, P):
+        return 1.5 * P - 0.5 * P @ (P.t() @ P)
+
+
+class ExpRNN(ElmanLayer):
+    """expRNN: h_t = φ(U x_t + P h_{t−1} + drive_t), P orthogonal.
+
+    A is 0 at the start. ostep_method: Q(A) is 'exp' or 'cayley'. rinit: a key of
+    `initialization.ROTATIONS`, which draws P₀, so that det P is always +1. iinit: a key of
+    `initialization.INPUT` (U). With modrelu there is no bias but its own; with another φ U has
+    one, torch's. nonlin, n, s, learn_params: as for `RNN`. Raises OptionError for an unknown name,
+    a size below 1 or n = 0.
+
+    `V` is the linear map whose `weight` is the recurrent matrix: here P.
+
+    State: h (B, H).
+    """
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        nonlin="modrelu",
+        n=5.0,
+        s=0.0,
+        learn_params=True,
+        rinit="henaff",
+        iinit="kaiming",
+        ostep_method="exp",
+        **like,
+    ):
+        super().__init__(input_size, hidden_size)
+        start = choose("rinit", rinit, initialization.ROTATIONS)
+        entry = choose("iinit", iinit, initialization.INPUT)
+        orthogonal_map = choose("ostep_method", ostep_method, ORTHOGONAL_MAPS)
+        self.ostep_method = ostep_method
+        self.U = linear_map(input_size, hidden_size, entry, bias=nonlin != "modrelu", **like)
+        self.V = linear_map(hidden_size, hidden_size, start, bias=False, **like)
+        if self.V.weight.is_meta:  # `orthogonal` looks at the numbers, and there are none
+            parametrize.register_parametrization(self.V, "weight", nn.Identity(), unsafe=True)
+        else:
+            orthogonal(self.V, "weight", orthogonal_map)
+        parametrize.register_parametrization(self.V, "weight", NewtonStep(), unsafe=True)
+        self._add_activation(nonlin, n, s, learn_params, **like)
+
+    @property
+    def P(self):
+        """The orthogonal matrix, (H, H)."""
+        to_orthogonal, step, *_ = self.V.parametrizations.weight
+        return step(to_orthogonal(self.V.parametrizations.weight.original))
+
+    def parameters_apart(self):
+        """'orthogonal': the one that A is made of."""
+        return {"orthogonal": [self.V.parametrizations.weight.original]}
+
+    def extra_repr(self):
+        return f"nonlin={self.nonlin}, ostep_method={self.ostep_method}"

@@ -1,0 +1,81 @@
+"""nnRNN: an Elman network whose recurrent matrix departs from a normal one by its own parameters.
+
+    h_t = φ(U x_t + V h_{t−1} + drive_t)                 (B, H)
+    V = P (Λ + T) Pᵀ                                     (H, H), P orthogonal as in expRNN
+
+Λ is block-diagonal, its 2 × 2 blocks are α_j R(θ_j) with R(θ) = [[cos θ, −sin θ], [sin θ, cos θ]];
+T is what lies strictly above the blocks.
+
+Source: Kerg et al., arXiv 1905.12080.
+"""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from NetworkCreation.exprnn import ExpRNN
+from NetworkCreation.layer import OptionError, random_angles
+
+
+class Schur(nn.Module):
+    """V = P (Λ + T) Pᵀ of an orthogonal P: the parametrization that makes expRNN nnRNN.
+
+    α (H/2,) starts at 1, θ (H/2,) at U(0, 2π), T (H, H) at 0.
+    """
+
+    def __init__(self, size, generator=None, device=None, dtype=None):
+        super().__init__()
+        like = {"device": device, "dtype": dtype}
+        self.alpha = nn.Parameter(torch.ones(size // 2, **like))
+        self.theta = random_angles(size // 2, generator, **like)
+        self.T = nn.Parameter(torch.zeros(size, size, **like))
+
+    def forward(self, P):
+        """V (H, H) of P (H, H)."""
+        diagonal = (self.alpha * self.theta.cos()).repeat_interleave(2)
+        sines = self.alpha * self.theta.sin()
+        beside = torch.stack([sines, torch.zeros_like(sines)], dim=1).flatten()[:-1]
+        rotations = diagonal.diag() + beside.diag(-1) - beside.diag(1)
+        block = torch.arange(len(P), device=P.device) // 2
+        above = block[:, None] < block
+        return P @ (rotations + self.T * above) @ P.t()
+
+
+class NonNormalRNN(ExpRNN):
+    """nnRNN: h_t = φ(U x_t + V h_{t−1} + drive_t), V = P (Λ + T) Pᵀ: see `Schur`.
+
+    The arguments are those of `ExpRNN`; rinit and ostep_method are those of P. V starts
+    orthogonal. Raises OptionError as `ExpRNN` does, and for an odd number of units.
+
+    State: h (B, H).
+    """
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        *arguments,
+        generator=None,
+        device=None,
+        dtype=None,
+        **options,
+    ):
+        if hidden_size % 2:
+            raise OptionError("hidden_size", f"hidden_size must be even, got {hidden_size}")
+        like = {"generator": generator, "device": device, "dtype": dtype}
+        super().__init__(input_size, hidden_size, *arguments, **options, **like)
+        schur = Schur(hidden_size, **like)
+        parametrize.register_parametrization(self.V, "weight", schur, unsafe=True)
+
+    @property
+    def schur(self):
+        """The part that turns P into V, with `alpha`, `theta` and `T`."""
+        return self.V.parametrizations.weight[2]
+
+    def parameters_apart(self):
+        """'orthogonal' as for `ExpRNN`, and 'T'."""
+        return super().parameters_apart() | {"T": [self.schur.T]}
+
+    def penalty(self):
+        """Σ_j (α_j − 1)², (): how far the eigenvalues are from the unit circle."""
+        return (self.schur.alpha - 1).square().sum()

@@ -1,0 +1,173 @@
+"""RNN: an Elman network with a fixed or a learning activation.
+
+    a_t = U x_t + b_U + V h_{t−1} + b_V + drive_t        (B, H)
+    h_t = φ(a_t)                                         (B, H)
+
+`ElmanLayer` is the base of all networks with this step: RNN, expRNN and nnRNN, which differ in V.
+
+Letters: T time, B batch, I input, H units.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from NetworkCreation import initialization, time_loop
+from NetworkCreation.gamma_function import check_gain, register_gain_and_saturation
+from NetworkCreation.layer import (
+    NONLINEARITIES,
+    OptionError,
+    RecurrentLayer,
+    choose,
+    column,
+    linear_map,
+    modrelu_bias,
+)
+
+
+class ElmanLayer(RecurrentLayer):
+    """h_t = φ(U x_t + V h_{t−1} + drive_t): base class of the layers with one recurrent matrix.
+
+    A subclass makes the linear maps U and V, in this order, and then calls `_add_activation`.
+
+    State: h (B, H).
+    """
+
+    def _add_activation(self, nonlin, n, s, learn_params, generator=None, device=None, dtype=None):
+        """φ, a key of `NONLINEARITIES`, and what it learns: n and s, or b, or nothing.
+
+        n, s: initial values, parameters (learn_params) or buffers; one each for the layer (gamma)
+        or for every unit (gamma2). b, of modrelu: U(−0.01, 0.01) at the start.
+        Raises OptionError for an unknown name or n = 0.
+        """
+        choose("nonlin", nonlin, NONLINEARITIES)
+        self.nonlin = nonlin
+        if nonlin in ("gamma", "gamma2"):
+            try:
+                check_gain(n, dtype)
+            except ValueError as error:
+                raise OptionError("n", str(error)) from None
+            units = self.hidden_size if nonlin == "gamma2" else 1
+            register_gain_and_saturation(self, units, n, s, learn_params, device, dtype)
+        if nonlin == "modrelu":
+            self.b = modrelu_bias(self.hidden_size, generator, device, dtype)
+
+    @property
+    def activation(self):
+        """φ, an `Activation`, and what it learns, a list of tensors."""
+        phi = NONLINEARITIES[self.nonlin]
+        return phi, [getattr(self, name) for name in phi.parameters]
+
+    def state_shapes(self, batch):
+        return [(batch, self.hidden_size)]
+
+    def preactivation(self, x, h, drive=None):
+        """a = U x + V h + drive, with the biases that U and V have, (..., B, H)."""
+        return self.U(x) + self.V(h) + column(drive)
+
+    def step(self, x_t, h, drive_t=None):
+        a = self.preactivation(x_t, h, drive_t)  # (B, H)
+        phi, parameters = self.activation
+        return phi.function(a, *parameters)
+
+    def quantities(self, x_t, before, after, drive_t=None):
+        """a and h, and n and s where φ has them; each (B, H)."""
+        found = {"a": self.preactivation(x_t, before, drive_t), "h": after}
+        if self.nonlin in ("gamma", "gamma2"):
+            found |= {"n": self.n.expand_as(after), "s": self.s.expand_as(after)}
+        return found
+
+    def _run(self, x, h, drive):
+        biases = [linear.bias for linear in (self.U, self.V) if linear.bias is not None]
+        x, U = time_loop.joined_input(x, drive, self.U.weight)
+        b = sum(biases) if biases else U.new_zeros(len(U))
+        phi, parameters = self.activation
+        inputs = (x, h, U, b, self.V.weight, *parameters)
+        return _RNN.apply(phi, time_loop.learning(*inputs), *inputs)
+
+    def extra_repr(self):
+        return f"nonlin={self.nonlin}"
+
+
+class RNN(ElmanLayer):
+    """h_t = φ(U x_t + V h_{t−1} + drive_t), φ a fixed or a learning activation.
+
+    nonlin: a key of `NONLINEARITIES`. `gamma` has one n and one s for the layer, `gamma2` one of
+    each for every unit; they start at n and s, and are parameters (learn_params) or buffers.
+    `modrelu` learns a bias b for every unit, U(−0.01, 0.01) at the start.
+    rinit, iinit: keys of `initialization.RECURRENT` (V) and `initialization.INPUT` (U). Biases
+    start as torch's: U(±1/√I) for U, U(±1/√H) for V. Raises OptionError for an unknown name, a
+    size below 1 or n = 0.
+
+    State: h (B, H).
+    """
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        nonlin="gamma2",
+        n=5.0,
+        s=0.0,
+        learn_params=True,
+        rinit="henaff",
+        iinit="kaiming",
+        **like,
+    ):
+        super().__init__(input_size, hidden_size)
+        recurrent = choose("rinit", rinit, initialization.RECURRENT)
+        entry = choose("iinit", iinit, initialization.INPUT)
+        self.U = linear_map(input_size, hidden_size, entry, **like)
+        self.V = linear_map(hidden_size, hidden_size, recurrent, **like)
+        self._add_activation(nonlin, n, s, learn_params, **like)
+
+
+class _RNN(torch.autograd.Function):
+    """All steps of an ElmanLayer: a_t = U x_t + b + V h_{t−1}, h_t = φ(a_t)."""
+
+    @staticmethod
+    def forward(ctx, phi, learns, x, h, U, b, V, *parameters):
+        outputs = h.new_empty(*x.shape[:2], len(V))
+        a = torch.empty_like(outputs) if learns and phi.from_a else outputs
+        recurrent = V.t().contiguous()  # a view is slower, at each product
+        state = h
+        for first, last in time_loop.passes(*outputs.shape):
+            time_loop.input_product(x[first:last], U, b, out=a[first:last])
+            for a_t, h_t in zip(a[first:last].unbind(), outputs[first:last].unbind(), strict=True):
+                phi.value(a_t.addmm_(state, recurrent), *parameters, out=h_t)
+                state = h_t
+        if learns:
+            ctx.phi = phi
+            ctx.save_for_backward(x, h, U, V, outputs, a, *parameters)
+        ctx.set_materialize_grads(False)
+        return outputs, state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, doutputs, dstate):
+        x, h, U, V, outputs, a, *parameters = ctx.saved_tensors  # a is outputs unless φ needs it
+        phi, steps = ctx.phi, len(outputs)
+        passes = time_loop.passes(*outputs.shape)
+        learned = any(ctx.needs_input_grad[7:])
+        sums = []
+        gradients = time_loop.AffineGradients(x, h, outputs, U, V, ctx.needs_input_grad[2])
+        da_t = None
+        for first, last in reversed(passes):
+            z = a[first:last]
+            slope, terms = phi.terms(z, *parameters) if learned else (phi.slope(z, *parameters), ())
+            delta = time_loop.direct_gradient(first, last, doutputs, dstate, steps, slope)
+            for delta_t, slope_t in zip(
+                reversed(delta.unbind()), reversed(slope.unbind()), strict=True
+            ):
+                if da_t is not None:
+                    delta_t.addmm_(da_t, V)  # dL/dh_t
+                da_t = time_loop.flush(slope_t.mul_(delta_t))  # slope becomes dL/da
+            gradients.add(first, last, slope)
+            sums = sums or [h.new_zeros(passes[0][1], *h.shape) for _ in terms]
+            for total, term in zip(sums, terms, strict=True):
+                total[: last - first].addcmul_(delta, term)
+        dparameters = [None] * len(parameters)
+        if learned:
+            sums = [total.sum_to_size(parameters[0].shape) for total in sums]
+            dparameters = phi.combine(*parameters, sums)
+        dh = da_t @ V
+        return None, None, gradients.dx, dh, gradients.dU, gradients.db, gradients.dW, *dparameters

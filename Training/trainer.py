@@ -1,0 +1,333 @@
+"""The training of one run: updates, epochs and batches, and what makes it survive interruptions.
+
+    with Trainer(run, args, model, optimizer, scheduler) as trainer:
+        for epoch in trainer.epochs():
+            for item in trainer.batches(items):
+                ...
+                trainer.step(loss, count)
+            trainer.finish_epoch(scores)
+
+A signal is handled between two batches, or at once while an epoch is being scored; the state is
+then saved, so that a resumed run is bit-identical to an uninterrupted one.
+"""
+
+import math
+import signal
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from Training.run_directory import LAST, RunError
+
+STREAMS = ("initialisation", "order", "transform", "evaluation", "gain")
+STATE = ("epoch", "batch", "sums", "carry", "best")
+
+
+class TrainingStopped(Exception):
+    """A loss, a gradient or a parameter is not finite."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM; `code` is the exit code that belongs to it."""
+
+    def __init__(self, signum):
+        super().__init__(signal.Signals(signum).name)
+        self.code = 128 + signum
+
+
+def stream(seed, name, epoch=0):
+    """A generator for one purpose, a name in `STREAMS`, and if needed one epoch.
+
+    Different purposes draw independent numbers from the same seed.
+    """
+    entropy = np.random.SeedSequence([seed, STREAMS.index(name), epoch])
+    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+
+class Trainer:
+    """Trains a model and keeps its run directory.
+
+    run: Run. args: resolved arguments. saved: the checkpoint to resume from, if any. Raises
+    RunError if that is not a checkpoint of this run.
+
+    The state between two batches: `epoch`, the number of finished epochs; `batch`, of finished
+    batches in the current one; `sums` over those batches; `carry`, {name: tensors} that later
+    batches need (the order of the samples, the hidden state); `best`, the lowest validation loss.
+    """
+
+    def __init__(self, run, args, model, optimizer, scheduler, saved=None):
+        self.run, self.args = run, args
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
+        self.epoch, self.batch, self.best = 0, 0, math.inf
+        self.sums, self.carry = {}, {}
+        self._signum, self._handlers, self._scoring = None, {}, False
+        if saved is not None:
+            self.restore(saved)
+
+    # the loop
+
+    def epochs(self):
+        """Yields the numbers of the epochs that are left, counted from 1."""
+        if not (self.run.path / LAST).exists():
+            for name in ("e_0.pth.tar", LAST):
+                self.run.save(name, self.checkpoint())
+        while self.epoch < self.args.epochs:
+            yield self.epoch + 1
+        self._begin_scoring()
+
+    def batches(self, items, log_every=None, report="loss {:.4f}".format):
+        """Yields what is left of `items`, one per batch, in this epoch.
+
+        log_every: print the mean loss every so many batches, as `report` puts it.
+        """
+        items = items[: self.args.limit_batches]
+        self.model.train()
+        self._scoring = False
+        title, saved, logged = f"epoch {self.epoch + 1}", self.batch, dict(self.sums)
+        due = time.monotonic() + 60 * self.args.snapshot_minutes
+        with tqdm(total=len(items), initial=self.batch, desc=title, disable=None) as bar:
+            while self.batch < len(items):
+                self._heed_signal()
+                if time.monotonic() >= due and self.batch != saved:
+                    self.run.save(LAST, self.checkpoint())
+                    saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
+                begun = time.perf_counter()
+                yield items[self.batch]
+                self.batch += 1
+                self.add(seconds=time.perf_counter() - begun)
+                bar.update()
+                if log_every and self.batch % log_every == 0:
+                    since = {name: self.sums[name] - logged.get(name, 0) for name in self.sums}
+                    logged = dict(self.sums)
+                    self.run.print(
+                        f"{title}, batch {self.batch}/{len(items)}: lr {self.lr:g}, "
+                        f"{1000 * since['seconds'] / log_every:.0f} ms per batch, "
+                        f"{report(since['loss'] / since['seen'])}"
+                    )
+        self._begin_scoring()
+
+    def order(self, count, shuffle):
+        """The order of `count` samples in this epoch, (count,): 0, 1, … or a random one."""
+        if shuffle and "order" not in self.carry:
+            self.carry["order"] = torch.randperm(count, generator=self.generators["order"])
+        return self.carry["order"] if shuffle else torch.arange(count)
+
+    @property
+    def draws(self):
+        """The generator of the transforms of training batches."""
+        return self.generators["transform"]
+
+    def chance(self, probability):
+        """True with this probability."""
+        return torch.rand((), generator=self.draws).item() < probability
+
+    def step(self, loss, count, **sums):
+        """One update of the parameters down the loss.
+
+        loss: (), the mean over `count` samples. sums: further numbers to add up over the epoch.
+        Raises TrainingStopped, before a parameter changes, if the loss or its gradient is not
+        finite, or after the update if a parameter is not.
+        """
+        self.optimizer.zero_grad()
+        descended = loss
+        if self.args.alam and hasattr(self.model.rnn, "penalty"):
+            descended = loss + self.args.alam * self.model.rnn.penalty()
+        descended.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+        value, norm = torch.stack([loss.detach(), norm]).tolist()
+        if not math.isfinite(value + norm):
+            self._explain(value, norm)
+        if self.args.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.args.clip)
+        self.optimizer.step()
+        if not nn.utils.parameters_to_vector(parameters).isfinite().all():
+            self._stop_unless_finite(dict(self.model.named_parameters()))
+        self.add(loss=value * count, seen=count, gradient_norm=norm, **sums)
+
+    def add(self, **values):
+        """Adds numbers to the sums of the current epoch."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def mean(self, name):
+        """The mean over this epoch's samples of what was summed under this name."""
+        return float(self.sums[name]) / self.sums["seen"]
+
+    def finish_epoch(self, scores, tests=None, best=None):
+        """Ends an epoch: learning rate, metrics.csv, test_results.csv, checkpoints, a line.
+
+        scores: {column: number}, `validation_loss` among them. tests: {condition: {column:
+        number}}. best: where to save the model if this is the lowest validation loss so far.
+        Raises TrainingStopped if the validation loss is not finite.
+        """
+        self._heed_signal()
+        self._scoring = False  # all files of an epoch are written, or none
+        loss, lr = scores["validation_loss"], self.lr
+        if not math.isfinite(loss):
+            raise TrainingStopped(
+                f"the validation loss is not finite after epoch {self.epoch + 1}, at learning rate "
+                f"{lr:g}: {self._extremes()}a lower --lr may help"
+            )
+        self.scheduler.step(loss)
+        row = {
+            "epoch": self.epoch + 1,
+            **scores,
+            "gradient_norm": self.sums["gradient_norm"] / self.batch,
+            "lr": lr,
+            "seconds": self.sums["seconds"] + time.perf_counter() - self._scoring_begun,
+        }
+        improved, self.best = loss < self.best, min(self.best, loss)
+        self.epoch, self.batch, self.sums, self.carry = self.epoch + 1, 0, {}, {}
+        self.run.add_row("metrics.csv", row)
+        for condition, result in (tests or {}).items():
+            self.add_test(condition, result)
+        checkpoint = self.checkpoint()
+        if best is not None and improved:
+            self.run.save(best, checkpoint)
+        if self.keeps(self.epoch):
+            self.run.save(f"e_{self.epoch}.pth.tar", checkpoint)
+        self.run.save(LAST, checkpoint)
+        self.run.print(f"epoch {self.epoch}/{self.args.epochs}: {in_words(row)}")
+
+    def keeps(self, epoch):
+        """Whether the checkpoint of an epoch is kept."""
+        chosen = epoch % self.args.save_freq == 0 or epoch in self.args.save_epochs
+        return chosen or epoch == self.args.epochs
+
+    def add_test(self, condition, result):
+        """Adds a row to test_results.csv and prints it. result: {column: number}."""
+        epoch = self.epoch
+        self.run.add_row("test_results.csv", {"epoch": epoch, "condition": condition, **result})
+        self.run.print(f"test {condition}: {in_words(result)}")
+
+    @property
+    def lr(self):
+        """The current learning rate, of the first parameter group."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    # the state
+
+    def checkpoint(self):
+        """The state as a dictionary of tensors and plain values, the run's config included."""
+        return {
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            **{name: getattr(self, name) for name in STATE},
+            "config": self.run.config,
+        }
+
+    def restore(self, checkpoint):
+        """Takes the state from a checkpoint, and drops the rows of later epochs."""
+        try:
+            self.model.load_state_dict(checkpoint["state_dict"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            for name, state in checkpoint["generators"].items():
+                self.generators[name].set_state(state)
+            for name in STATE:
+                setattr(self, name, checkpoint[name])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"{self.run.path / LAST}: cannot be resumed from ({reason})") from error
+        self.run.resume_after(self.epoch)
+        self.run.config["arguments"]["epochs"] = self.args.epochs
+        self.run.write_config()
+        self.run.print(
+            f"run: {self.run.path}\ndevice: {self.run.config['device']}\n"
+            f"resumed after {self.epoch} epochs and {self.batch} batches"
+        )
+
+    # interruptions
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._restore_handlers()
+        try:
+            if isinstance(error, Interrupted):
+                self.run.save(LAST, self.checkpoint())
+                self.run.print(f"{error}: saved; continue with --resume {self.run.path}")
+            elif isinstance(error, TrainingStopped):
+                self.run.print(f"stopped: {error}; the last good state is {self.run.path / LAST}")
+            elif error is None:
+                self.run.print(f"done: {self.run.path}")
+        finally:
+            self.run.close()
+
+    def _handle(self, signum, frame):
+        self._signum = signum
+        self._restore_handlers()  # a second signal acts at once, as without a handler
+        if self._scoring:
+            self._heed_signal()
+
+    def _restore_handlers(self):
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def _heed_signal(self):
+        if self._signum is not None:
+            raise Interrupted(self._signum)
+
+    def _begin_scoring(self):
+        """From here on the state does not change, and a signal may interrupt at any point."""
+        self._scoring, self._scoring_begun = True, time.perf_counter()
+        self._heed_signal()
+
+    # what is not finite
+
+    def _explain(self, loss, norm):
+        """Raises TrainingStopped for a loss or a gradient norm that is not finite.
+
+        If all parameters are finite the network overflowed, because a parameter is large or an n
+        close to 0: the message has the largest parameter and the smallest |n|.
+        """
+        if not math.isfinite(loss):
+            self._stop_unless_finite(self.model.state_dict())
+            self._stop("the loss is", self._extremes())
+        parameters = self.model.named_parameters()
+        gradients = {k: p.grad for k, p in parameters if p.grad is not None and p.numel()}
+        self._stop_unless_finite({f"the gradient of {k}": g for k, g in gradients.items()})
+        sizes = {name: gradient.abs().max() for name, gradient in gradients.items()}
+        largest = max(sizes, key=sizes.get)
+        hint = f"the gradient is finite, the largest {sizes[largest]:.3g} in {largest}; "
+        self._stop("the gradient's norm is", hint)
+
+    def _extremes(self):
+        """The parameters that may have made a network overflow, in words."""
+        sizes = {name: t.abs() for name, t in self.model.state_dict().items() if t.numel()}
+        largest = max(sizes, key=lambda name: sizes[name].max())
+        said = f"all parameters are finite, the largest {sizes[largest].max():.3g} in {largest}; "
+        gains = [name for name in sizes if name.endswith(".n")]
+        return said + "".join(f"|n| is {sizes[n].min():.3g} or more in {n}; " for n in gains)
+
+    def _stop_unless_finite(self, named):
+        names = [name for name, tensor in named.items() if not tensor.isfinite().all()]
+        if names:
+            self._stop(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}")
+
+    def _stop(self, what, hint=""):
+        raise TrainingStopped(
+            f"{what} not finite in epoch {self.epoch + 1}, batch {self.batch + 1}, at learning "
+            f"rate {self.lr:g}: {hint}a lower --lr may help"
+        )
+
+
+def in_words(row):
+    """The numbers of a row in one line; accuracies in percent, None left out."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.2%}"
+        if "accuracy" in name
+        else f"{name.replace('_', ' ')} {value:.5g}"
+        for name, value in row.items()
+        if value is not None and name != "epoch"
+    )

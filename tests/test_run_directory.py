@@ -1,0 +1,139 @@
+"""Run directories: names, writing, rows, and finding runs."""
+
+import argparse
+import csv
+import json
+import os
+
+import pytest
+
+from tests.conftest import ARGUMENTS
+from Training import run_directory
+from Training.run_directory import Run, RunError, find_runs, run_name, write_whole
+
+CONFIG = {
+    "script": "task.py",
+    "arguments": {"epochs": 2, "nhid": 4},
+    "model": {},
+    "data": {"sha256": {"a": "1"}},
+    "device": "CPU",
+    "started": "2020",
+}
+
+
+def create(root, **changes):
+    args = argparse.Namespace(**ARGUMENTS, save_dir=root)
+    return Run.create(args, "task", CONFIG | changes)
+
+
+def name(**arguments):
+    return run_name(argparse.Namespace(**ARGUMENTS | arguments))
+
+
+def test_the_name_holds_what_runs_differ_in():
+    assert name(nhid=400, nonlin="gamma2") == "RNN_lr0.0001_p0.0_hs400_gamma2"
+    changes = {"net_type": "ANRU", "lr": 0.001, "nhid": 64, "transform_ratio": 0.5}
+    assert name(**changes) == "ANRU_lr0.001_p0.5_hs64"
+
+
+def test_a_run_never_lies_where_another_does(tmp_path, capsys):
+    paths = [create(tmp_path).path for _ in range(3)]
+    assert [path.parent for path in paths] == [tmp_path / "task" / "400" / name()] * 3
+    date = paths[0].name
+    assert [path.name for path in paths] == [date, f"{date}--1", f"{date}--2"]
+    assert json.loads((paths[0] / "config.json").read_text()) == CONFIG
+    assert (paths[2] / "log.txt").read_text() in capsys.readouterr().out
+
+
+def test_where_it_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="file/task/400"):
+        create(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_directory, "write_whole", full)
+    with pytest.raises(RunError, match="No space left"):
+        create(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth.tar"
+    write_whole(path, b"first")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"second")
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_kept_in_full_precision_and_forgotten_after_an_epoch(tmp_path):
+    run = create(tmp_path)
+    for epoch in (1, 2, 3):
+        run.add_row("metrics.csv", {"epoch": epoch, "loss": 0.1 * epoch, "n_mean": None})
+        run.add_row("test_results.csv", {"epoch": epoch, "condition": "sin", "loss": 1 / 3})
+    run.resume_after(2)
+    run.close()
+    with (run.path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) == 0.2 and rows[0]["n_mean"] == ""
+    assert float(run.rows("test_results.csv")[0]["loss"]) == 1 / 3
+    run.resume_after(0)
+    assert run.rows("metrics.csv") == []
+    assert list(run.path.glob("events.out.*"))
+
+
+def test_the_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
+    run = create(tmp_path)
+    with pytest.raises(RunError, match="no checkpoint"):
+        run.newest_checkpoint()
+    run.save("last.pth.tar", {})
+    assert run.newest_checkpoint().name == "last.pth.tar"
+    for epoch in (9, 10):
+        run.save(f"e_{epoch}.pth.tar", {})
+    assert run.newest_checkpoint().name == "e_10.pth.tar"
+
+
+def test_runs_are_found_by_their_arguments_newest_first(tmp_path, capsys):
+    first = create(tmp_path, started="2021")
+    second = create(tmp_path, started="2022")
+    create(tmp_path, started="2023", arguments={"epochs": 2, "nhid": 5})
+    create(tmp_path, started="2024", script="other.py")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text('{"script": "ta')
+    found = find_runs(tmp_path, "task.py", nhid=4)
+    assert [run.path for run in found] == [second.path, first.path]
+    said = capsys.readouterr().err
+    assert "foreign" in said and "torn" in said
+    assert find_runs(tmp_path, "task.py", nothing=1) == []
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(RunError, match="not a run"):
+            Run(path)
+
+
+def test_runs_of_earlier_versions_are_found_by_the_present_names(tmp_path):
+    old = {"gain": 2.5, "saturation": 0.5, "batch": 50, "nonlin": "relu"}
+    run = create(tmp_path, arguments=old)
+    for asked in ({"n": 2.5}, {"s": 0.5, "batch_size": 50}, {"nonlin": "ReLU"}):
+        assert [found.path for found in find_runs(tmp_path, **asked)] == [run.path]
+
+
+def test_complete_is_the_last_epoch_trained_and_evaluated(tmp_path):
+    run = create(tmp_path)
+    run.add_row("test_results.csv", {"epoch": 1, "condition": "as_is", "loss": 1.0})
+    run.save("e_2.pth.tar", {})
+    assert not run.complete
+    run.add_row("test_results.csv", {"epoch": 2, "condition": "as_is", "loss": 1.0})
+    assert run.complete

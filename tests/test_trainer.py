@@ -1,0 +1,361 @@
+"""The trainer: updates, epochs, its state in a checkpoint, signals, and numbers that overflow."""
+
+import csv
+import math
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from NetworkCreation.models import build_model
+from NetworkCreation.Networks import NETWORKS
+from tests.conftest import make_trainer
+from tests.test_run_directory import CONFIG, create
+from Training.trainer import STREAMS, Interrupted, TrainingStopped, stream
+
+BATCHES = [0, 1, 2, 3]
+SCORES = {"validation_loss": 0.5}
+
+
+def test_streams_are_independent_and_repeatable():
+    draws = {name: torch.rand(4, generator=stream(400, name)).tolist() for name in STREAMS}
+    assert len({tuple(values) for values in draws.values()}) == len(STREAMS)
+    again = torch.rand(4, generator=stream(400, "order")).tolist()
+    assert again == draws["order"]
+    for other in (stream(401, "order"), stream(400, "order", epoch=1)):
+        assert torch.rand(4, generator=other).tolist() != again
+
+
+def linear_trainer(root=None, lr=0.1, saved=None, run=None, **arguments):
+    """A trainer of a linear map, with a run directory if root is given."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    if root is not None:
+        config = CONFIG["arguments"] | {"epochs": arguments.get("epochs", 2)}
+        run = create(root, arguments=config)
+    return make_trainer(model, optimizer, scheduler, run, saved, **arguments)
+
+
+def update(trainer):
+    trainer.step(trainer.model(torch.ones(4, 2)).square().mean(), 4)
+
+
+def last(run):
+    return torch.load(run.path / "last.pth.tar", weights_only=True)
+
+
+# Updates
+
+
+def test_a_step_adds_up_loss_and_gradient_norm():
+    trainer = linear_trainer()
+    weight = trainer.model.weight.detach().clone()
+    loss = 3 * trainer.model.weight.sum() + 4 * trainer.model.bias.sum()
+    trainer.step(loss, 5, correct=2)
+    assert trainer.sums["gradient_norm"] == pytest.approx((9 + 9 + 16) ** 0.5)
+    assert trainer.sums["loss"] == pytest.approx(5 * loss.item()) and trainer.sums["correct"] == 2
+    assert trainer.mean("loss") == pytest.approx(loss.item()) and trainer.mean("correct") == 0.4
+    assert not torch.equal(weight, trainer.model.weight)
+
+
+def test_the_penalty_is_descended_and_not_reported():
+    spec = {"task": "pixels", "net_type": "nnRNN", "hidden_size": 6, "classes": 10, "layer": {}}
+    model = build_model(spec).double()
+    with torch.no_grad():
+        model.rnn.schur.alpha.copy_(torch.tensor([0.5, 1.0, 3.0]))
+    x = torch.rand(4, 3, 1).double()
+    alone = torch.autograd.grad(model(x).square().mean(), model.rnn.schur.alpha)[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = make_trainer(model, optimizer, alam=0.25)
+    loss = model(x).square().mean()
+    trainer.step(loss, 1)
+    assert trainer.sums["loss"] == loss.item()
+    expected = alone + 0.25 * 2 * torch.tensor([-0.5, 0.0, 2.0])
+    torch.testing.assert_close(model.rnn.schur.alpha.grad, expected)
+
+
+def test_the_gradient_is_clipped_and_its_norm_is_reported_as_it_was():
+    linear = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.zeros_(linear.weight)
+    for clip, step in ((None, [3.0, 4.0]), (1.0, [0.6, 0.8]), (10.0, [3.0, 4.0])):
+        before = linear.weight.detach().clone()
+        trainer = make_trainer(linear, torch.optim.SGD(linear.parameters(), lr=1.0), clip=clip)
+        trainer.step(linear(torch.tensor([3.0, 4.0])).sum(), 1)
+        assert trainer.sums["gradient_norm"] == 5.0
+        torch.testing.assert_close(before - linear.weight, torch.tensor([step]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda model: model.weight.sum() * float("nan"), "the loss"),
+        (lambda model: model.weight.sum() * float("inf"), "the loss"),
+        (lambda model: (model.weight * 0).sqrt().sum(), "the gradient of weight"),
+    ],
+)
+def test_what_is_not_finite_stops_before_the_parameters_change(loss, said):
+    trainer = linear_trainer()
+    before = trainer.model.weight.detach().clone()
+    with pytest.raises(TrainingStopped, match=rf"{said} is not finite in epoch 1, batch 1"):
+        trainer.step(loss(trainer.model), 1)
+    assert torch.equal(before, trainer.model.weight)
+
+
+def test_a_parameter_or_a_validation_loss_that_is_not_finite_stops():
+    trainer = linear_trainer()
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e38)
+    with pytest.raises(TrainingStopped, match="weight is not finite"):
+        trainer.step(100 * trainer.model.weight.sum(), 1)
+    with pytest.raises(TrainingStopped, match="validation loss"):
+        linear_trainer().finish_epoch({"validation_loss": float("nan")})
+
+
+# Epochs
+
+
+def train(trainer, scores=SCORES, during=None):
+    """Trains to the end; during(trainer, epoch, batch) is called within a batch."""
+    with trainer:
+        for epoch in trainer.epochs():
+            for batch in trainer.batches(BATCHES):
+                if during is not None:
+                    during(trainer, epoch, batch)
+                update(trainer)
+            trainer.finish_epoch(scores, {"as_is": {"loss": 1.0}})
+
+
+def test_epochs_follow_the_validation_loss(tmp_path):
+    trainer, losses = linear_trainer(tmp_path, epochs=3), [1.0, 0.5, 0.7]
+    for epoch in trainer.epochs():
+        for _ in trainer.batches(BATCHES):
+            update(trainer)
+        trainer.finish_epoch({"validation_loss": losses[epoch - 1]}, best="best.pt")
+        assert (trainer.best, trainer.batch, trainer.sums) == (min(losses[:epoch]), 0, {})
+        best = torch.load(trainer.run.path / "best.pt", weights_only=True)
+        assert best["epoch"] == min(epoch, 2)
+    assert trainer.epoch == 3 and trainer.lr == pytest.approx(0.01)
+    with (trainer.run.path / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_checkpoints_are_kept_at_the_chosen_epochs(tmp_path):
+    trainer = linear_trainer(tmp_path, epochs=7, save_freq=3, save_epochs=[1, 2])
+    train(trainer)
+    assert list(trainer.run.kept) == [0, 1, 2, 3, 6, 7]
+
+
+def test_order_and_chance(tmp_path):
+    trainer = linear_trainer()
+    assert trainer.order(5, False).tolist() == [0, 1, 2, 3, 4]
+    order = trainer.order(50, True)
+    assert sorted(order.tolist()) == list(range(50)) != order.tolist()
+    assert torch.equal(order, trainer.order(50, True))  # the same throughout the epoch
+    assert not any(trainer.chance(0.0) for _ in range(50))
+    assert all(trainer.chance(1.0) for _ in range(50))
+    assert 350 < sum(trainer.chance(0.4) for _ in range(1000)) < 450
+
+
+def test_a_log_line_has_the_mean_since_the_one_before(tmp_path, capsys):
+    trainer = linear_trainer(tmp_path, epochs=1)
+    with trainer:
+        for _ in trainer.epochs():
+            for batch in trainer.batches(BATCHES, log_every=2):
+                trainer.step(0 * trainer.model.weight.sum() + batch, 1)
+            trainer.finish_epoch(SCORES)
+    out = capsys.readouterr().out
+    assert "batch 2/4" in out and "loss 0.5000" in out and "loss 2.5000" in out
+
+
+# The state
+
+
+def test_the_state_comes_back_from_its_checkpoint(tmp_path):
+    trainer = linear_trainer(tmp_path)
+
+    def stop(trainer, epoch, batch):
+        if batch == 2:
+            trainer.order(4, True)
+            trainer.draws.manual_seed(77)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(trainer, during=stop)
+    other = linear_trainer(lr=0.7, run=trainer.run, saved=last(trainer.run))
+    assert (other.batch, other.lr, other.sums) == (3, 0.1, trainer.sums)
+    assert torch.equal(other.carry["order"], trainer.carry["order"])
+    for one in (trainer, other):
+        update(one)
+    assert torch.equal(trainer.model.weight, other.model.weight)
+    draws = [torch.rand(3, generator=one.draws) for one in (trainer, other)]
+    assert torch.equal(*draws)
+
+
+def test_the_state_is_saved_at_most_so_often_within_an_epoch(tmp_path, monkeypatch):
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+
+    def wait(trainer, epoch, batch):
+        nonlocal seconds
+        seconds += 15
+
+    for minutes, expected in ((0, [0, 1, 2, 3, 0]), (0.5, [0, 2, 0]), (10, [0, 0])):
+        trainer = linear_trainer(tmp_path, epochs=1, snapshot_minutes=minutes)
+        saved, save = [], trainer.run.save
+
+        def record(name, checkpoint, saved=saved, save=save):
+            if name == "last.pth.tar":
+                saved.append(checkpoint["batch"])
+            save(name, checkpoint)
+
+        monkeypatch.setattr(trainer.run, "save", record)
+        train(trainer, during=wait)
+        assert saved == expected, minutes
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_the_batch(tmp_path, capsys, number):
+    trainer, before = linear_trainer(tmp_path), signal.getsignal(number)
+
+    def stop(trainer, epoch, batch):
+        if batch == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as caught:
+        train(trainer, during=stop)
+    assert caught.value.code == 128 + number and signal.getsignal(number) is before
+    assert last(trainer.run)["batch"] == 3
+    assert f"--resume {trainer.run.path}" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_scoring_of_an_epoch_at_once(tmp_path):
+    trainer, scored = linear_trainer(tmp_path), []
+    with pytest.raises(Interrupted), trainer:
+        for _ in trainer.epochs():
+            for _ in trainer.batches(BATCHES):
+                update(trainer)
+            os.kill(os.getpid(), signal.SIGTERM)
+            scored.append(SCORES)
+    assert not scored and last(trainer.run)["batch"] == len(BATCHES)
+
+
+def test_a_stop_keeps_the_last_good_state(tmp_path):
+    trainer = linear_trainer(tmp_path)
+
+    def stop(trainer, epoch, batch):
+        if batch == 1:
+            raise TrainingStopped("the loss is not finite")
+
+    with pytest.raises(TrainingStopped):
+        train(trainer, during=stop)
+    assert last(trainer.run)["batch"] == 0
+    assert "not finite" in (trainer.run.path / "log.txt").read_text()
+
+
+# Training at the edge of what the numbers hold: a finite result, or a stop that says what went
+
+STEPS, BATCH, UNITS = 6, 3, 4
+UPDATES = 4
+
+
+def classifier(net_type, lr=1e-3, dtype=torch.float32, optimizer=torch.optim.Adam, **layer):
+    """A small classifier of pixels and its optimiser."""
+    spec = {"task": "pixels", "net_type": net_type, "hidden_size": UNITS, "classes": 10}
+    model = build_model(spec | {"layer": layer}, torch.Generator().manual_seed(0)).to(dtype)
+    trainer = make_trainer(model, optimizer(model.parameters(), lr=lr))
+    trainer.batch = 6
+    return trainer
+
+
+def classify(trainer, size=1.0):
+    """One update on an input of this size, in the parameters' type."""
+    like = next(trainer.model.parameters())
+    x = size * torch.linspace(0, 1, STEPS * BATCH).view(STEPS, BATCH, 1).to(like)
+    trainer.step(cross_entropy(trainer.model(x), torch.arange(BATCH)), BATCH)
+
+
+def outcome(trainer, size=1.0):
+    """Some updates: what stopped them, or None where all that there is stayed finite."""
+    try:
+        for _ in range(UPDATES):
+            classify(trainer, size)
+    except TrainingStopped as stopped:
+        return str(stopped)
+    assert all(map(math.isfinite, trainer.sums.values()))
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    return None
+
+
+def assert_names(said, trainer):
+    """That a stop names the epoch, the batch, and a parameter that there is."""
+    assert "not finite in epoch 1, batch 7, at learning rate" in said
+    assert any(name in said for name in trainer.model.state_dict()), said
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("net_type", NETWORKS)
+def test_a_result_is_finite_or_the_stop_names_what_went(net_type, dtype):
+    for lr in (1e-3, 1.0, 1e4, 1e10, 1e30):
+        for size in (0.0, 1.0, 1e30):
+            trainer = classifier(net_type, lr, dtype)
+            if (said := outcome(trainer, size)) is not None:
+                assert_names(said, trainer)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("nonlin", ["gamma", "gamma2"])
+@pytest.mark.parametrize("s", [0.0, 0.5, 1.0])
+def test_n_through_0_and_to_10000(nonlin, s):
+    """Trains at every n on the way; with log(2)/n added at every step, a small n may explode."""
+    for n in (1e4, 1.0, 1e-3, 1e-6, 1e-30, 1.2e-38, -1e-30, -1e-6, -1e-3, -1.0, -1e4):
+        trainer = classifier("RNN", nonlin=nonlin, n=n, s=s)
+        said = outcome(trainer)
+        if abs(n) >= 1:
+            assert said is None, (n, said)
+        elif said is not None:
+            assert_names(said, trainer)
+
+
+@pytest.mark.parametrize("s", [0.0, 0.5])
+def test_an_n_that_lands_on_0_is_named(s):
+    """Plain descent with a gradient of n that is n itself leads to 0 exactly."""
+    trainer = classifier("RNN", 1.0, optimizer=torch.optim.SGD, nonlin="gamma", n=2.0, s=s)
+    trainer.step(trainer.model.rnn.n.square().sum() / 2, 1)
+    assert trainer.model.rnn.n.item() == 0
+    with pytest.raises(TrainingStopped, match=re.escape("|n| is 0 or more in rnn.n")) as stopped:
+        classify(trainer)
+    assert_names(str(stopped.value), trainer)
+
+
+def test_the_largest_parameter_is_named_where_the_state_overflows():
+    trainer = classifier("RNN", nonlin="ReLU")
+    with torch.no_grad():
+        trainer.model.rnn.V.weight.fill_(1e30)
+    with pytest.raises(TrainingStopped, match=r"the loss is .* largest 1e\+30 in rnn\.V\.weight;"):
+        classify(trainer)
+
+
+def test_a_gradient_whose_norm_overflows_is_named():
+    trainer = classifier("RNN", nonlin="ReLU")
+    said = r"the gradient's norm is not finite .* the largest 1e\+30 in lin\.bias;"
+    with pytest.raises(TrainingStopped, match=said):
+        trainer.step(1e30 * trainer.model.lin.bias.sum(), 1)
+
+
+def test_a_parameter_without_elements_is_no_hindrance():
+    """An EURNN of one unit has no pair of units to rotate."""
+    spec = {"task": "pixels", "net_type": "EURNN", "hidden_size": 1, "classes": 10, "layer": {}}
+    model = build_model(spec, torch.Generator().manual_seed(0))
+    trainer = make_trainer(model, torch.optim.Adam(model.parameters()))
+    for factor, said in ((math.inf, "the loss is"), (1e30, "the gradient's norm is")):
+        loss = factor * (trainer.model(torch.ones(2, 1, 1)).sum() + model.rnn.theta.sum() + 1)
+        with pytest.raises(TrainingStopped, match=said):
+            trainer.step(loss, 1)
