@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import embedding, one_hot
 
 # Elements that a pass over several steps works on.
-PASS = 3 << 17
+PASS = 3 << 18
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from Training import machine
 from Training.run_directory import Run, RunError, current_names, find_runs, plain
 from Training.trainer import Interrupted, TrainingStopped
 
@@ -98,7 +97,6 @@ def entry_point(main):
 
     @functools.wraps(main)
     def run(argv=None):
-        machine.keep_memory()
         torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
         try:
             return main(argv)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from Training.machine import keep_memory
 from Training.run_directory import LAST, RunError
 
 STREAMS = ("initialisation", "order", "transform", "evaluation", "gain")
@@ -59,6 +60,7 @@ class Trainer:
     """
 
     def __init__(self, run, args, model, optimizer, scheduler, saved=None):
+        keep_memory()  # from here on: what loading the data took goes back to the system
         self.run, self.args = run, args
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
