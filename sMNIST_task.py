@@ -58,7 +58,12 @@ def make_parser():
         default=0.0,
         help="fraction of training batches under the sine transform",
     )
-    flag("-v", "--verbose", action="store_true", help="print the loss of every tenth batch")
+    flag(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print parameters, and the loss every 10 batches",
+    )
     return parser
 
 
@@ -116,6 +121,8 @@ def main(argv=None):
         run.check_data(data.checksums)
         trainer = Trainer(run, args, model, optimizer, ReduceLROnPlateau(optimizer), saved)
 
+    if args.verbose:
+        run.print("\n".join(f"{k}: {tuple(p.shape)}" for k, p in model.named_parameters()))
     with trainer:
         for epoch in trainer.epochs():
             order = trainer.order(len(data.train), args.shuffle)

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import CheckpointError
-from Postprocessing.load_runs import find_runs
+from Postprocessing.load_runs import select_runs
 from Training.datasets import DataError
 from Training.flags import Parser
 from Training.run_directory import Run, RunError, plain
@@ -94,7 +94,7 @@ def _asked_for(paths):
     """The runs at or below these paths, without duplicates."""
     found = {}
     for path in paths:
-        here = [Run(path)] if (path / "config.json").is_file() else find_runs(path)
+        here = [Run(path)] if (path / "config.json").is_file() else select_runs(path)
         if not here:
             raise RunError(f"{path}: no runs found")
         found |= {run.path.resolve(): run for run in here}

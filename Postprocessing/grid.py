@@ -6,7 +6,7 @@ pair for each unit. Source: Geadah et al., arXiv 2006.12253.
 
 import numpy as np
 
-from Postprocessing.load_runs import find_runs, metrics_of
+from Postprocessing.load_runs import metrics_of, select_runs
 from Training.run_directory import RunError
 
 SETTINGS = {
@@ -146,7 +146,7 @@ def _complete(root, task, **arguments):
     if not folder.is_dir():
         return []
     try:
-        return [run for run in find_runs(folder, **arguments) if run.complete]
+        return [run for run in select_runs(folder, **arguments) if run.complete]
     except RunError:  # no run there has such an argument
         return []
 

@@ -1,6 +1,6 @@
 """Finds saved runs by their arguments, and loads config, metrics and model.
 
-runs = find_runs("SavedModels", nonlin="gamma", learn_params=False)
+runs = select_runs("SavedModels", nonlin="gamma", learn_params=False)
 config, metrics, model = load_run(runs[0].path)
 """
 
@@ -27,7 +27,7 @@ class LoadedRun(NamedTuple):
     model: nn.Module
 
 
-def find_runs(root, script=None, **arguments):
+def select_runs(root, script=None, **arguments):
     """The runs below root with these saved arguments, newest first: a list of Run.
 
     script: file name of the task script, None for either. Directories without a readable config or
@@ -41,12 +41,12 @@ def find_runs(root, script=None, **arguments):
     return [run for run in found if run_directory.has_arguments(run, arguments)]
 
 
-def find_run(root, script=None, **arguments):
+def select_run(root, script=None, **arguments):
     """The only run below root with these saved arguments.
 
     Raises RunError, with a list of candidates, if there is none or more than one.
     """
-    found = find_runs(root, script, **arguments)
+    found = select_runs(root, script, **arguments)
     if len(found) == 1:
         return found[0]
     asked = ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "any arguments"

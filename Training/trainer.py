@@ -102,6 +102,7 @@ class Trainer:
                 self.batch += 1
                 self.add(seconds=time.perf_counter() - begun)
                 bar.update()
+                bar.set_postfix(loss=f"{self.mean('loss'):.4f}", refresh=False)
                 if log_every and self.batch % log_every == 0:
                     since = {name: self.sums[name] - logged.get(name, 0) for name in self.sums}
                     logged = dict(self.sums)

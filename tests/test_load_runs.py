@@ -6,11 +6,11 @@ import torch
 
 from Postprocessing import analysis
 from Postprocessing.load_runs import (
-    find_run,
-    find_runs,
     layer_input,
     load_run,
     metrics_of,
+    select_run,
+    select_runs,
 )
 from tests.conftest import TOY
 from Training.run_directory import Run, RunError
@@ -24,28 +24,28 @@ def two_runs(call):
     for lr in ("1e-3", "1e-2"):
         flags = ("--epochs", 2, "--save-freq", 1, "--lr", lr)
         assert call(SMNIST, *TOY[SMNIST], *flags)[0] == 0
-    return find_runs("SavedModels")
+    return select_runs("SavedModels")
 
 
 def test_runs_are_found_by_their_arguments(two_runs):
     newest, oldest = two_runs
     assert (newest.config["arguments"]["lr"], oldest.config["arguments"]["lr"]) == (1e-2, 1e-3)
-    assert [run.path for run in find_runs("SavedModels", lr=1e-3)] == [oldest.path]
-    assert find_runs("SavedModels", PTB) == []
-    assert len(find_runs("SavedModels", SMNIST, net_type="RNN", nhid=8)) == 2
-    assert find_run("SavedModels", lr=1e-3).path == oldest.path
+    assert [run.path for run in select_runs("SavedModels", lr=1e-3)] == [oldest.path]
+    assert select_runs("SavedModels", PTB) == []
+    assert len(select_runs("SavedModels", SMNIST, net_type="RNN", nhid=8)) == 2
+    assert select_run("SavedModels", lr=1e-3).path == oldest.path
 
 
 def test_none_or_several_are_an_error_that_lists_what_there_is(two_runs):
     for asked, said in (({"lr": 5.0}, "no runs"), ({"nhid": 8}, "2 runs")):
         with pytest.raises(RunError, match=said) as error:
-            find_run("SavedModels", **asked)
+            select_run("SavedModels", **asked)
         for run in two_runs:
             assert f"{run.path} lr={run.config['arguments']['lr']}" in str(error.value)
     with pytest.raises(RunError, match=r"no run below .* has an argument nihd"):
-        find_runs("SavedModels", nihd=8)
+        select_runs("SavedModels", nihd=8)
     with pytest.raises(RunError, match="nowhere: no such directory"):
-        find_runs("nowhere")
+        select_runs("nowhere")
 
 
 def test_half_written_and_foreign_directories_are_named_and_passed_over(two_runs, capsys):
@@ -55,7 +55,7 @@ def test_half_written_and_foreign_directories_are_named_and_passed_over(two_runs
     foreign.mkdir()
     (foreign / "config.json").write_text('{"of": "something else"}')
     capsys.readouterr()
-    assert [run.path for run in find_runs("SavedModels")] == [two_runs[1].path]
+    assert [run.path for run in select_runs("SavedModels")] == [two_runs[1].path]
     err = capsys.readouterr().err
     assert f"skipped: {foreign}" in err and f"skipped: {two_runs[0].path}" in err
 
