@@ -35,6 +35,7 @@ def make_parser(name, description):
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)"
     )
+    parser.add_argument("--device", type=torch.device, default="cpu", help="such as cpu or cuda")
     return parser
 
 
@@ -45,13 +46,15 @@ class Unsuitable(Exception):
 def main(name, parser, compute, argv=None):
     """Computes analysis/<name>.npz for every requested run; returns the exit code.
 
-    compute: function of (run, args) that returns {name: array} or raises Unsuitable. Runs that
-    already have the file are skipped. Runs that cannot be analysed, or whose file has other
-    settings, are reported on stderr, and the exit code is 1.
+    name: a string, or a function of args if some settings have a file of their own. compute:
+    function of (run, args) that returns {name: array} or raises Unsuitable. Runs that already have
+    the file are skipped. Runs that cannot be analysed, or whose file has other settings, are
+    reported on stderr, and the exit code is 1.
     """
     torch.set_flush_denormal(True)  # as the scripts do, for the same results
     args = parser.parse_args(argv)
-    aside = ("runs", "recompute", "data")
+    name = name(args) if callable(name) else name
+    aside = ("runs", "recompute", "data", "device")
     settings = plain({k: v for k, v in vars(args).items() if k not in aside})
     try:
         found = _asked_for(args.runs)
