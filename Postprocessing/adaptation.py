@@ -1,17 +1,20 @@
-"""n and s during training, and unit activity along a test sequence with and without a step drive.
+"""n and s during training, and unit activity along test sequences with and without a step drive.
 
-    python3 -m Postprocessing.adaptation RUN... [--size 2.5]
+    python3 -m Postprocessing.adaptation RUN... [--size 1 2.5]
 
-Writes analysis/adaptation.npz to each run, for E kept checkpoints, R rows of metrics.csv, U units:
+Writes analysis/adaptation.npz to each run, for E kept checkpoints, R rows of metrics.csv, Z sizes
+of the drive, U units:
     metrics_epochs, n_mean, n_std, s_mean, s_std (R,)   as in metrics.csv, NaN without n and s
     epochs (E,), n, s (E, 1 or H)   RNN only: of the layer or of each unit, at each kept checkpoint
-    drive (T,)                      step drive of size --size, in the step window of the test
+    sizes (Z,), drive (Z, T)        step drives of these sizes, in the step window of the test
     units (U,)                      indices of the recorded units, evenly spaced
-    a_as_is, h_as_is, a_driven, h_driven (T, U)         along the first test sequence, without and
-                                                        with the drive, at the newest checkpoint
-    a_as_is_mean, a_as_is_std, ... (T,)                 over all units
+    a_as_is, h_as_is (T, U)         of the recorded units along the first test sequence
+    a_driven, h_driven (Z, T, U)    the same with each drive
+    a_as_is_mean, a_as_is_std, h_... (T,), a_driven_mean, ... (Z, T)
+                                    over all units and the first --sequences test sequences
 ANRU only: n_t and s_t as n_as_is, s_as_is, n_driven, s_driven, with their mean and std.
 a is the pre-activation that receives the drive; LSTM: the output gate's, GRU: the candidate's.
+The network is that of the newest checkpoint.
 """
 
 import sys
@@ -28,7 +31,21 @@ from Training.transforms import step_drive, step_window
 
 def make_parser():
     parser = analysis.make_parser("adaptation", __doc__)
-    parser.add_argument("--size", type=flags.finite, default=1.0, help="size of the step drive")
+    parser.add_argument(
+        "--size",
+        type=flags.finite,
+        nargs="+",
+        metavar="Z",
+        default=(1.0, 5.0, 20.0),
+        help="sizes of the step drive",
+    )
+    parser.add_argument(
+        "--sequences",
+        type=flags.positive_int,
+        default=16,
+        metavar="S",
+        help="number of test sequences of mean and std",
+    )
     parser.add_argument(
         "--units", type=flags.positive_int, default=16, help="maximum number of recorded units"
     )
@@ -48,36 +65,42 @@ def learned(run):
 
 @torch.no_grad()
 def along(layer, x, drive, units):
-    """Activity along a sequence x (T, 1, I): of selected units, and mean and std over all units.
+    """Activity along sequences x (T, S, I): of units in the first, and its mean and std over all.
 
     drive: (T,) or None. units: (U,) indices. Returns {quantity: (T, U), quantity_mean and
-    quantity_std: (T,)}; the quantities are a and h, for ANRU also n and s.
+    quantity_std: (T,)}, the latter over all units and sequences; the quantities are a and h, for
+    ANRU also n and s.
     """
     names = ("a", "n", "s", "h") if isinstance(layer, ANRU) else ("a", "h")
     _, _, trace = layer.trace(x, drive=drive, keep=names)
     found = {}
     for name, values in trace.items():
-        values = values[:, 0].numpy()  # (T, H)
-        found[name] = values[:, units]
-        found[f"{name}_mean"], found[f"{name}_std"] = values.mean(axis=1), values.std(axis=1)
+        values = values.cpu().numpy()  # (T, S, H)
+        found[name] = values[:, 0, units]
+        found[f"{name}_mean"] = values.mean(axis=(1, 2))
+        found[f"{name}_std"] = values.std(axis=(1, 2))
     return found
 
 
 def compute(run, args):
     """The arrays of one run, listed in the module docstring."""
     _, metrics, model = load_run(run.path)
-    x = layer_input(run, model, 1, args.data)
-    drive = step_drive(len(x), args.size, *step_window(len(x)))
-    units = model.rnn.hidden_size
+    x = layer_input(run, model, args.sequences, args.data).to(args.device)
+    drives = torch.stack([step_drive(len(x), size, *step_window(len(x))) for size in args.size])
+    layer = model.rnn.to(args.device)
+    units = layer.hidden_size
     units = np.linspace(0, units - 1, min(args.units, units)).round().astype(int)
     arrays = {"metrics_epochs": metrics.get("epoch", np.empty(0))}
     for name in ("n_mean", "n_std", "s_mean", "s_std"):
         arrays[name] = metrics.get(name, np.empty(0))
-    arrays |= learned(run) | {"drive": drive.numpy(), "units": units}
-    for condition, current in (("as_is", None), ("driven", drive)):
-        for name, values in along(model.rnn, x, current, units).items():
-            quantity, *statistic = name.split("_")
-            arrays["_".join([quantity, condition, *statistic])] = values
+    arrays |= learned(run)
+    arrays |= {"sizes": np.array(args.size), "drive": drives.numpy(), "units": units}
+    as_is = along(layer, x, None, units)
+    driven = [along(layer, x, drive, units) for drive in drives]
+    for name, values in as_is.items():
+        quantity, mark, statistic = name.partition("_")
+        arrays[f"{quantity}_as_is{mark}{statistic}"] = values
+        arrays[f"{quantity}_driven{mark}{statistic}"] = np.stack([d[name] for d in driven])
     return arrays
 
 

@@ -45,7 +45,7 @@ def jacobian_norms(layer, state, inputs, times):
 def compute(run, args):
     """The arrays of analysis/jacobian_norm.npz; raises Unsuitable if they cannot be computed."""
     epochs, norms = [], []
-    for epoch, layer, x in trained_layers(run, args.sequences, args.data):
+    for epoch, layer, x in trained_layers(run, args.sequences, args.data, args.device):
         every = args.every or math.ceil(len(x) / TIMES)
         if every > len(x):
             raise Unsuitable(f"--every must be at most {len(x)}, the sequence length, got {every}")
@@ -57,7 +57,7 @@ def compute(run, args):
         except ValueError as error:
             raise Unsuitable(f"epoch {epoch}: {error}") from error
         epochs.append(epoch)
-    spectral, infinity = (torch.stack(norm).numpy() for norm in zip(*norms, strict=True))
+    spectral, infinity = (torch.stack(norm).cpu().numpy() for norm in zip(*norms, strict=True))
     arrays = {"spectral": spectral, "infinity": infinity}
     return {"epochs": np.array(epochs), "times": np.array(times), **arrays}
 

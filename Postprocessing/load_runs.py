@@ -92,8 +92,8 @@ def metrics_of(run):
     return {k: np.array([float(row[k]) if row[k] else np.nan for row in rows]) for k in names}
 
 
-def test_set(run, data=None):
-    """The test set of a run: a PixelSet, or the stream (N,) of a text.
+def data_set(run, data=None):
+    """The data set of a run: PixelData or TextData.
 
     data: the data folder, None for that of the run. Raises DataError if the data cannot be loaded,
     RunError if they are not the data of the run.
@@ -105,7 +105,12 @@ def test_set(run, data=None):
     else:
         found = load_text(saved["dataset"], root, saved["any_corpus"])
     run.check_data(found.checksums)
-    return found.test
+    return found
+
+
+def test_set(run, data=None):
+    """The test set of a run: a PixelSet, or the stream (N,) of a text; as for `data_set`."""
+    return data_set(run, data).test
 
 
 @torch.no_grad()

@@ -2,11 +2,21 @@
 
     python3 -m Postprocessing.mutual_information RUN... [--all-epochs]
 
-Writes analysis/mutual_information.npz to each run, from N sequences of its test set:
+Writes analysis/mutual_information.npz to each run, from N sequences of its data set:
     epochs (E,)          of the checkpoints, only the newest without --all-epochs
     times (A,)           numbers of steps read, 1 … T; the read-out of pixels sees h_T
-    information (E, A)   I(x_{t−w+1} … x_t; h_t) in nats
-    window, samples ()   w and N
+    information (E, A)   estimate of I(x_{t−w+1} … x_t; h_t) in nats
+    gaussian_estimate, gaussian_truth (A,)   pixels only, else NaN: the same estimate, in nats, from
+                         N samples of Gaussians that have the covariance of the window and of h at
+                         the newest of these checkpoints, and their true mutual information
+    window, samples, components ()   w, N and the number of principal components of h
+
+Only rankings of networks with the same w, N and components are claimed: the estimator's bias is
+the difference between gaussian_estimate and gaussian_truth, and can be as large as the estimate.
+
+The N sequences are images of the whole data set, test, validation, training, in this order: the
+information between input and state is a property of the network and of the distribution of its
+inputs, and needs no held-out set. For text they are columns of the test text.
 
 x is the input of the network: on a permuted task, the permuted pixels. A window of text is one
 discrete value. h is projected onto its --components leading principal components over the samples
@@ -26,7 +36,7 @@ from tqdm import tqdm
 
 from NetworkCreation.checkpoints import model_of, read_checkpoint
 from Postprocessing import analysis
-from Postprocessing.load_runs import test_set
+from Postprocessing.load_runs import data_set
 from Training import flags
 from Training.datasets import columns
 
@@ -50,7 +60,10 @@ def make_parser():
         "--components", type=flags.positive_int, default=3, help="principal components of h to use"
     )
     parser.add_argument(
-        "--samples", type=flags.positive_int, default=1000, help="maximum number of test sequences"
+        "--samples",
+        type=flags.positive_int,
+        metavar="N",
+        help="maximum number of sequences (default: 10000 images or 1000 columns of text)",
     )
     parser.add_argument(
         "--neighbours", type=flags.positive_int, default=5, help="k of the estimator"
@@ -104,6 +117,30 @@ def principal_components(h, components):
     return centred @ directions[:components].T
 
 
+def gaussian_information(x, y):
+    """I(x; y) in nats of Gaussians that have the covariance of the samples x (N, dx), y (N, dy).
+
+    −½ Σ log(1 − ρ²) over the canonical correlations ρ; infinite if there is a linear relation.
+    """
+    rho = np.linalg.svd(_whitened(x).T @ _whitened(y), compute_uv=False)
+    return float(-0.5 * np.sum(np.log1p(-(np.minimum(rho, 1) ** 2))))
+
+
+def _whitened(x):
+    """An orthonormal basis (N, rank) of the centred columns of x."""
+    U, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    return U[:, s > 1e-10 * s[0]]
+
+
+def _bias(x, y, neighbours):
+    """`mutual_information` and its true value for Gaussians with the covariance of x and y."""
+    drawn = np.random.default_rng(0).multivariate_normal(
+        np.zeros(x.shape[1] + y.shape[1]), np.cov(np.hstack([x, y]).T), size=len(x)
+    )
+    estimate = mutual_information(*np.split(drawn, [x.shape[1]], axis=1), neighbours)
+    return estimate, gaussian_information(x, y)
+
+
 def _scaled(x):
     """x with root mean square 1 about the mean, so that neither x nor h dominates distances."""
     spread = np.sqrt(np.mean((x - x.mean(axis=0)) ** 2))
@@ -112,14 +149,16 @@ def _scaled(x):
 
 def _sequences(run, args):
     """The input, x (T, N, 1) or symbols (T, N), w, and the windows as a function t → (N, ·)."""
-    found = test_set(run, args.data)
+    found = data_set(run, args.data)
     if run.config["model"]["task"] == "pixels":
-        x = found.batch(slice(0, args.samples))[0]
+        few = slice(0, args.samples or 10000)
+        sets = (found.test, found.validation, found.train)
+        x = torch.cat([one.batch(few)[0] for one in sets], dim=1)[:, few]
         w = args.window or 5
-        noise = np.random.default_rng(0).uniform(-0.5, 0.5, x.shape[:2]) / found.scale
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, x.shape[:2]) / found.test.scale
         values = x[..., 0].numpy() + noise
         return x, w, lambda t: _scaled(values[t - w : t].T)
-    symbols = columns(found, args.samples)[: run.config["arguments"]["bptt"]]
+    symbols = columns(found.test, args.samples or 1000)[: run.config["arguments"]["bptt"]]
     w = args.window or 1
 
     def windows(t):
@@ -142,12 +181,14 @@ def _times(args, window, steps):
 
 
 @torch.no_grad()
-def _states(model, sequences, times):
+def _states(model, sequences, times, device):
     """h (A, N, H) after these numbers of steps, times (A,)."""
     states = []
+    model.to(device)
     for x in tqdm(sequences.split(BATCH, dim=1), desc="running", leave=False, disable=None):
+        x = x.to(device)
         outputs, _ = model.rnn(x if x.is_floating_point() else model.encoder(x))
-        states.append(outputs[times - 1].double())
+        states.append(outputs[times - 1].double().cpu())
     return torch.cat(states, dim=1).numpy()
 
 
@@ -163,24 +204,30 @@ def compute(run, args):
         raise analysis.Unsuitable(
             f"--neighbours must be below {samples}, the number of samples, got {args.neighbours}"
         )
+    inputs = [windows(t) for t in times]
     epochs, information = [], []
     paths = run.kept.values() if args.all_epochs else [run.newest_checkpoint()]
     for path in paths:
         checkpoint = read_checkpoint(path)
-        states = _states(model_of(checkpoint, path)[0], sequences, times)
+        states = _states(model_of(checkpoint, path)[0], sequences, times, args.device)
         if not np.isfinite(states).all():
-            raise analysis.Unsuitable(f"{path}: the states are not finite on the test set")
-        projected = (_scaled(principal_components(h, args.components)) for h in states)
-        pairs = zip(times, projected, strict=True)
-        row = [mutual_information(windows(t), h, args.neighbours) for t, h in pairs]
+            raise analysis.Unsuitable(f"{path}: the states are not finite on the data set")
+        states = [_scaled(principal_components(h, args.components)) for h in states]
+        pairs = list(zip(inputs, states, strict=True))
         epochs.append(checkpoint["epoch"])
-        information.append(row)
+        information.append([mutual_information(x, h, args.neighbours) for x, h in pairs])
+    gaussian = np.full((len(times), 2), np.nan)
+    if sequences.is_floating_point():
+        gaussian = np.array([_bias(x, h, args.neighbours) for x, h in pairs])
     return {
         "epochs": np.array(epochs),
         "times": times,
         "information": np.array(information),
+        "gaussian_estimate": gaussian[:, 0],
+        "gaussian_truth": gaussian[:, 1],
         "window": np.array(window),
         "samples": np.array(samples),
+        "components": np.array(states[0].shape[1]),
     }
 
 

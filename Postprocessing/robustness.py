@@ -8,6 +8,7 @@ Writes analysis/robustness.npz to each run:
                            transform with one cycle per sequence
     step, step_loss (A,)   the same under a step drive of this size, in the step window of the
                            test; text: bits per character, with the drive in every --bptt window
+    chance ()              score of a guess without input: 1/classes, or log2 of the vocabulary
 The network is the one that the script evaluates at the end: the newest checkpoint for pixels, the
 best on validation for text. The default amplitudes are those of Geadah et al., arXiv 2006.12253.
 """
@@ -79,17 +80,20 @@ def text_scores(model, text, bptt, amplitudes, limit=None):
 
 def compute(run, args):
     """The arrays of one run, listed in the module docstring."""
-    saved = run.config["arguments"]
+    saved, spec = run.config["arguments"], run.config["model"]
     test = test_set(run, args.data)
     model, _ = load_model(run.scored_checkpoint())
-    if run.config["model"]["task"] == "pixels":
+    model.to(args.device)
+    if spec["task"] == "pixels":
         few = slice(0, args.samples)
-        test = PixelSet(test.images[few], test.labels[few], test.scale)
+        test = PixelSet(test.images[few], test.labels[few], test.scale).to(args.device)
         scores = pixel_scores(model, test, saved["batch_size"], args.amplitudes)
+        chance = 1 / spec["classes"]
     else:
-        text = columns(test, EVALUATION_COLUMNS)
+        text = columns(test, EVALUATION_COLUMNS, args.device)
         scores = text_scores(model, text, saved["bptt"], args.amplitudes, args.samples)
-    return {"amplitudes": np.array(args.amplitudes), **scores}
+        chance = np.log2(len(spec["vocabulary"]))
+    return {"amplitudes": np.array(args.amplitudes), **scores, "chance": np.array(chance)}
 
 
 def main(argv=None):

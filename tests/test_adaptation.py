@@ -30,7 +30,7 @@ def main(module, path, *flags):
 def test_adaptation_is_that_of_the_run(call, only_run, script, flags):
     call(script, *flags)
     path = only_run()
-    code, found = main(adaptation, path, "--size", "2", "--units", "3")
+    code, found = main(adaptation, path, "--size", "2", "9", "--units", "3", "--sequences", "4")
     assert code == 0
     run, (_, metrics, model) = Run(path), load_run(path)
     for name in ("n_mean", "n_std", "s_mean", "s_std"):
@@ -44,21 +44,29 @@ def test_adaptation_is_that_of_the_run(call, only_run, script, flags):
     else:
         assert "n" not in found
 
-    x, drive = layer_input(run, model, 1), torch.from_numpy(found["drive"])
-    assert set(drive.tolist()) == {0.0, 2.0}
+    x, drives = layer_input(run, model, 4), torch.from_numpy(found["drive"])
+    assert list(found["sizes"]) == [2, 9] and drives.shape == (2, len(x))
+    assert [set(drive.tolist()) for drive in drives] == [{0.0, 2.0}, {0.0, 9.0}]
     assert list(found["units"]) == [0, 4, 7]
+    names = ("a", "n", "s", "h") if "n_as_is" in found else ("a", "h")
     with torch.no_grad():
-        for condition, current in (("as_is", None), ("driven", drive)):
-            h = model.rnn(x, drive=current)[0][:, 0].numpy()
-            close = {"rtol": 1e-4, "atol": 1e-5}
-            np.testing.assert_allclose(found[f"h_{condition}"], h[:, [0, 4, 7]], **close)
-            np.testing.assert_allclose(found[f"h_{condition}_mean"], h.mean(axis=1), **close)
-            np.testing.assert_allclose(found[f"h_{condition}_std"], h.std(axis=1), **close)
-    start = found["drive"].argmax()
-    for name in ("a", "n", "s", "h") if "n_as_is" in found else ("a", "h"):
+        h = [model.rnn(x, drive=drive)[0].numpy() for drive in (None, *drives)]
+    for condition, expected in (("as_is", h[0]), ("driven", np.stack(h[1:]))):
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        of_first, everything = expected[..., 0, [0, 4, 7]], (-2, -1)  # sequences and units
+        np.testing.assert_allclose(found[f"h_{condition}"], of_first, **close)
+        for statistic in ("mean", "std"):
+            value = getattr(expected, statistic)(axis=everything)
+            np.testing.assert_allclose(found[f"h_{condition}_{statistic}"], value, **close)
+        for name in names:
+            assert found[f"{name}_{condition}_mean"].shape == expected.shape[:-2]
+    start = drives[0].argmax()
+    for name in names:
         before, after = found[f"{name}_as_is"], found[f"{name}_driven"]
-        np.testing.assert_array_equal(before[:start], after[:start])
-        assert np.abs(before[start] - after[start]).max() > 0
+        np.testing.assert_array_equal(before[:start], after[0, :start])
+        np.testing.assert_array_equal(before[:start], after[1, :start])
+        shift = np.abs(after[:, start] - before[start]).max(axis=1)
+        assert 0 < shift[0] < shift[1]
     assert ("n_as_is" in found) == ("ANRU" in flags)
 
 
@@ -78,7 +86,9 @@ def test_robustness_begins_at_what_the_run_scored(call, only_run, monkeypatch, s
     if text:
         np.testing.assert_allclose(found["step"], bits_per_character(found["step_loss"]))
         assert "sin" not in found
+        assert found["chance"] == pytest.approx(np.log2(load_run(path).model.decoder.out_features))
     else:
+        assert found["chance"] == 0.1
         assert found["sin"][0] == found["step"][0] == float(saved["accuracy"])
         assert found["sin_loss"][1] != found["sin_loss"][0]
 

@@ -8,8 +8,17 @@ from torch.autograd.functional import jacobian
 from NetworkCreation.gamma_function import gamma_prime
 from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
-from Postprocessing import analysis, jacobian_norm, lyapunov
-from Postprocessing.dynamics import flat_step, flatten, freeze, push, step_jacobian
+from Postprocessing import analysis, jacobian_norm, load_runs, lyapunov
+from Postprocessing.analysis import Unsuitable
+from Postprocessing.dynamics import (
+    flat_step,
+    flatten,
+    freeze,
+    push,
+    step_jacobian,
+    tangent_step,
+    trained_layers,
+)
 from Postprocessing.jacobian_norm import jacobian_norms
 from Postprocessing.lyapunov import lyapunov_exponents
 from tests.conftest import TOY
@@ -77,9 +86,13 @@ def test_pushed_tangents_are_the_explicit_jacobian_times_them(name):
     layer = make_layer(name)
     x_t, state = draw(B, INPUTS), random_state(layer)
     tangents = draw(*state.shape, 3, seed=2)
-    after, pushed = push(flat_step(layer), x_t, state, tangents)
-    torch.testing.assert_close(after, flat_step(layer)(x_t, state))
-    torch.testing.assert_close(pushed, full_jacobians(layer, x_t, state) @ tangents)
+    expected = full_jacobians(layer, x_t, state) @ tangents
+    for after, pushed in (
+        push(flat_step(layer), x_t, state, tangents),
+        tangent_step(layer)(x_t, state, tangents),
+    ):
+        torch.testing.assert_close(after, flat_step(layer)(x_t, state))
+        torch.testing.assert_close(pushed, expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -96,6 +109,30 @@ def test_the_sum_of_all_exponents_is_the_mean_log_determinant(name):
         logs.append(full_jacobians(layer, x_t, state).det().abs().log())
         state = flat_step(layer)(x_t, state)
     torch.testing.assert_close(found.sum(1), torch.stack(logs[2:]).mean(0))
+
+
+def test_few_directions_find_the_leading_exponents_of_the_full_spectrum():
+    layer = make_layer("ANRU")
+    x, state = draw(300, 1, INPUTS), random_state(layer)[:1]
+    advance = tangent_step(layer)
+    full, few = (
+        lyapunov_exponents(None, state, x, k, 100, generator(k), advance)
+        for k in (state.shape[1], 3)
+    )
+    torch.testing.assert_close(few, full[:, :3], rtol=0, atol=1e-3)
+    assert few[0, 0] - few[0, 2] > 0.1  # they are not all alike
+
+
+def test_the_spread_of_the_leading_exponent_shrinks_with_the_number_of_steps():
+    layer = make_layer("RNN", nonlin="tanh")
+    leading = {
+        steps: lyapunov_exponents(
+            None, *(draw(16, H), draw(steps, 16, INPUTS)), 2, 20, generator(), tangent_step(layer)
+        )[:, 0]
+        for steps in (120, 1620)
+    }
+    short, long = (np.ptp(values.numpy()) for values in leading.values())
+    assert 0 < long < short / 2  # 4 in the limit, as the inverse root of the counted steps
 
 
 def test_the_flat_step_walks_along_the_trajectory_of_the_layer():
@@ -141,7 +178,12 @@ def test_the_jacobian_of_every_activation_is_that_of_autograd(nonlin):
     layer = make_layer("RNN", nonlin=nonlin, n=2.0, s=0.3)
     x_t, state = draw(B, INPUTS), random_state(layer)
     found = step_jacobian(layer, x_t, state)
-    torch.testing.assert_close(found, full_jacobians(layer, x_t, state))
+    expected = full_jacobians(layer, x_t, state)
+    torch.testing.assert_close(found, expected)
+    tangents = draw(*state.shape, 3, seed=2)
+    after, pushed = tangent_step(layer)(x_t, state, tangents)
+    torch.testing.assert_close(after, layer.step(x_t, state))
+    torch.testing.assert_close(pushed, expected @ tangents)
     if nonlin in ("gamma", "gamma2"):
         slope = gamma_prime(layer.preactivation(x_t, state), layer.n, layer.s)
         torch.testing.assert_close(found, slope.unsqueeze(-1) * layer.V.weight)
@@ -185,30 +227,76 @@ def toy_run(request, call, only_run):
 def test_the_commands_leave_their_arrays_once(toy_run, capsys):
     steps = 64 if toy_run.config["model"]["task"] == "pixels" else 12
     path = str(toy_run.path)
-    assert lyapunov.main([path, "--exponents", "2", "--sequences", "3"]) == 0
+    flags = ["--chains", "3", "--draws", "2", "--exponents", "2", "--steps", "80"]
+    assert lyapunov.main([path, *flags]) == 0
     assert jacobian_norm.main([path, "--sequences", "3", "--every", "4"]) == 0
-    exponents = analysis.load(toy_run, "lyapunov")
+    found = analysis.load(toy_run, "lyapunov")
     norms = analysis.load(toy_run, "jacobian_norm")
-    assert exponents["epochs"].tolist() == norms["epochs"].tolist() == [0, 1]
-    assert exponents["exponents"].shape == (2, 3, 2)
-    np.testing.assert_allclose(exponents["mean"], exponents["exponents"].mean(1))
-    np.testing.assert_allclose(exponents["std"], exponents["exponents"].std(1))
+    assert found["epochs"].tolist() == norms["epochs"].tolist() == [0, 1]
+    assert (found["steps"], found["warm_up"]) == (80, 8)
+    exponents, leading = found["exponents"], found["leading"]
+    assert exponents.shape == (2, 3, 2) and leading.shape == (2, 3, 2)
+    np.testing.assert_allclose(exponents[..., 0], leading.mean(axis=2))
+    np.testing.assert_allclose(found["leading_mean"], leading.mean(axis=(1, 2)))
+    values = leading.reshape(2, 6)
+    np.testing.assert_allclose(found["leading_spread"], values.max(axis=1) - values.min(axis=1))
     assert norms["times"].tolist() == list(range(4, steps + 1, 4))
     assert norms["spectral"].shape == norms["infinity"].shape == (2, steps // 4, 3)
-    # 2 epochs, 3 sequences, 2 exponents: all different
-    assert len(np.unique(exponents["exponents"])) == 12
-    assert (norms["spectral"] > 0).all() and np.isfinite(exponents["exponents"]).all()
+    assert len(np.unique(leading)) == 12  # of epochs, chains and draws
+    assert (norms["spectral"] > 0).all() and np.isfinite(exponents).all()
+    assert (np.diff(exponents) <= 0).all()
 
     files = sorted((toy_run.path / "analysis").iterdir())
     before = [file.stat().st_mtime_ns for file in files]
-    assert lyapunov.main([path, "--exponents", "2", "--sequences", "3"]) == 0
+    assert lyapunov.main([path, *flags]) == 0
     assert jacobian_norm.main([path, "--sequences", "3", "--every", "4"]) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert lyapunov.main([path]) == 1
+    assert lyapunov.main([path, "--steps", "40"]) == 1
     assert "use --recompute" in capsys.readouterr().err
-    assert lyapunov.main([path, "--exponents", "2", "--sequences", "3", "--recompute"]) == 0
+    assert lyapunov.main([path, *flags, "--recompute"]) == 0
     again = analysis.load(toy_run, "lyapunov")
-    np.testing.assert_array_equal(again["exponents"], exponents["exponents"])
+    np.testing.assert_array_equal(again["exponents"], exponents)
+
+
+def test_a_chain_of_sequences_carries_the_state(toy_run):
+    """Chains on toy runs: sequences s, s + B, ... of the test set, or columns of text."""
+    pixels = toy_run.config["model"]["task"] == "pixels"
+    steps = 80 if pixels else 30  # longer than a sequence, or a window of text
+    *_, (_, layer, x) = trained_layers(toy_run, 2, least=steps)
+    if pixels:
+        test = load_runs.test_set(toy_run)
+        expected = [torch.cat([test.images[s + 2 * i] for i in (0, 1)]) for s in (0, 1)]
+        expected = torch.stack(expected, dim=1).unsqueeze(-1) / 16
+    else:
+        model = load_runs.load_run(toy_run.path).model
+        text = load_runs.test_set(toy_run)
+        half = len(text) // 2
+        with torch.no_grad():
+            expected = model.encoder(torch.stack([text[:steps], text[half : half + steps]], dim=1))
+    torch.testing.assert_close(x, expected.double())
+
+    flags = ["--chains", "2", "--draws", "1", "--steps", str(steps), "--warm-up", "10"]
+    assert lyapunov.main([str(toy_run.path), *flags]) == 0
+    found = analysis.load(toy_run, "lyapunov")["exponents"][-1]
+    state, Q = flatten(layer.initial_state(2)), None
+    Q = torch.randn(*state.shape, 8, generator=generator(), dtype=torch.float64)
+    Q = np.linalg.qr(Q.numpy())[0]
+    total = np.zeros((2, 8))
+    for t, x_t in enumerate(x[:steps]):  # one trajectory, by explicit Jacobians
+        Q, R = np.linalg.qr(full_jacobians(layer, x_t, state).numpy() @ Q)
+        total += np.log(np.abs(np.diagonal(R, axis1=1, axis2=2))) * (t >= 10)
+        state = flat_step(layer)(x_t, state)
+    expected = -np.sort(-total / (steps - 10))
+    np.testing.assert_allclose(found[:, :4], expected[:, :4], atol=1e-8)
+
+    with pytest.raises(Unsuitable, match=r"steps for each of 2 chains, 1000000 are needed"):
+        next(trained_layers(toy_run, 2, least=1_000_000))
+    if pixels:  # by default, whole sequences and at least 1,000 counted steps
+        flags = ["--chains", "1", "--draws", "1", "--recompute"]
+        assert lyapunov.main([str(toy_run.path), *flags]) == 0
+        found = analysis.load(toy_run, "lyapunov")
+        assert (found["steps"], found["warm_up"]) == (18 * 64, 115)
+        assert found["exponents"].shape == (2, 1, 8)
 
 
 def test_without_input_the_exponents_are_those_of_the_free_network(call, only_run, capsys):
@@ -216,17 +304,18 @@ def test_without_input_the_exponents_are_those_of_the_free_network(call, only_ru
     assert call("PTB_task.py", *arguments)[0] == 0
     run = Run(only_run())
     path = str(run.path)
-    flags = ["--autonomous", "--steps", "300", "--exponents", "8", "--sequences", "2"]
+    flags = ["--autonomous", "--steps", "300", "--exponents", "8", "--chains", "2"]
     assert lyapunov.main([path, *flags, "--warm-up", "50"]) == 0
-    found = analysis.load(run, "lyapunov")["exponents"]
+    assert not (run.path / "analysis" / "lyapunov.npz").exists()  # of the driven network
+    found = analysis.load(run, "lyapunov_autonomous")["exponents"]
     state_dict = torch.load(run.kept[1], weights_only=True)["state_dict"]
     _, expected = torch.linalg.slogdet(state_dict["rnn.V.weight"].double())
     np.testing.assert_allclose(found[1].sum(1), expected.item(), atol=1e-9)
 
     for flags, message in [
         (["--exponents", "9"], "from 1 to 8 (state size), got 9"),
-        (["--steps", "13"], "--steps must be at most 12, the sequence length, got 13"),
-        (["--warm-up", "12"], "the warm-up must be shorter than the 12 steps, got 12"),
+        (["--steps", "1000000"], "for each of 4 chains, 1000000 are needed"),
+        (["--steps", "12", "--warm-up", "12"], "must be shorter than the 12 steps, got 12"),
     ]:
         assert lyapunov.main([path, "--recompute", *flags]) == 1
         assert message in capsys.readouterr().err

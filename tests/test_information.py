@@ -7,7 +7,11 @@ import pytest
 
 from Postprocessing import mutual_information as command
 from Postprocessing.analysis import load
-from Postprocessing.mutual_information import mutual_information, principal_components
+from Postprocessing.mutual_information import (
+    gaussian_information,
+    mutual_information,
+    principal_components,
+)
 from tests.conftest import TOY
 from Training.run_directory import Run
 
@@ -138,6 +142,21 @@ def test_principal_components_hold_the_largest_variances(rng):
     assert principal_components(h, 9).shape == (3000, 4)
 
 
+def test_the_information_of_gaussians_is_that_of_their_covariance(rng):
+    """Against the determinants of the covariance, and the correlation of two numbers."""
+    x, noise = rng.standard_normal((2, 300, 3))
+    y = x[:, :2] @ rng.standard_normal((2, 2)) + 0.5 * noise[:, :2]
+    C = np.cov(np.hstack([x, y]).T)
+    logs = [np.linalg.slogdet(part)[1] for part in (C[:3, :3], C[3:, 3:], C)]
+    expected = (logs[0] + logs[1] - logs[2]) / 2
+    assert gaussian_information(x, y) == pytest.approx(expected, rel=1e-9)
+    assert gaussian_information(x, np.hstack([y, y])) == pytest.approx(expected, rel=1e-9)
+    assert gaussian_information(x, np.zeros((300, 1))) == 0  # a dead layer
+    rho = np.corrcoef(x[:, 0], y[:, 0])[0, 1]
+    found = gaussian_information(x[:, :1], y[:, :1])
+    assert found == pytest.approx(-0.5 * math.log(1 - rho**2), rel=1e-9)
+
+
 def information(path):
     return load(Run(path), "mutual_information")
 
@@ -147,10 +166,16 @@ def test_the_command_on_pixels(call, only_run, capsys):
     path = only_run()
     assert main(path) == 0
     found = information(path)
-    assert found["epochs"] == [2] and found["samples"] == 250
+    assert found["epochs"] == [2] and found["samples"] == 1797  # all images
+    assert (found["window"], found["components"]) == (5, 3)
     assert found["times"][0] == 5 and found["times"][-1] == 64
     assert found["information"].shape == (1, 8) and np.isfinite(found["information"]).all()
     assert found["information"][0, 0] > 0.5  # h_5 is a function of the window
+    estimate, truth = found["gaussian_estimate"], found["gaussian_truth"]
+    assert estimate.shape == truth.shape == (8,)
+    assert estimate[0] < truth[0] - 0.5  # biased low, as h_5 is almost linear in the window
+    weak = truth < 0.3
+    np.testing.assert_allclose(estimate[weak], truth[weak], atol=0.15)
 
     file = path / "analysis" / "mutual_information.npz"
     before = file.stat().st_mtime_ns
@@ -173,6 +198,9 @@ def test_the_command_on_text(call, only_run):
     assert main(path, "--times", "1", "12", "--components", "8") == 0
     first, last = information(path)["information"][0]
     assert first > 1.5 and first > last > 0.5  # h_1 depends on one symbol, h_12 on twelve
+    found = information(path)
+    assert (found["samples"], found["window"], found["components"]) == (1000, 1, 8)
+    assert np.isnan([found["gaussian_estimate"], found["gaussian_truth"]]).all()
 
 
 def main(path, *flags):
