@@ -1,10 +1,19 @@
 """Adaptation and robustness: analyses of toy runs against the runs' own files and models."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from Postprocessing import adaptation, analysis, robustness
+from Postprocessing import (
+    adaptation,
+    analysis,
+    jacobian_norm,
+    lyapunov,
+    mutual_information,
+    robustness,
+)
 from Postprocessing.load_runs import layer_input, load_run, metrics_of
 from tests.conftest import TOY
 from Training.evaluation import bits_per_character
@@ -110,3 +119,13 @@ def test_what_is_there_is_computed_again_on_request(call, only_run, module):
     first = file.stat().st_mtime_ns
     assert main(module, path)[0] == 0 and file.stat().st_mtime_ns == first
     assert main(module, path, "--recompute")[0] == 0 and file.stat().st_mtime_ns > first
+
+
+def test_every_analysis_computes_on_the_device_asked_for(call, only_run):
+    """A tensor on the device meta has a shape and no values: reading a result there fails."""
+    for script, flags in (RUNS[0], RUNS[-1]):
+        call(script, *flags, "--save-dir", Path(script).stem)
+        path = str(only_run(Path(script).stem))
+        for module in (adaptation, jacobian_norm, lyapunov, mutual_information, robustness):
+            with pytest.raises((NotImplementedError, RuntimeError), match="meta tensor"):
+                module.main([path, "--device", "meta"])
