@@ -17,6 +17,8 @@ The exponents are those of the network as it runs, with its biases, along the tr
 the test set: a chain is as many test sequences, one after the other without a reset of the state,
 as at least 1,000 counted steps need; for text, the text itself. They cover the full state: h of the
 RNN, (h, g) of ANRU, (h, c) of the LSTM.
+On one core a checkpoint of a digits run with 64 units takes 1 s (RNN), 4 s (LSTM, GRU) or 14 s
+(ANRU, whose state has 51 numbers a unit); of a psMNIST run with 400 units 9 s, 35 s and 145 s.
 --autonomous: without input (x_t = 0, biases included), from initial states ~ N(0, 1), in
 analysis/lyapunov_autonomous.npz.
 """
