@@ -45,7 +45,7 @@ def stream(seed, name, epoch=0):
     Different purposes draw independent numbers from the same seed.
     """
     entropy = np.random.SeedSequence([seed, STREAMS.index(name), epoch])
-    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
 
 
 class Trainer:
