@@ -1,0 +1,146 @@
+"""Panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
+
+Drives of all panels share one scale of colours, `XI`; ξ = 0 is grey. R runs, X drives ξ, T steps.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
+from scipy.stats import t as student
+
+from NetworkCreation.gamma_function import gamma_prime
+from Postprocessing.gain_scaling import fit
+from Postprocessing.plots import COLOURS, GAIN, SATURATION
+from Postprocessing.step_response import ends
+
+XI = ScalarMappable(
+    LogNorm(np.exp(-2), 30), ListedColormap(plt.get_cmap("plasma_r")(np.linspace(0.1, 1, 256)))
+)
+UNITS = {"connected": COLOURS["ANRU"], "isolated": "0.45"}
+UNIT_SLOPE = (0.9, 1.1, 1.5, 2.0, 3.0, 5.0, 30.0)  # the x* of the contours γ′(x*; n, s) = 1
+
+
+def colour(xi):
+    """The colour of a drive."""
+    return XI.to_rgba(xi) if xi > 0 else "0.6"
+
+
+def add_scale(figure, axes):
+    """The scale of colours of the drives, beside the axes."""
+    bar = figure.colorbar(XI, ax=axes, label=r"drive $\xi$", aspect=40, pad=0.01)
+    bar.set_ticks([0.2, 1, 2.5, 5, 10, 30], labels=["0.2", "1", "2.5", "5", "10", "30"])
+    return bar
+
+
+def interval(values):
+    """Mean of values (R, ...) over runs and half of its 95 % t interval, NaN for one run."""
+    mean, runs = np.mean(values, axis=0), len(values)
+    if runs < 2:
+        return mean, np.full_like(mean, np.nan)
+    return mean, student.ppf(0.975, runs - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(runs)
+
+
+def draw_drives(xi, values, ax, driven, label):
+    """Values (X, T) under each drive ξ (X,). driven: its first step and the first after it."""
+    ax.axvspan(*driven, color="0.93", linewidth=0)
+    for size, line in zip(xi, values, strict=True):
+        ax.plot(line, color=colour(size), linewidth=1)
+    ax.set(xlabel="step $t$", ylabel=label)
+    return ax
+
+
+def draw_shape_plane(xi, n, s, window, ax):
+    """Paths of (n_t, s_t), each (X, T), during the step, over the contours γ′(x*; n, s) = 1.
+
+    Triangle: onset. Square: mean of the last quarter of the step. Dashed: the contours.
+    """
+    first, end = window
+    for size, *path in zip(xi, n, s, strict=True):
+        if size > 0:
+            path = np.array(path)
+            onset, settled = ends(path, window)
+            ax.plot(*path[:, first:end], color=colour(size), linewidth=0.8)
+            style = {"color": colour(size), "markeredgecolor": "k", "markeredgewidth": 0.5}
+            ax.plot(*onset, "^", markersize=5, **style)
+            ax.plot(*settled, "s", markersize=4.5, **style)
+    ax.margins(0.08)
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    low, high = min(low, -0.01), max(high, 0.01)  # most of the contours are near s = 0
+    grid = np.meshgrid(np.linspace(left, right, 300), np.linspace(low, high, 300))
+    for x in UNIT_SLOPE:
+        slope = gamma_prime(torch.tensor(x).double(), *map(torch.from_numpy, grid)).numpy()
+        if slope.min() < 1 < slope.max():
+            ax.contour(*grid, slope, [1.0], colors=[colour(x)], linestyles="--", linewidths=0.8)
+    ax.set(xlabel=f"{GAIN}$_t$", ylabel=f"{SATURATION}$_t$", xlim=(left, right), ylim=(low, high))
+    return ax
+
+
+def draw_scaling(xi, values, curve, ax, label):
+    """Values (R, X) against ξ, with the fit of the mean over runs and its standard errors."""
+    mean, half = interval(values)
+    ax.errorbar(xi, mean, half, fmt="o", color=COLOURS["ANRU"], markersize=3, linewidth=0.8)
+    parameters, errors = fit(curve, xi, mean)
+    x = np.geomspace(min(xi), max(xi), 200)
+    ax.plot(x, curve(x, *parameters), "k--", linewidth=0.8)
+    said = [
+        f"${name}={value:.3g}\\pm{error:.1g}$"
+        for name, value, error in zip("abc", parameters, errors, strict=True)
+    ]
+    rising = mean[-1] > mean[0]
+    at = {"va": "bottom", "y": 0.05} if rising else {"va": "top", "y": 0.95}
+    ax.text(s="\n".join(said), x=0.97, ha="right", fontsize=6, transform=ax.transAxes, **at)
+    ax.set(xlabel=r"standard deviation $\xi$", ylabel=label)
+    return ax
+
+
+def draw_supervisor(xi, path, explained, ax, onset):
+    """Projections (X, T, 2) of the supervisor's state from just before the onset; circle: end.
+
+    explained: (2,), the fractions of the variance.
+    """
+    for size, line in zip(xi, path, strict=True):
+        ax.plot(*line[onset - 1 :].T, color=colour(size), linewidth=0.8)
+        ax.plot(*line[-1], "o", color=colour(size), markeredgecolor="k", markersize=4.5)
+    first, second = (f"PC{i} of $g_t$ ({share:.0%})" for i, share in enumerate(explained, 1))
+    ax.set(xlabel=first, ylabel=second)
+    return ax
+
+
+def draw_orders(xi, alphas, ax, connectivity, fit_name):
+    """α (R, X) against ξ: mean over runs and 95 % interval. Dashed: fit with a free gain."""
+    mean, half = interval(alphas)
+    style = {"paper": "-o", "free": "--s"}[fit_name]
+    label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper’s fit'}"
+    ax.errorbar(
+        xi, mean, half, fmt=style, color=UNITS[connectivity], markersize=3, linewidth=1, label=label
+    )
+    ax.set(xlabel=r"drive $\xi$", ylabel=r"fractional order $\alpha$")
+    return ax
+
+
+def draw_density(values, ax, connectivity, filled=True, label=None):
+    """Density of values in [−1, 1] over units, in 20 bins."""
+    style = {"color": UNITS[connectivity], "density": True, "bins": np.linspace(-1, 1, 21)}
+    if filled:
+        ax.hist(values, histtype="stepfilled", alpha=0.35, label=label, **style)
+    else:
+        ax.hist(values, histtype="step", linestyle="--", label=label, **style)
+    ax.set(xlim=(-1, 1), ylabel="density of units")
+    return ax
+
+
+def draw_groups(units, alphas, ax, connectivity, driven):
+    """Mean h of the units with α ≤ 0 (dotted) and α > 0 (solid), and their number.
+
+    units: (U, T). alphas: (U,). driven: the first step of the drive and the first after it.
+    """
+    if not ax.lines:
+        ax.axvspan(*driven, color="0.93", linewidth=0)
+    for chosen, sign, style in ((alphas <= 0, "≤", ":"), (alphas > 0, ">", "-")):
+        if chosen.any():
+            label = rf"{connectivity}, $\alpha {sign} 0$: {chosen.sum()}"
+            ax.plot(units[chosen].mean(0), style, color=UNITS[connectivity], label=label)
+    ax.set(xlabel="step $t$", ylabel="mean $h_t$ of the units")
+    return ax

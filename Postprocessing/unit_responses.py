@@ -1,0 +1,221 @@
+"""What ANRU's units compute of a step of current: python3 -m Postprocessing.unit_responses RUN...
+
+Every unit i has an input of its own, and the network is driven by a step of size ξ for a while:
+    a_t = u ∘ (x + ε_t) + b_xh + W h_{t−1} + b_hh + ξ_t,   u = Uxh[:, 0],   h_0 = g_0 = 0
+then g, n, s and h as in ANRU. connected: W = Whh. isolated: W = diag(Whh), with all biases.
+x ~ N(0.8, 0.1²) for each unit and trial, the same for all ξ; ε_t ~ N(0, σ²) at each step. The draws
+are seeded with the run's seed, and are the same for connected and isolated units.
+
+Two `PROTOCOLS`, short and long. The response is compared with its input through the fractional
+derivative: the order α is that of the D^α h nearest the step. Two `FITS` of α: `paper`, and `free`.
+
+Writes analysis/unit_responses.npz to each run: xi (X,), and, with H units and L steps,
+<protocol>_<connectivity>_ before
+    response (X, L)               h, averaged over trials and units
+    units (H, L)                  h of every unit at the largest ξ, averaged over trials
+    alpha_<fit> ()                α of the response, all ξ > 0 together
+    alpha_xi_<fit> (X − 1,)       α of the response to each ξ > 0
+    alpha_units_<fit> (H,)        α of each unit at the largest ξ
+    index (H,)                    adaptive index of each unit (short protocol only)
+
+Source: Geadah et al., PLOS Computational Biology 2024. The scripts of its figures 3 and 4 and their
+appendix fit without a free gain, so that a pure step of gain 2 has α = 0.188, and to a step that
+is not raised when the drive is: it ends a step early in the short protocol, and begins one step and
+ends two steps early in the long one. `paper` is that fit. `free` adds a gain and aligns the step.
+The base c of the steps is the paper's in both: 0 for the response, 0.8 for units.
+"""
+
+import copy
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from NetworkCreation.Networks import ANRU
+from Postprocessing import analysis
+from Postprocessing.analysis import Unsuitable
+from Postprocessing.dynamics import freeze
+from Postprocessing.load_runs import load_run
+
+XI = (0.0, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0)
+TRIALS = 5
+RESPONSE_ORDERS = np.linspace(0, 1, 100)
+UNIT_ORDERS = np.linspace(-1, 1, 100)
+INPUT = 0.8  # mean of x, and base of the units' steps
+REFERENCE = 25  # D^α h is taken from its value at this step
+CONNECTIVITY = ("connected", "isolated")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """L steps, the driven ones, σ of ε, the steps where the paper's target is raised, and where
+    a fit compares."""
+
+    steps: int
+    driven: slice
+    noise: float
+    raised: slice
+    window: slice
+
+
+PROTOCOLS = {
+    # |t − 75| < 25
+    "short": Protocol(150, slice(51, 101), 0.1, slice(51, 100), slice(40, 110)),
+    # |t − 150| < 50
+    "long": Protocol(300, slice(102, 202), 5.0, slice(101, 200), slice(80, 220)),
+}
+FITS = {"paper": False, "free": True}  # the name of a fit: whether it has a free gain
+
+
+def trained_anru(run, device="cpu"):
+    """The model of a run's newest checkpoint, and its layer, frozen, in float64, on the device.
+
+    Raises Unsuitable if the network is not ANRU.
+    """
+    model = load_run(run.path).model
+    if not isinstance(model.rnn, ANRU):
+        raise Unsuitable(f"needs an ANRU, got {type(model.rnn).__name__}")
+    return model, freeze(model.rnn).to(device)
+
+
+def with_weights(layer, Uxh, Whh=None):
+    """A copy of an ANRU with other input weights (H, I'), and recurrent weights (H, H) if given."""
+    found = copy.deepcopy(layer)
+    found.input_size = Uxh.shape[1]
+    found.Uxh.weight = nn.Parameter(Uxh, requires_grad=False)
+    if Whh is not None:
+        found.Whh.weight = nn.Parameter(Whh, requires_grad=False)
+    return found
+
+
+def unit_layer(layer, isolated=False):
+    """An ANRU of one input as one of H inputs, one for each unit; isolated: without the others."""
+    Whh = layer.Whh.weight
+    return with_weights(
+        layer, layer.Uxh.weight[:, 0].diag(), Whh.diag().diag() if isolated else Whh
+    )
+
+
+@torch.no_grad()
+def responses(units, protocol, xi=XI, trials=TRIALS, generator=None):
+    """h of the units (`unit_layer`) under a step of each ξ, (trials, X, H, L).
+
+    generator: draws x and ε, torch's own if None.
+    """
+    like = next(units.parameters())
+    size = units.hidden_size
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=like.dtype)
+
+    x = INPUT + 0.1 * normal(trials, 1, size)
+    inputs = x + protocol.noise * normal(protocol.steps, trials, len(xi), size)
+    drive = torch.zeros(protocol.steps, trials, len(xi), dtype=like.dtype)
+    drive[protocol.driven] = torch.tensor(xi, dtype=like.dtype)
+    h, _ = units(inputs.flatten(1, 2).to(like.device), drive=drive.flatten(1))  # (L, trials X, H)
+    return h.unflatten(1, (trials, len(xi))).permute(1, 2, 3, 0).cpu().numpy()
+
+
+def fractional_derivative(h, order):
+    """D^α h = Re IDFT[H_k DFT(h)_k] of signals h (..., L), α of either sign.
+
+    H_k = (2πi f_k)^α on the principal branch, f_k = fftfreq(L, 1), H_0 = 0: the mean is lost.
+    Without padding, so that h is taken as periodic.
+    """
+    f = np.fft.fftfreq(h.shape[-1])
+    H = np.zeros(len(f), complex)
+    H[1:] = (2j * np.pi * f[1:]) ** order
+    return np.fft.ifft(H * np.fft.fft(h)).real
+
+
+def step_target(protocol, xi, base=0.0, aligned=False):
+    """The step that D^α h is compared with, (..., L) for ξ (...): base + ξ where it is raised.
+
+    aligned: raised when the drive is, rather than where the paper's is.
+    """
+    xi = np.asarray(xi)
+    target = np.full((*xi.shape, protocol.steps), base)
+    target[..., protocol.driven if aligned else protocol.raised] += xi[..., None]
+    return target
+
+
+def fit_errors(h, target, window, orders, free=False):
+    """Mean squared difference of D^α h − D^α h(25) and a target in the window, (A, ...).
+
+    h, target: (..., L). orders: the A values of α. free: the first is multiplied by the gain
+    ⟨y, T⟩/⟨y, y⟩ that brings it nearest the target T in the window.
+    """
+    errors = []
+    for order in orders:
+        y = fractional_derivative(h, order)
+        y, T = (y - y[..., REFERENCE, None])[..., window], target[..., window]
+        if free:
+            yy = (y * y).sum(-1, keepdims=True)
+            y = y * np.divide((y * T).sum(-1, keepdims=True), yy, np.zeros_like(yy), where=yy > 0)
+        errors.append(((y - T) ** 2).mean(-1))
+    return np.array(errors)
+
+
+def response_orders(response, xi, protocol, free=False, orders=RESPONSE_ORDERS):
+    """α of the mean response to all ξ > 0 together, (), and to each, (X − 1,).
+
+    response: (X, L), xi: (X,). The first α minimises the sum of the errors over ξ > 0. free: a gain
+    for each ξ, and an aligned target, else the paper's fit.
+    """
+    positive = np.asarray(xi) > 0
+    target = step_target(protocol, np.asarray(xi)[positive], aligned=free)
+    errors = fit_errors(response[positive], target, protocol.window, orders, free)
+    return orders[errors.sum(1).argmin()], orders[errors.argmin(0)]
+
+
+def unit_orders(units, xi, protocol, free=False, orders=UNIT_ORDERS):
+    """α of the response of each unit to the step ξ, (H,); units: (H, L). free: as above."""
+    target = step_target(protocol, xi, base=INPUT, aligned=free)
+    return orders[fit_errors(units, target, protocol.window, orders, free).argmin(0)]
+
+
+def adaptive_index(h):
+    """(r_e − r_l)/(r_e + r_l) of responses h (..., 150) of the short protocol, (...).
+
+    r_e and r_l are the means of h over 100 ≤ t < 115 and 134 ≤ t < 149; 0 where their sum is below
+    1e-10. Both windows are the paper's; only their first step is still driven, so that the index
+    is that of the response to the end of the step.
+    """
+    early, late = h[..., 100:115].mean(-1), h[..., 134:149].mean(-1)
+    total = early + late
+    there = total >= 1e-10
+    return np.where(there, (early - late) / np.where(there, total, 1), 0.0)
+
+
+def compute(run, args):
+    """The arrays of analysis/unit_responses.npz; raises Unsuitable if they cannot be computed."""
+    _, layer = trained_anru(run, args.device)
+    if layer.input_size != 1:
+        raise Unsuitable(f"needs a network of one input, got {layer.input_size}")
+    arrays = {"xi": np.array(XI)}
+    for name, protocol in PROTOCOLS.items():
+        for connectivity in CONNECTIVITY:
+            generator = torch.Generator().manual_seed(run.config["arguments"]["seed"])
+            units = unit_layer(layer, connectivity == "isolated")
+            h = responses(units, protocol, generator=generator).mean(0)  # (X, H, L)
+            found = {"response": h.mean(1), "units": h[-1]}
+            for fit, free in FITS.items():
+                found[f"alpha_{fit}"], found[f"alpha_xi_{fit}"] = response_orders(
+                    found["response"], XI, protocol, free
+                )
+                found[f"alpha_units_{fit}"] = unit_orders(h[-1], XI[-1], protocol, free)
+            if name == "short":
+                found["index"] = adaptive_index(h[-1])
+            arrays |= {f"{name}_{connectivity}_{key}": value for key, value in found.items()}
+    return arrays
+
+
+def main(argv=None):
+    parser = analysis.make_parser("unit_responses", __doc__)
+    return analysis.main("unit_responses", parser, compute, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

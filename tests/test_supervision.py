@@ -1,0 +1,202 @@
+"""What ANRU's supervisors do under noise, under a step and alone, and the commands that save it."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from NetworkCreation.models import PixelClassifier
+from NetworkCreation.Networks import ANRU
+from Postprocessing import analysis, gain_scaling, step_response, supervisor_plane, unit_responses
+from Postprocessing.gain_scaling import (
+    exponential,
+    fit,
+    gain_and_saturation,
+    one_after_another,
+    power,
+)
+from Postprocessing.load_runs import LoadedRun
+from Postprocessing.step_response import ends, mean_shape
+from Postprocessing.supervisor_plane import plane, supervisor_states
+from tests.conftest import TOY
+from tests.layers import build, randn, seeded
+from Training.run_directory import Run
+
+COMMANDS = (unit_responses, gain_scaling, step_response, supervisor_plane)
+
+
+@torch.no_grad()
+def cut(layer, *names):
+    """Sets these parameters to 0."""
+    for name in names:
+        layer.get_parameter(name).zero_()
+    return layer
+
+
+def test_a_gain_that_does_not_read_the_supervisor_is_its_bias():
+    layer = cut(build("ANRU", inputs=1), "Wgn.weight")
+    n, s = gain_and_saturation(layer, randn(200, 2, 1), (1.0, 30.0), seeded(0))
+    np.testing.assert_allclose(n, layer.Wgn.bias.item())
+    assert s[0] != s[1]
+    n, s = mean_shape(layer, randn(20, 2, 1), torch.linspace(-1, 1, 20))
+    np.testing.assert_allclose(n, layer.Wgn.bias.item())
+    assert len(set(s)) == 20
+
+
+def test_without_memory_n_and_s_are_expectations_over_the_noise():
+    layer = build("ANRU", inputs=1, units=20)
+    cut(layer, "Uxh.weight", "Uxh.bias", "Whh.weight", "Whh.bias", "Wgg.weight")
+    xi = (0.5, 1.0, 4.0)
+    n, s = gain_and_saturation(layer, randn(200, 40, 1), xi, seeded(0))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    for i, size in enumerate(xi):
+        a = torch.tensor(size * nodes)
+        with torch.no_grad():
+            g = torch.tanh(layer.Uag(a[:, None]) + layer.Wgg.bias)
+            expected = [
+                (torch.tensor(weights) @ values) / np.sqrt(2 * np.pi)
+                for values in (layer.gain(g), layer.saturation(g))
+            ]
+        # 72000 draws; with the ten steps after the onset, or those before, it would be off by more
+        np.testing.assert_allclose([n[i], s[i]], expected, atol=5e-3)
+
+
+def test_the_noise_differs_between_units_and_steps(monkeypatch):
+    seen, trace = [], ANRU.trace
+
+    def watched(self, x, **options):
+        seen.append(x)
+        return trace(self, x, **options)
+
+    monkeypatch.setattr(ANRU, "trace", watched)
+    layer, x = build("ANRU", inputs=1, units=2), randn(200, 3, 1)
+    gain_and_saturation(layer, x, (2.0, 4.0), seeded(0))
+    for size, inputs in zip((2, 4), seen, strict=True):
+        torch.testing.assert_close(inputs[:, :, :1], x)
+        current = inputs[:, :, 1:]
+        assert (current[:100] == 0).all()
+        assert len(current[100:].unique()) == 100 * 3 * 2
+        assert current[100:].std().item() == pytest.approx(size, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("curve", "true"), [(power, (0.36, 0.4, 5.7)), (exponential, (-0.15, 0.26, 0.02))]
+)
+def test_the_fits_find_the_parameters_and_their_errors(curve, true):
+    xi = np.array(gain_scaling.XI)
+    np.testing.assert_allclose(fit(curve, xi, curve(xi, *true))[0], true, rtol=1e-5)
+    rng = np.random.default_rng(0)
+    noisy = [fit(curve, xi, curve(xi, *true) + rng.normal(size=7) * 1e-4) for _ in range(100)]
+    found, errors = np.stack(noisy, axis=1)
+    np.testing.assert_allclose(np.sqrt((errors**2).mean(0)), found.std(0), rtol=0.3)
+
+
+def test_a_search_that_does_not_converge_has_no_parameters():
+    assert np.isnan(fit(power, gain_scaling.XI, 2.0 ** np.arange(7))).all()
+
+
+def test_sequences_are_read_one_after_another():
+    x = torch.arange(7.0).expand(5, 7)[..., None] + torch.arange(5.0)[:, None, None] / 10
+    found = one_after_another(x, 3)
+    assert found.shape == (15, 2, 1)
+    torch.testing.assert_close(found[:, 1, 0], torch.cat([x[:, 1, 0], x[:, 3, 0], x[:, 5, 0]]))
+
+
+def test_the_shape_under_a_step_is_that_of_the_steps_of_the_layer():
+    layer = build("ANRU")
+    x, drive = randn(6, 3, layer.input_size), randn(6, seed=1)
+    state = layer.initial_state(3)
+    n, s = mean_shape(layer, x, drive)
+    with torch.no_grad():
+        for t in range(6):
+            state = layer.step(x[t], state, drive[t])
+            assert n[t] == pytest.approx(layer.gain(state[1]).mean().item())
+            assert s[t] == pytest.approx(layer.saturation(state[1]).mean().item())
+
+
+def test_a_path_has_its_onset_and_the_last_quarter_of_its_step():
+    values = np.stack([np.arange(784.0), -np.arange(784.0)])
+    onset, settled = ends(values, (200, 400))
+    np.testing.assert_array_equal(onset, [200, -200])
+    np.testing.assert_array_equal(settled, [374.5, -374.5])  # mean of 350 … 399
+
+
+def test_the_supervisor_runs_alone():
+    layer = build("ANRU")
+    xi = np.array([0.2, 3.0])
+    found = supervisor_states(layer, xi, seeded(3))
+    assert found.shape == (2, 400, layer.supervisor_size)
+    starts = torch.randn(10, 1, layer.supervisor_size, generator=seeded(3), dtype=torch.float64)
+    weights = {k: v.numpy() for k, v in layer.state_dict().items()}
+    for i, size in enumerate(xi):
+        g = starts[:, 0].numpy()
+        for t in range(400):
+            a = size if t > 200 else 0.0
+            g = np.tanh(
+                weights["Uag.weight"][:, 0] * a
+                + weights["Uag.bias"]
+                + g @ weights["Wgg.weight"].T
+                + weights["Wgg.bias"]
+            )
+            np.testing.assert_allclose(found[i, t], g.mean(0), atol=1e-9)
+
+
+def test_the_plane_is_that_of_the_largest_variance():
+    states = np.random.default_rng(0).normal(size=(4, 30, 5)) * [3, 0.1, 2, 0.1, 0.1] + 7
+    pca, path = plane(states)
+    assert path.shape == (4, 30, 2)
+    points = states.reshape(-1, 5) - states.reshape(-1, 5).mean(0)
+    values, vectors = np.linalg.eigh(points.T @ points)
+    np.testing.assert_allclose(pca.explained_variance_ratio_, values[:2:-1] / values.sum())
+    np.testing.assert_allclose(
+        np.abs(path.reshape(-1, 2)), np.abs(points @ vectors[:, :2:-1]), atol=1e-10
+    )
+
+
+def test_the_commands_leave_their_arrays(call, only_run):
+    assert (
+        call("sMNIST_task.py", *TOY["sMNIST_task.py"], "--net-type", "ANRU", "--epochs", 1)[0] == 0
+    )
+    run = Run(only_run())
+    for command in COMMANDS:
+        few = ["--sequences", "2"] if command in (gain_scaling, step_response) else []
+        assert command.main([str(run.path), *few]) == 0
+    units = analysis.load(run, "unit_responses")
+    for name, steps in (("short", 150), ("long", 300)):
+        for connectivity in ("connected", "isolated"):
+            key = f"{name}_{connectivity}"
+            assert units[f"{key}_response"].shape == (8, steps)
+            assert units[f"{key}_units"].shape == (8, steps)  # 8 units
+            np.testing.assert_allclose(units[f"{key}_units"].mean(0), units[f"{key}_response"][-1])
+            for fitted in ("paper", "free"):
+                assert units[f"{key}_alpha_{fitted}"].shape == ()
+                assert units[f"{key}_alpha_xi_{fitted}"].shape == (7,)
+                assert units[f"{key}_alpha_units_{fitted}"].shape == (8,)
+    assert units["short_isolated_index"].shape == (8,)
+    scaling = analysis.load(run, "gain_scaling")
+    assert scaling["n"].shape == scaling["s"].shape == scaling["xi"].shape == (7,)
+    assert scaling["n_fit"].shape == scaling["s_fit"].shape == (2, 3)
+    step = analysis.load(run, "step_response")
+    assert step["window"].tolist() == [16, 32] and step["n"].shape == step["s"].shape == (8, 64)
+    assert (step["n"][0, :16] == step["n"][-1, :16]).all()
+    assert step["n"][0, 16] != step["n"][-1, 16]
+    plane_found = analysis.load(run, "supervisor_plane")
+    assert plane_found["path"].shape == (10, 400, 2)
+    np.testing.assert_allclose(plane_found["path"][0, :201], plane_found["path"][-1, :201])
+    assert abs(plane_found["path"][0, 201] - plane_found["path"][-1, 201]).max() > 0.01
+
+
+def test_other_networks_have_no_such_units(monkeypatch):
+    def load(layer):
+        model = PixelClassifier(layer, generator=seeded(0))
+        monkeypatch.setattr(unit_responses, "load_run", lambda path: LoadedRun({}, {}, model))
+
+    run, args = argparse.Namespace(path="run"), argparse.Namespace(device="cpu")
+    load(build("ANRU", inputs=2))
+    with pytest.raises(analysis.Unsuitable, match="needs a network of one input, got 2"):
+        unit_responses.compute(run, args)
+    load(build("LSTM"))
+    for command in COMMANDS:
+        with pytest.raises(analysis.Unsuitable, match="needs an ANRU, got LSTM"):
+            command.compute(run, args)

@@ -1,0 +1,187 @@
+"""Responses of ANRU's units to a step: the protocol, the fractional order, the adaptive index."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from Postprocessing.unit_responses import (
+    PROTOCOLS,
+    UNIT_ORDERS,
+    XI,
+    adaptive_index,
+    fit_errors,
+    fractional_derivative,
+    response_orders,
+    responses,
+    step_target,
+    unit_layer,
+    unit_orders,
+)
+from tests.layers import build, randn, seeded
+
+FINE = np.linspace(0, 1, 1001)
+T_SHORT, T_LONG = np.arange(150), np.arange(300)
+PAPERS = {"short": np.abs(T_SHORT - 75) < 25, "long": np.abs(T_LONG - 150) < 50}
+DRIVEN = {"short": (T_SHORT > 50) & (T_SHORT < 101), "long": (T_LONG > 101) & (T_LONG < 202)}
+
+
+def steps(name):
+    """The driven steps times each ξ, (X, L)."""
+    return np.array(XI)[:, None] * DRIVEN[name]
+
+
+@pytest.mark.parametrize("order", [-1, -0.4, 0, 0.3, 0.5, 1, 1.7])
+@pytest.mark.parametrize(("length", "periods"), [(150, 1), (150, 20), (300, 7), (151, 3)])
+def test_the_derivative_of_a_sine_is_a_sine_ahead(order, length, periods):
+    omega = 2 * math.pi * periods / length
+    t = np.arange(length)
+    expected = omega**order * np.sin(omega * t + math.pi * order / 2)
+    scale = max(1, omega**order)
+    found = fractional_derivative(np.sin(omega * t), order)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * scale)
+
+
+def test_the_derivative_acts_along_the_last_axis_and_loses_the_mean():
+    h = np.random.default_rng(0).normal(size=(2, 3, 150))
+    found = fractional_derivative(h + 5, 0.4)
+    np.testing.assert_allclose(found[1, 2], fractional_derivative(h[1, 2], 0.4), atol=1e-12)
+    np.testing.assert_allclose(found.mean(-1), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("gain", [1, 2])
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_an_integrated_step_has_the_order_that_integrated_it(name, gain):
+    h = gain * fractional_derivative(steps(name), -0.3)
+    for order in np.append(*response_orders(h, XI, PROTOCOLS[name], free=True, orders=FINE)):
+        assert order == pytest.approx(0.3, abs=1e-9)
+    if gain == 1:  # the target alone decides: without a free gain too
+        errors = fit_errors(
+            h[-1], step_target(PROTOCOLS[name], 30.0, aligned=True), slice(None), FINE
+        )
+        assert FINE[errors.argmin()] == pytest.approx(0.3, abs=1e-9)
+
+
+def test_a_step_of_another_gain_has_an_order_only_without_a_free_gain():
+    h = 2 * steps("short")
+    assert response_orders(h, XI, PROTOCOLS["short"], orders=FINE)[0] == pytest.approx(0.188)
+    assert response_orders(h, XI, PROTOCOLS["short"], free=True, orders=FINE)[0] == 0
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_targets_are_the_papers_and_the_driven_steps(name):
+    protocol = PROTOCOLS[name]
+    np.testing.assert_array_equal(step_target(protocol, 5.0, base=0.8), 0.8 + 5 * PAPERS[name])
+    aligned = step_target(protocol, np.array(XI), aligned=True)
+    np.testing.assert_array_equal(aligned, steps(name))
+
+
+def test_the_orders_are_those_of_the_papers_loops():
+    rng = np.random.default_rng(1)
+    h = steps("short") + rng.normal(size=(len(XI), 150)).cumsum(-1)
+    t, totals, single = np.arange(150), [], []
+    for alpha in np.linspace(0, 1, 100):
+        f = np.fft.fftfreq(150, d=1)
+        H = np.array([0 if one == 0 else (1j * 2 * np.pi * one) ** alpha for one in f])
+        errors = []
+        for xi, signal in zip(XI[1:], h[1:], strict=True):
+            y = np.fft.ifft(H * np.fft.fft(signal)).real
+            target = np.where(np.abs(t - 75) < 25, xi, 0.0)
+            errors.append(np.mean((y - y[25] - target)[40:110] ** 2))
+        totals.append(sum(errors))
+        single.append(errors)
+    alpha, alphas = response_orders(h, XI, PROTOCOLS["short"])
+    assert alpha == np.linspace(0, 1, 100)[np.argmin(totals)]
+    np.testing.assert_array_equal(alphas, np.linspace(0, 1, 100)[np.argmin(single, axis=0)])
+
+
+def test_the_free_gain_is_that_of_least_squares():
+    h = np.random.default_rng(2).normal(size=(3, 150))
+    target = step_target(PROTOCOLS["short"], np.array([1.0, 5.0, 30.0]), base=0.8, aligned=True)
+    found = fit_errors(h, target, slice(40, 110), [0.25], free=True)
+    for i in range(3):
+        y = fractional_derivative(h[i], 0.25)
+        y = (y - y[25])[40:110]
+        _, residual, *_ = np.linalg.lstsq(y[:, None], target[i, 40:110], rcond=None)
+        assert found[0, i] == pytest.approx(residual[0] / 70)
+    silent = fit_errors(np.zeros(150), target[0], slice(40, 110), [0.25], free=True)
+    assert silent[0] == pytest.approx((target[0, 40:110] ** 2).mean())
+
+
+def test_the_order_of_a_unit_may_be_negative():
+    # with the base of the target, of which D^α h knows nothing, the order is near the true one
+    for order in (-0.5, 0.5):
+        h = fractional_derivative(30.0 * DRIVEN["short"], -order)
+        for free in (False, True):
+            (found,) = unit_orders(h[None], 30.0, PROTOCOLS["short"], free)
+            assert found == pytest.approx(order, abs=0.05)
+            assert found in UNIT_ORDERS
+
+
+def test_the_adaptive_index_compares_the_two_windows():
+    h = np.full((4, 150), 7.0)
+    h[:, 100:115], h[:, 134:149] = 3, 1
+    h[1, 134:149] = 9
+    h[2, 134:149] = -3  # in sum 0
+    h[3, 134:149] = -5
+    np.testing.assert_allclose(adaptive_index(h), [0.5, -0.5, 0, 0])
+
+
+def test_connected_units_with_equal_inputs_are_the_layer():
+    layer = build("ANRU", inputs=1)
+    x, drive = randn(9, 3, 1), randn(9, 3, seed=1)
+    expected, _ = layer(x, drive=drive)
+    found, _ = unit_layer(layer)(x.expand(-1, -1, layer.hidden_size), drive=drive)
+    torch.testing.assert_close(found, expected)
+
+
+def test_isolated_units_are_networks_of_one_unit():
+    layer = build("ANRU", inputs=1)
+    x, drive = randn(9, 3, layer.hidden_size), randn(9, 3, seed=1)
+    found, _ = unit_layer(layer, isolated=True)(x, drive=drive)
+    for i in range(layer.hidden_size):
+        alone = build("ANRU", inputs=1, units=1)
+        state = layer.state_dict()
+        for name in ("Uxh.weight", "Uxh.bias", "Whh.bias"):
+            state[name] = state[name][i : i + 1]
+        state["Whh.weight"] = state["Whh.weight"][i : i + 1, i : i + 1]
+        alone.load_state_dict(state)
+        expected, _ = alone(x[:, :, i : i + 1], drive=drive)
+        torch.testing.assert_close(found[:, :, i : i + 1], expected)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_the_responses_are_the_equations_step_by_step(isolated):
+    layer = build("ANRU", inputs=1)
+    protocol = dataclasses.replace(PROTOCOLS["short"], steps=60, noise=0.3)
+    found = responses(unit_layer(layer, isolated), protocol, (0.0, 2.0), 3, seeded(5))
+    assert found.shape == (3, 2, layer.hidden_size, 60)
+    generator = seeded(5)
+    x = 0.8 + 0.1 * torch.randn(3, 1, layer.hidden_size, generator=generator, dtype=torch.float64)
+    noise = torch.randn(60, 3, 2, layer.hidden_size, generator=generator, dtype=torch.float64)
+    u, W = layer.Uxh.weight[:, 0], layer.Whh.weight
+    W = torch.diag(torch.diag(W)) if isolated else W
+    h, g = layer.initial_state(6)
+    with torch.no_grad():
+        for t in range(60):
+            own = u * (x + 0.3 * noise[t]) + (h @ (W - layer.Whh.weight).t()).view(3, 2, -1)
+            own[:, 1] += 2.0 * (51 <= t <= 100)
+            # what layer.step adds to an input of 0, one unit's own input at a time
+            a = layer.preactivation(torch.zeros(6, 1).double(), h) + own.view(6, -1)
+            g = torch.tanh(layer.Uag(a.unsqueeze(-1)) + layer.Wgg(g))
+            n, s, z = layer.gain(g), layer.saturation(g), a * layer.gain(g)
+            h = (1 - s) * torch.nn.functional.softplus(z) / n + s * torch.sigmoid(z)
+            torch.testing.assert_close(torch.from_numpy(found[..., t]).view(6, -1), h)
+
+
+def test_the_trials_share_their_inputs_over_all_steps_and_sizes():
+    layer = build("ANRU", inputs=1)
+    still = dataclasses.replace(PROTOCOLS["short"], noise=0.0)
+    h = responses(unit_layer(layer), still, (1.0, 30.0), 2, seeded(0))
+    np.testing.assert_array_equal(h[:, 0, :, :51], h[:, 1, :, :51])  # as long as no ξ acts
+    assert (h[:, 0, :, 51] != h[:, 1, :, 51]).any(-1).all()
+    assert (h[0, 0, :, 0] != h[1, 0, :, 0]).all()
+    noisy = responses(unit_layer(layer), PROTOCOLS["short"], (1.0, 30.0), 2, seeded(0))
+    assert (noisy[:, 0, :, 0] != noisy[:, 1, :, 0]).all()  # ε is drawn for each ξ
