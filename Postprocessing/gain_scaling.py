@@ -7,18 +7,21 @@ sequences, units and 110 ≤ t < 200. Sequences of fewer than 200 steps are read
 Writes analysis/gain_scaling.npz to each run: xi, n, s (X,), and the least-squares fits of its own n
 and s, n_fit and s_fit (2, 3): the parameters a, b, c and their standard errors,
     n = a ξ^(−b) + c        s = a e^(−b ξ) + c
-NaN if the search, which starts from (1, 1, 1), does not converge.
+The search starts from (1, 1, 1), as the paper's, and from the ends of the curve: see `fit`.
 
 Source: Geadah et al., PLOS Computational Biology 2024. The script of its figure 3 averages three
-seeds and fits the same curves; it gives no errors, and what made its data is not published.
+seeds and fits the same curves, from (1, 1, 1) only; it gives no errors of the parameters, and the
+program that made its data is not published.
 """
 
+import contextlib
 import math
 import sys
+import warnings
 
 import numpy as np
 import torch
-from scipy.optimize import curve_fit
+from scipy.optimize import OptimizeWarning, curve_fit
 
 from Postprocessing import analysis
 from Postprocessing.load_runs import layer_input
@@ -60,15 +63,20 @@ def exponential(xi, a, b, c):
 
 
 def fit(curve, xi, values):
-    """Least-squares parameters of a curve, from (1, 1, 1), and their standard errors, (2, 3).
+    """Least-squares parameters of a curve and their standard errors, (2, 3).
 
-    curve: `power` or `exponential`. NaN if the search does not converge.
+    curve: `power` or `exponential`. The better of two searches, from (1, 1, 1) and from the ends of
+    the curve: the first may end where the curve is a step between two ξ. Errors that cannot be
+    estimated are infinite. NaN if no search converges.
     """
-    try:
-        parameters, covariance = curve_fit(curve, np.asarray(xi), values, p0=(1, 1, 1))
-    except RuntimeError:  # how curve_fit says so
-        return np.full((2, 3), np.nan)
-    return np.stack([parameters, np.sqrt(np.diag(covariance))])
+    found, xi = [], np.asarray(xi)
+    for start in ((1, 1, 1), (values[0] - values[-1], 0.1, values[-1])):
+        with warnings.catch_warnings(), contextlib.suppress(RuntimeError):  # it did not converge
+            warnings.simplefilter("ignore", OptimizeWarning)  # the errors are infinite
+            parameters, covariance = curve_fit(curve, xi, values, p0=start)
+            residual = ((curve(xi, *parameters) - values) ** 2).sum()
+            found.append((residual, np.stack([parameters, np.sqrt(np.diag(covariance))])))
+    return min(found, key=lambda one: one[0])[1] if found else np.full((2, 3), np.nan)
 
 
 def one_after_another(x, copies):

@@ -1,4 +1,4 @@
-"""Panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
+"""Runs and panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
 
 Drives of all panels share one scale of colours, `XI`; ξ = 0 is grey. R runs, X drives ξ, T steps.
 """
@@ -12,14 +12,46 @@ from scipy.stats import t as student
 
 from NetworkCreation.gamma_function import gamma_prime
 from Postprocessing.gain_scaling import fit
+from Postprocessing.load_runs import differing, select_runs
 from Postprocessing.plots import COLOURS, GAIN, SATURATION
 from Postprocessing.step_response import ends
+from Training.run_directory import RunError
 
 XI = ScalarMappable(
     LogNorm(np.exp(-2), 30), ListedColormap(plt.get_cmap("plasma_r")(np.linspace(0.1, 1, 256)))
 )
 UNITS = {"connected": COLOURS["ANRU"], "isolated": "0.45"}
 UNIT_SLOPE = (0.9, 1.1, 1.5, 2.0, 3.0, 5.0, 30.0)  # the x* of the contours γ′(x*; n, s) = 1
+
+
+def anru_runs(root, task, **arguments):
+    """The complete ANRU runs of a task below root, the newest of each seed, by seed: [Run].
+
+    arguments: more saved arguments of the runs. Raises RunError, with the command that creates one,
+    if there is none, or if they differ in network or training.
+    """
+    folder = root / task
+    found = select_runs(folder, net_type="ANRU", **arguments) if folder.is_dir() else []
+    seeds = {run.config["arguments"]["seed"]: run for run in reversed(found) if run.complete}
+    runs = [seeds[seed] for seed in sorted(seeds)]
+    if not runs:
+        flags = " -p" * task.startswith("ps") + " --dataset digits" * task.endswith("Digits")
+        raise RunError(
+            f"no complete ANRU runs of {task} below {root}; create one with:\n"
+            f"python3 sMNIST_task.py --net-type ANRU{flags} --save-dir {root}"
+        )
+    names = {"nhid", "supervisor_size", "lr", "epochs", "batch", "shuffle", "rinit", "iinit"}
+    if differ := names.intersection(differing(runs)):
+        raise RunError(f"the ANRU runs differ in {', '.join(sorted(differ))}; set `arguments`")
+    return runs
+
+
+def describe(task, runs):
+    """A line for the caption: task, network, units, epochs, and the number of runs and seeds."""
+    saved = [run.config["arguments"] for run in runs]
+    seeds = ", ".join(str(one["seed"]) for one in saved)
+    units, epochs = saved[0]["nhid"], saved[0]["epochs"]
+    return f"{task}, ANRU of {units} units, {epochs} epochs, {len(runs)} runs (seeds {seeds})."
 
 
 def colour(xi):
@@ -78,19 +110,13 @@ def draw_shape_plane(xi, n, s, window, ax):
 
 
 def draw_scaling(xi, values, curve, ax, label):
-    """Values (R, X) against ξ, with the fit of the mean over runs and its standard errors."""
+    """Values (R, X) against ξ: runs, mean and 95 % interval; dashed: the fit of the mean."""
     mean, half = interval(values)
+    ax.plot(xi, values.T, color=COLOURS["ANRU"], linewidth=0.5, alpha=0.5)
     ax.errorbar(xi, mean, half, fmt="o", color=COLOURS["ANRU"], markersize=3, linewidth=0.8)
-    parameters, errors = fit(curve, xi, mean)
+    parameters, _ = fit(curve, xi, mean)
     x = np.geomspace(min(xi), max(xi), 200)
-    ax.plot(x, curve(x, *parameters), "k--", linewidth=0.8)
-    said = [
-        f"${name}={value:.3g}\\pm{error:.1g}$"
-        for name, value, error in zip("abc", parameters, errors, strict=True)
-    ]
-    rising = mean[-1] > mean[0]
-    at = {"va": "bottom", "y": 0.05} if rising else {"va": "top", "y": 0.95}
-    ax.text(s="\n".join(said), x=0.97, ha="right", fontsize=6, transform=ax.transAxes, **at)
+    ax.plot(x, curve(x, *parameters), "k--", linewidth=1, zorder=3)
     ax.set(xlabel=r"standard deviation $\xi$", ylabel=label)
     return ax
 
@@ -113,10 +139,11 @@ def draw_orders(xi, alphas, ax, connectivity, fit_name):
     mean, half = interval(alphas)
     style = {"paper": "-o", "free": "--s"}[fit_name]
     label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper’s fit'}"
-    ax.errorbar(
-        xi, mean, half, fmt=style, color=UNITS[connectivity], markersize=3, linewidth=1, label=label
-    )
-    ax.set(xlabel=r"drive $\xi$", ylabel=r"fractional order $\alpha$")
+    look = {"color": UNITS[connectivity], "linewidth": 1}
+    ax.plot(xi, mean, style, markersize=3, label=label, **look)
+    ax.fill_between(xi, mean - half, mean + half, color=UNITS[connectivity], alpha=0.15)
+    ax.set(xlabel=r"drive $\xi$", ylabel=r"fractional order $\alpha$", ylim=(-0.03, 1.03))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     return ax
 
 
@@ -138,9 +165,17 @@ def draw_groups(units, alphas, ax, connectivity, driven):
     """
     if not ax.lines:
         ax.axvspan(*driven, color="0.93", linewidth=0)
-    for chosen, sign, style in ((alphas <= 0, "≤", ":"), (alphas > 0, ">", "-")):
+    for chosen, sign, style in ((alphas <= 0, r"\leq", ":"), (alphas > 0, ">", "-")):
         if chosen.any():
             label = rf"{connectivity}, $\alpha {sign} 0$: {chosen.sum()}"
             ax.plot(units[chosen].mean(0), style, color=UNITS[connectivity], label=label)
     ax.set(xlabel="step $t$", ylabel="mean $h_t$ of the units")
     return ax
+
+
+def add_legend(ax):
+    """A legend in two columns above the data of a panel."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.25 * (high - low))
+    style = {"loc": "upper center", "ncols": 2, "fontsize": 5, "borderaxespad": 0}
+    return ax.legend(**style, handlelength=1.5, handletextpad=0.4, columnspacing=0.8)
