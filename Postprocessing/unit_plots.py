@@ -51,7 +51,8 @@ def describe(task, runs):
     saved = [run.config["arguments"] for run in runs]
     seeds = ", ".join(str(one["seed"]) for one in saved)
     units, epochs = saved[0]["nhid"], saved[0]["epochs"]
-    return f"{task}, ANRU of {units} units, {epochs} epochs, {len(runs)} runs (seeds {seeds})."
+    number = f"{len(runs)} runs (seeds {seeds})" if len(runs) > 1 else f"1 run (seed {seeds})"
+    return f"{task}, ANRU of {units} units, {epochs} epochs, {number}."
 
 
 def colour(xi):
@@ -138,7 +139,7 @@ def draw_orders(xi, alphas, ax, connectivity, fit_name):
     """α (R, X) against ξ: mean over runs and 95 % interval. Dashed: fit with a free gain."""
     mean, half = interval(alphas)
     style = {"paper": "-o", "free": "--s"}[fit_name]
-    label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper’s fit'}"
+    label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper'}"
     look = {"color": UNITS[connectivity], "linewidth": 1}
     ax.plot(xi, mean, style, markersize=3, label=label, **look)
     ax.fill_between(xi, mean - half, mean + half, color=UNITS[connectivity], alpha=0.15)
@@ -178,4 +179,4 @@ def add_legend(ax):
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.25 * (high - low))
     style = {"loc": "upper center", "ncols": 2, "fontsize": 5, "borderaxespad": 0}
-    return ax.legend(**style, handlelength=1.5, handletextpad=0.4, columnspacing=0.8)
+    return ax.legend(**style, handlelength=1.2, handletextpad=0.3, columnspacing=0.6)

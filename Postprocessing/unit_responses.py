@@ -23,6 +23,8 @@ appendix fit without a free gain, so that a pure step of gain 2 has α = 0.188, 
 is not raised when the drive is: it ends a step early in the short protocol, and begins one step and
 ends two steps early in the long one. `paper` is that fit. `free` adds a gain and aligns the step.
 The base c of the steps is the paper's in both: 0 for the response, 0.8 for units.
+The free gain may be negative: a unit that rises all through the step, rather than follows it, may
+be fitted best by its integral, upside down, and then has an α near −1 that means little.
 """
 
 import copy
