@@ -103,15 +103,16 @@ class ANRU(RecurrentLayer):
         return f"supervisor_size={self.supervisor_size}"
 
 
-# Units of all samples whose supervisors are worked on together: 2 MB of them for M = 50.
+# Units of all samples whose supervisors a CPU works on together: 2 MB of them for M = 50.
 CHUNK = 10000
 # Steps from one kept state of the supervisors to the next; those between are computed again.
 BLOCK = 14
 
 
-def _chunks(batch, size):
-    """Slices of the batch whose supervisors stay in the cache."""
-    number = math.ceil(batch * size / CHUNK)
+def _chunks(h):
+    """Slices of the batch of h (B, H) whose supervisors stay in a CPU's cache; on a GPU all."""
+    batch = len(h)
+    number = math.ceil(h.numel() / CHUNK) if h.is_cpu else 1
     length = math.ceil(batch / min(number, batch))
     return [slice(first, min(first + length, batch)) for first in range(0, batch, length)]
 
@@ -124,7 +125,7 @@ def _blocks(steps):
 def _square(E):
     """E with two more rows: anything for the row of a, and σ(99) = 1 for the row of ones."""
     square = nn.functional.pad(E, (0, 0, 0, 2))
-    square[-1, -1] = 99
+    square[-1, -1].fill_(99)  # an assignment would copy the number to a GPU, and wait
     return square
 
 
@@ -140,16 +141,17 @@ class _ANRU(torch.autograd.Function):
         steps, batch, size, M = *x.shape[:2], len(W), len(E)
         outputs = h.new_empty(steps, batch, size)
         a = torch.empty_like(outputs) if learns else outputs
-        for first, last in time_loop.passes(steps, batch, size):
+        for first, last in time_loop.passes(outputs):
             time_loop.input_product(x[first:last], U, b, out=a[first:last])
         kept = h.new_empty(len(_blocks(steps)) if learns else 0, batch, M + 2, size)
         ns = h.new_empty(steps if learns else 1, batch, 2, size)
         square, recurrent = _square(E), W.t().contiguous()
         y_last = torch.empty_like(y)
-        for chunk in _chunks(batch, size):
+        for chunk in _chunks(h):
             length = chunk.stop - chunk.start
             before, after = h.new_empty(2, length, M + 2, size).unbind()
-            before[:, :M], before[:, M + 1] = y[chunk], 1
+            before[:, :M] = y[chunk]
+            before[:, M + 1].fill_(1)
             step_map, read = square.expand(length, -1, -1), N.expand(length, -1, -1)
             state = h[chunk]
             for t in range(steps):
@@ -180,7 +182,7 @@ class _ANRU(torch.autograd.Function):
         to_a[0, :M] = E[:, M]
         dh, dy, dmaps = torch.empty_like(h), h.new_empty(batch, M, size), torch.zeros_like(square)
         gradients = time_loop.AffineGradients(x, h, outputs, U, W, ctx.needs_input_grad[1])
-        for chunk in _chunks(batch, size):
+        for chunk in _chunks(h):
             length = chunk.stop - chunk.start
             ys = list(h.new_empty(BLOCK + 1, length, M + 2, size).unbind())
             D, D_before = h.new_zeros(2, length, M + 2, size).unbind()
@@ -220,7 +222,7 @@ class _ANRU(torch.autograd.Function):
                     da_t.unsqueeze(1).baddbmm_(a_back, D)
                     time_loop.flush(da_t)
                 gradients.add(first, last, slope, chunk)
-            D[:, M:] = 0
+            D[:, M:].zero_()
             dmaps += products.baddbmm_(D, ys[0].transpose(1, 2)).sum(0)
             torch.mm(da_t, W, out=dh[chunk])
             dy[chunk] = torch.bmm(step_back, D)[:, :M]

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import relu
+from torch.nn.functional import pad, relu
 
 from NetworkCreation import initialization, time_loop
 from NetworkCreation.layer import (
@@ -92,13 +92,12 @@ class EURNN(RecurrentLayer):
         layer = torch.arange(self.capacity, device=one.device).unsqueeze(1)
         first = ((unit - layer) % 2 == 0) & (unit < self.hidden_size - 1)  # a pair begins here
         second = first.roll(1, dims=1)
-        cos, sin = self.theta.cos(), self.theta.sin()
-        turn = torch.polar(torch.ones_like(self.phi), self.phi)
-        own, other = one + 0j, 0j * one
-        own = own.masked_scatter(first, turn * cos).masked_scatter(second, cos + 0j)
-        other = other.masked_scatter(first, -turn * sin).masked_scatter(second, sin + 0j)
-        phases = torch.polar(one, torch.where(layer == self.capacity - 1, self.omega, 0.0))
-        return own * phases, other * phases, unit + first.int() - second.int()
+        # The number of each unit's pair, counted from 1; 0, with no angle, for one without partner
+        pair = first.flatten().cumsum(0).view(first.shape) * (first | second)
+        theta, phi = (pad(angles, (1, 0))[pair] for angles in (self.theta, self.phi))  # (L, H)
+        turn = torch.polar(one, phi * first + self.omega * (layer == self.capacity - 1))
+        swaps = unit + first.int() - second.int()
+        return turn * theta.cos(), turn * theta.sin() * (unit - swaps), swaps
 
     def rotate(self, h):
         """W h of a complex h (..., H)."""
@@ -205,7 +204,7 @@ class _Unitary(torch.autograd.Function):
         swapped, delta = torch.zeros_like(z[:1].expand(2, -1, -1)).unbind()  # δ = dL/dh
         if dstate is not None:
             delta.copy_(dstate)
-        for first, last in reversed(time_loop.passes(*z.shape)):
+        for first, last in reversed(time_loop.passes(z)):
             before, dz = torch.empty_like(z[first:last]), d_entry[first:last]
             before[0] = h if first == 0 else ctx.phi(z[first - 1], bias)
             before[1:] = ctx.phi(z[first : last - 1], bias)

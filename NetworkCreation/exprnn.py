@@ -3,7 +3,8 @@
     h_t = φ(U x_t + P h_{t−1} + drive_t)                 (B, H)
     P = P₀ Q(A),  Q(A) = exp(A) or (1 + A/2)(1 − A/2)⁻¹  (H, H), A skew-symmetric and learned
 
-P is made of A once per sequence, and the gradient goes through its making once.
+P is made of A once per sequence, and the gradient goes through its making once. On a GPU the host
+waits there for the device, about a dozen times for exp and once for the Cayley map.
 
 Source: Lezcano-Casado & Martínez-Rubio, arXiv 1901.08428; P₀ is the base of their dynamic
 trivializations, arXiv 1909.09501, and stays what it is.

@@ -109,7 +109,7 @@ def gain_statistics(rnn, x):
         found = {"n": rnn.n, "s": rnn.s}
     statistics = {}
     for name in ("n", "s"):
-        values = found[name].double() if name in found else None
+        values = found[name].cpu().double() if name in found else None
         statistics[f"{name}_mean"] = None if values is None else values.mean().item()
         statistics[f"{name}_std"] = None if values is None else values.std(correction=0).item()
     return statistics

@@ -130,7 +130,7 @@ class _RNN(torch.autograd.Function):
         a = torch.empty_like(outputs) if learns and phi.from_a else outputs
         recurrent = V.t().contiguous()  # a view is slower, at each product
         state = h
-        for first, last in time_loop.passes(*outputs.shape):
+        for first, last in time_loop.passes(outputs):
             time_loop.input_product(x[first:last], U, b, out=a[first:last])
             for a_t, h_t in zip(a[first:last].unbind(), outputs[first:last].unbind(), strict=True):
                 phi.value(a_t.addmm_(state, recurrent), *parameters, out=h_t)
@@ -146,7 +146,7 @@ class _RNN(torch.autograd.Function):
     def backward(ctx, doutputs, dstate):
         x, h, U, V, outputs, a, *parameters = ctx.saved_tensors  # a is outputs unless φ needs it
         phi, steps = ctx.phi, len(outputs)
-        passes = time_loop.passes(*outputs.shape)
+        passes = time_loop.passes(outputs)
         learned = any(ctx.needs_input_grad[7:])
         sums = []
         gradients = time_loop.AffineGradients(x, h, outputs, U, V, ctx.needs_input_grad[2])

@@ -6,7 +6,8 @@ Letters: T time, B batch, I input, H main units.
 same values and gradients in less time and memory:
 
 - work that needs no recurrence (input products, weight gradients, derivatives of the activation)
-  is done for several steps at a time (`passes`), few enough that they stay in the cache;
+  is done for several steps at a time (`passes`): on a CPU few enough that they stay in the cache,
+  on a GPU all of them, for the fewest kernel launches;
 - only what the backward pass needs is kept, and what is cheap is computed again;
 - an input that is made of few symbols costs as much as there are symbols (`Embedded`).
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import embedding, one_hot
 
-# Elements that a pass over several steps works on.
+# Elements that a pass over several steps works on, on a CPU.
 PASS = 3 << 18
 
 
@@ -54,7 +55,7 @@ def joined_input(x, drive, U, driven=slice(None)):
         x = one_hot(x.symbols.long(), len(x.table)).to(U.dtype)
     if drive is not None:
         weight = torch.zeros_like(U[:, :1])
-        weight[driven] = 1
+        weight[driven].fill_(1)
         drive = drive if drive.ndim == 2 else drive.unsqueeze(1).expand(x.shape[:2])
         x, U = torch.cat([x, drive.unsqueeze(-1)], dim=-1), torch.cat([U, weight], dim=1)
     return x, U
@@ -72,9 +73,10 @@ def learning(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def passes(steps, batch, size):
-    """(first, last + 1) of the steps of each pass, from the first step to the last."""
-    length = max(1, PASS // (batch * size))
+def passes(sequence):
+    """(first, last + 1) of the steps of each pass over a sequence (T, ·, ·), in order."""
+    steps = len(sequence)
+    length = max(1, PASS // sequence[0].numel()) if sequence.is_cpu else steps
     return [(first, min(first + length, steps)) for first in range(0, steps, length)]
 
 
@@ -109,12 +111,15 @@ SMALLEST_GRADIENT = {
 
 
 def flush(gradient):
-    """Sets to 0 what is about to become denormal, in place; keeps NaN and infinity.
+    """Sets to 0 what is about to become denormal, in place, on a CPU; keeps NaN and infinity.
 
-    A gradient vanishes on its way back in time, and a product of denormal numbers takes a hundred
-    times as long as one of normal numbers. In float32 this is what is below 1e-30.
+    A gradient vanishes on its way back in time, and a CPU takes a hundred times as long for a
+    product of denormal numbers as for one of normal numbers. In float32 this is what is below
+    1e-30.
     """
-    return torch.hardshrink(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
+    if gradient.is_cpu:
+        torch.hardshrink(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
+    return gradient
 
 
 class AffineGradients:
