@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
+from Training.machine import allow_tf32
 from Training.run_directory import Run, RunError, current_names, find_runs, plain
 from Training.trainer import Interrupted, TrainingStopped
 
 # Flags that say what to evaluate and where, not what was trained.
-EVALUATION = {"cuda", "data", "save_dir", "limit_batches", "test", "checkpoint", "transform"}
+EVALUATION = {"cuda", "tf32", "data", "save_dir", "limit_batches", "test", "checkpoint"}
+EVALUATION |= {"transform"}
 # Arguments of the networks and models whose flag has another name.
 FLAGS = {"hidden_size": "nhid", "embedding_size": "emsize"}
 GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamma2
@@ -265,6 +267,7 @@ def add_run_flags(parser, script, datasets):
         help="folder of the data sets",
     )
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
+    flag("--tf32", action="store_true", help="faster, less precise matrix products on a GPU")
     flag("--seed", type=seed_int, default=400, help="of all random draws")
     flag("--save-dir", type=path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
     flag(
@@ -447,12 +450,34 @@ def check_network(parser, args, device, build, states):
 
 
 def choose_device(parser, args):
-    """The device that -g/--no-cuda asks for, or else the GPU if there is one; sets args.cuda."""
-    available = torch.cuda.is_available()
-    if args.cuda and not available:
-        parser.error("argument -g/--cuda: torch sees no GPU here")
-    args.cuda = available and args.cuda is not False
+    """The device that -g/--no-cuda asks for, or else the GPU if there is one; sets args.cuda.
+
+    A GPU that this torch has no kernels for is an error of --cuda; without the flag, a line says so
+    and the CPU is used. Products are computed in float32, or with --tf32 in TF32.
+    """
+    allow_tf32(args.tf32)
+    if args.cuda is not False and (problem := _gpu_problem()):
+        if args.cuda:
+            parser.error(f"argument -g/--cuda: {problem}")
+        if torch.cuda.is_available():
+            print(f"{parser.prog}: using the CPU: {problem}", file=sys.stderr)
+        args.cuda = False
+    args.cuda = args.cuda is not False
+    if args.tf32 and not args.cuda:
+        parser.error("argument --tf32: requires a GPU")
     return torch.device("cuda" if args.cuda else "cpu")
+
+
+def _gpu_problem():
+    """Why the GPU cannot be used, in one line; None if it can."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU here"
+    try:
+        torch.ones(1, device="cuda").item()  # launches a kernel
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        return f"torch {torch.__version__} cannot compute on this GPU ({reason})"
+    return None
 
 
 # --test

@@ -1,4 +1,4 @@
-"""Settings of the process, for speed: threads that do not spin, and memory that is kept.
+"""Settings of the process: threads that do not spin, memory that is kept, products in float32.
 
 Import this module before torch: libgomp reads its environment when torch loads it.
 """
@@ -23,3 +23,17 @@ def keep_memory():
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def allow_tf32(allowed):
+    """Sets whether a GPU may round the factors of float32 products to TF32's 10 bits of mantissa.
+
+    Call it before the first use of the GPU. torch allows TF32 in cuDNN's LSTM and GRU by default,
+    and the environment of NVIDIA's containers allows it in every product.
+    """
+    from torch import backends  # this module is imported before torch
+
+    backends.cuda.matmul.allow_tf32 = allowed
+    backends.cudnn.allow_tf32 = allowed
+    if not allowed:
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # for NVIDIA's libraries, which read it themselves

@@ -66,7 +66,11 @@ def describe(parser, args, spec, data, device):
         "command": parser.command,
         "commit": _commit(),
         "started": datetime.datetime.now().astimezone().isoformat(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            **_versions(),
+            "cuda": torch.version.cuda,  # that torch is built for; None for the CPU
+        },
         "platform": platform.platform(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),

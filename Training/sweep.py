@@ -29,7 +29,7 @@ from Training.flags import Parser, positive_int
 from Training.run_directory import LAST, MODE, find_runs, has_arguments, plain
 
 # Arguments that say where and how a run is made, not what is trained.
-ASIDE = {"cuda", "data", "save_dir", "snapshot_minutes", "note", "verbose", *MODE}
+ASIDE = {"cuda", "tf32", "data", "save_dir", "snapshot_minutes", "note", "verbose", *MODE}
 OUTCOMES = {
     "complete": "already finished",
     "trained": "trained to the end",
