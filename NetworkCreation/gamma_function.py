@@ -129,9 +129,11 @@ def gamma(x, n, s):
     x: floating-point tensor of any shape. n, s: numbers or tensors that broadcast with x; n ≠ 0,
     of either sign. Returns a tensor of the common shape, with the dtype of x.
 
-    If s, 2 x and n x are finite and n is a normal number, γ and each derivative f are accurate to a
-    few units in the last place of |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, and infinite only where
-    f overflows. Factors below the smallest normal number, such as e^{−|n x|}, may be taken as 0.
+    If s and n x are finite, γ and each derivative f are accurate to a few units in the last place
+    of |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, as long as this sum does not overflow. Factors below
+    twice the smallest normal number, such as e^{−|n x|}, may be taken as 0; and so are x, n and s
+    below the smallest where the processor flushes denormal numbers. For normal n and finite 2 x
+    nothing is NaN.
     Raises ValueError if n is a number that is 0 or not finite (the values of a tensor n are not
     checked).
     """

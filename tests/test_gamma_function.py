@@ -36,28 +36,27 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def points(dtype):
     """x, n and s, flat: special values, and random ones over the whole range of the type.
 
-    x and n are 0 (x only) or normal numbers; 2 x and n x are finite.
+    n is not 0, and n x is finite.
     """
     generator = torch.Generator().manual_seed(1)
-    lowest, highest = (-37.9, 38.5) if dtype == torch.float32 else (-307.6, 308.2)
+    lowest, highest = (-44.8, 38.5) if dtype == torch.float32 else (-323, 308.2)
 
     def spread(low, high, count=250):
         exponent, sign = torch.rand(2, count, generator=generator, dtype=torch.float64)
         return 10 ** (low + (high - low) * exponent) * torch.sign(sign - 0.5)
 
     largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal
-    x = [0, smallest, -1e-4, 0.3, -1, 7, -39, 41, 1e6, -largest / 2]
-    n = [smallest, 400 * smallest, -1e-4, -0.3, 1, -5, 300, 1e30, -largest]
+    x = [0, smallest / 1e5, smallest, -1e-4, 0.3, -1, 7, -39, 41, 1e6, -largest / 2, largest]
+    n = [-smallest / 3, smallest, 400 * smallest, -1e-4, -0.3, 1, -5, 300, 1e30, -largest]
     s = [0, 1, -2, 100, 1e4]
     special = torch.cartesian_prod(*(torch.tensor(axis, dtype=torch.float64) for axis in (x, n, s)))
-    x_of_z = spread(lowest + 2.1, highest)
+    x_of_z = spread(lowest + 9.1, highest)
     x = torch.cat([spread(-2, 2), spread(lowest, highest), x_of_z])
     n = torch.cat([spread(-2, 2), spread(lowest, highest), spread(-4, 2.1) / x_of_z])  # |n x| < 126
     s = torch.tensor([*s, 0.3, 0.5, 0.999, -1e4]).double()
     s = s[torch.randint(len(s), x.shape, generator=generator)]
     x, n, s = torch.cat([special, torch.stack([x, n, s], dim=1)]).to(dtype).unbind(1)
-    normal = ((x == 0) | (x.abs() >= smallest)) & (n.abs() >= smallest)
-    kept = normal & (2 * x).isfinite() & (n * x).isfinite()
+    kept = (n != 0) & (n * x).isfinite()
     return x[kept], n[kept], s[kept]
 
 
@@ -112,6 +111,7 @@ def gradients(inputs, function=gamma):
 @pytest.mark.filterwarnings("error")
 def test_agrees_with_mpmath(quantity, flush, dtype):
     tensors, references = points_and_references(dtype)
+    limits = torch.finfo(dtype)
     if not torch.set_flush_denormal(flush):
         pytest.skip("this processor does not flush denormal numbers")
     try:
@@ -124,13 +124,19 @@ def test_agrees_with_mpmath(quantity, flush, dtype):
     finally:
         torch.set_flush_denormal(False)
     assert found.dtype == dtype
-    limits = torch.finfo(dtype)
     tolerance = 1e-6 * limits.eps / torch.finfo(torch.float32).eps
     wrong = []
     for point, result, row in zip(
         zip(*tensors, strict=True), found.tolist(), references, strict=True
     ):
         true, bound, lost = row["x" if quantity == "prime" else quantity]
+        if flush:
+            lost *= 2
+            if any(0 < abs(p) < limits.smallest_normal for p in point):
+                continue  # taken as 0
+        x, n, _ = point
+        if bound > limits.max and (abs(n) < limits.smallest_normal or 2 * abs(x) > limits.max):
+            continue  # a part overflows
         if abs(true) > limits.max:
             fine = math.isinf(result) and result * mpmath.sign(true) > 0
         else:

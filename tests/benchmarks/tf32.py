@@ -1,0 +1,97 @@
+"""How far rounding the factors of products to fewer bits takes psMNIST's RNN from float64.
+
+    python3 -m tests.benchmarks.tf32
+
+A GPU with TF32 rounds both factors of a float32 product to 10 bits of mantissa and adds up in
+float32; bfloat16 has 7 bits. Here a CPU rounds them so, in the plain loop of the steps, forward and
+backward. Network and loss are those of sMNIST_task.py before the first update, on the first
+training batch, at the initial n and s of the table. The errors are ‖error‖ / ‖value in float64‖, of
+the last state h_T and of dL/dV.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from NetworkCreation.models import PixelClassifier
+from NetworkCreation.Networks import RNN
+from tests.conftest import DATA
+from Training.datasets import load_pixels
+from Training.trainer import stream
+
+SEED, BATCH, UNITS = 400, 100, 400
+
+MANTISSA = {"float32": 23, "TF32": 10, "bfloat16": 7}
+GAINS = ((6.0, 0.0), (1.0, 1.0))
+
+
+def rounded(x, bits):
+    """float32 x rounded to this many bits of mantissa, to the nearest, ties to even."""
+    if bits == 23:
+        return x
+    dropped = 23 - bits
+    whole = x.contiguous().view(torch.int32)
+    half = (1 << (dropped - 1)) - 1 + ((whole >> dropped) & 1)
+    return ((whole + half) >> dropped << dropped).view(torch.float32)
+
+
+class Product(torch.autograd.Function):
+    """x Wᵀ of rounded factors, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x, W, bits):
+        ctx.save_for_backward(x, W)
+        ctx.bits = bits
+        return rounded(x, bits) @ rounded(W, bits).t()
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x, W), bits = ctx.saved_tensors, ctx.bits
+        dy = rounded(dy, bits)
+        return dy @ rounded(W, bits), dy.t() @ rounded(x, bits), None
+
+
+class RoundedLinear(nn.Module):
+    def __init__(self, linear, bits):
+        super().__init__()
+        self.linear, self.bits = linear, bits
+
+    def forward(self, x):
+        return Product.apply(x, self.linear.weight, self.bits) + self.linear.bias
+
+
+def run(model, x, labels):
+    """h_T and dL/dV of a model."""
+    _, h = model.rnn.loop(x)
+    model.zero_grad()
+    cross_entropy(model.lin(h), labels).backward()
+    V = getattr(model.rnn.V, "linear", model.rnn.V)
+    return h.detach().double(), V.weight.grad.double()
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="data sets")
+    args = parser.parse_args(argv)
+    x, labels = load_pixels("mnist", args.data, SEED, permute=True).train.batch(slice(0, BATCH))
+    print("| n | s | products in | error of h_T | error of dL/dV |\n|---|---|---|---|---|")
+    for n, s in GAINS:
+        model, exact = (
+            PixelClassifier(RNN(1, UNITS, n=n, s=s, generator=generator), generator=generator)
+            for generator in (stream(SEED, "initialisation"), stream(SEED, "initialisation"))
+        )
+        right = run(exact.double(), x.double(), labels)
+        maps = {"U": model.rnn.U, "V": model.rnn.V}
+        for name, bits in MANTISSA.items():
+            for part, linear in maps.items():
+                setattr(model.rnn, part, RoundedLinear(linear, bits))
+            found = run(model, x, labels)
+            errors = [(f - r).norm() / r.norm() for f, r in zip(found, right, strict=True)]
+            print(f"| {n:g} | {s:g} | {name} | {errors[0]:.1%} | {errors[1]:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
