@@ -124,7 +124,7 @@ def test_a_large_matrix_is_orthogonal_in_float32(ostep_method):
 
 def fit(layer, updates, lr_orth):
     """Updates that fit random outputs; returns the losses."""
-    x, target = randn(5, 4, I, dtype=torch.float32), randn(5, 4, layer.hidden_size).float()
+    x, target = randn(2, 4, I, dtype=torch.float32), randn(2, 4, layer.hidden_size).float()
     options = {"orthogonal": {"lr": lr_orth}, "T": {"weight_decay": 1e-5}}
     groups = parameter_groups(torch.nn.ModuleDict({"rnn": layer}), options)
     optimiser = torch.optim.Adam(groups, lr=1e-3)
@@ -139,16 +139,7 @@ def fit(layer, updates, lr_orth):
 
 
 @pytest.mark.parametrize(
-    ("key", "units"),
-    [
-        ("expRNN", 33),
-        ("expRNN-fixed", 24),
-        ("expRNN-cayley-tanh", 33),
-        ("nnRNN", 32),
-        ("nnRNN-cayley-gamma2", 32),
-        ("EURNN", 33),
-        ("EURNN-1", 32),
-    ],
+    ("key", "units"), [("expRNN", 33), ("expRNN-cayley-tanh", 33), ("nnRNN", 32), ("EURNN", 33)]
 )
 def test_orthogonal_after_a_thousand_updates(key, units):
     layer = new(key, units, dtype=torch.float32)
@@ -276,5 +267,4 @@ def loss_of_copying(key, lr, updates, **options):
 def test_exprnn_remembers_what_a_tanh_rnn_does_not():
     memoryless = 10 * math.log(8) / 120
     assert loss_of_copying("expRNN", 5e-3, 300) < memoryless / 2
-    for lr in (1e-3, 5e-3):
-        assert loss_of_copying("RNN", lr, 300, nonlin="tanh") > memoryless
+    assert loss_of_copying("RNN", 5e-3, 300, nonlin="tanh") > memoryless

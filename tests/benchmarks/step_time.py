@@ -3,6 +3,7 @@
     python3 -m tests.benchmarks.step_time
     python3 -m tests.benchmarks.step_time --shape psMNIST --layer RNN-gamma2 GRU --repeats 15
     python3 -m tests.benchmarks.step_time --report linearity evaluation
+    python3 -m tests.benchmarks.step_time --device cuda
 
 A step is forward, backward, gradient norm and Adam, in float32 with denormals flushed. The loss is
 of the last h (psMNIST) or of h at all steps (PTB). PTB-task is the whole of what PTB_task.py
@@ -14,8 +15,10 @@ contestants take turns in one process, and the medians are compared:
 - layer: the layer as it is called (LSTM and GRU have torch's recurrence inside);
 - floor: only the matrix products that the step needs, in the sizes that they have (EURNN has none).
 
-Memory is the peak of a fresh process that takes three steps. The table is Markdown. The plain loop
-of ANRU takes 14 GB.
+Memory is the peak of a fresh process that takes three steps; on a GPU, of torch's memory there.
+Kernels are the operations of a step of the layer that compute something: on a GPU each is one
+launch or more, and torch's LSTM and GRU are one each. The table is Markdown. The plain loop of ANRU
+takes 14 GB.
 """
 
 import Training.machine  # isort: skip — settings that torch reads when it loads
@@ -36,6 +39,7 @@ from torch import nn
 
 from NetworkCreation.models import CharacterModel
 from NetworkCreation.Networks import NETWORKS, RNN
+from tests.operations import Operations
 
 
 class Shape(NamedTuple):
@@ -182,9 +186,21 @@ def contestant(name, layer, shape):
 
 
 def seconds(work):
+    """The time of a piece of work, what it started on a GPU included; a GPU is idle before."""
     start = time.perf_counter()
     work()
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def kernels(layer, shape):
+    """The operations that compute something in a step of the layer, from the second on."""
+    work = contestant("layer", layer, shape)
+    work()  # the first makes what the optimiser keeps
+    with Operations() as operations:
+        work()
+    return operations.kernels
 
 
 def medians(layer, shape, names, repeats, loop_repeats):
@@ -212,6 +228,7 @@ def peak(mode, layer, shape_name, *options):
     progress(f"{layer}: memory of {mode}")
     command = [sys.executable, "-m", "tests.benchmarks.step_time", *options]
     command += ["--alone", mode, "--shape", shape_name, "--layer", layer]
+    command += ["--device", str(torch.get_default_device())]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -235,7 +252,9 @@ def run_alone(mode, layer, shape):
 
 
 def peak_memory():
-    """The peak of this process in bytes, without that of the process that started it."""
+    """The peak in bytes: on a GPU of torch there, else of this process without its parent's."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -245,7 +264,7 @@ def peak_memory():
 
 def report_steps(args):
     head = ["shape", "layer", *(f"{name}, s" for name in CONTESTANTS)]
-    head += ["× loop", "× torch.nn", "layer / floor"]
+    head += ["× loop", "× torch.nn", "layer / floor", "kernels"]
     head += [f"{name}, GB" for name in CONTESTANTS[:3]] if args.memory else []
     table(head, [])
     for shape_name in args.shape:
@@ -263,6 +282,7 @@ def report_steps(args):
                 number(ratio(took, "loop", "layer"), ".2f"),
                 number(ratio(took, "torch.nn", "layer"), ".2f"),
                 number(ratio(took, "layer", "floor"), ".2f"),
+                str(kernels(layer, shape)),
             ]
             if args.memory:
                 row += [number(peaks.get(name), ".2f") for name in CONTESTANTS[:3]]
@@ -336,22 +356,28 @@ def main(argv=None):
     parser.add_argument("--loop-repeats", type=int, default=3, help="those of the plain loop")
     parser.add_argument("--T", type=int, help="another number of steps for the timings")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", type=torch.device, default="cpu", help="such as cpu or cuda")
+    parser.add_argument("--tf32", action="store_true", help="allow TF32 in products on a GPU")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--alone", choices=[*CONTESTANTS, "nothing", "evaluation"], help="internal")
     args = parser.parse_args(argv)
     Training.machine.keep_memory()
     torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
     torch.set_num_threads(args.threads)
+    Training.machine.allow_tf32(args.tf32)
+    torch.set_default_device(args.device)
     if args.alone:
         run_alone(args.alone, args.layer[0], resized(args.shape[0], args))
         return
-    print(f"torch {torch.__version__}, {args.threads} threads, {processor()}")
+    print(f"torch {torch.__version__}, {args.threads} threads, {device_name()}")
     for report in args.report:
         REPORTS[report](args)
 
 
-def processor():
-    """The name of the processor, where Linux tells it."""
+def device_name():
+    """The name of the GPU, or of the processor where Linux tells it."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
