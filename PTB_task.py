@@ -13,9 +13,7 @@ Source: Geadah et al., arXiv 2006.12253; the task is that of Kerg et al., arXiv 
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
-import os
 import sys
-from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -30,9 +28,15 @@ from NetworkCreation.Networks import NETWORKS
 from Training import flags
 from Training.datasets import TEXT_SETS, DataError, columns, load_text, windows
 from Training.evaluation import EVALUATION_COLUMNS, bits_per_character, evaluate_text
-from Training.run_directory import LAST, Run, RunError, describe, device_name, is_run_file
+from Training.parser import run_file
+from Training.run_directory import Run, RunError, describe, device_name, keep_results, say
 from Training.trainer import Trainer, stream
 
+SCORES = (
+    *("train_loss", "train_bits_per_character"),
+    *("validation_loss", "validation_bits_per_character"),
+    *("n_mean", "n_std", "s_mean", "s_std"),
+)
 TRACED = (50, 4)  # steps and columns of the validation text over which n and s are averaged
 
 
@@ -49,10 +53,10 @@ def make_parser():
     flag("--log-interval", type=flags.positive_int, default=200, help="batches between two lines")
     flag(
         "--save",
-        type=flags.path_text,
+        type=run_file,
         default="model.pt",
         metavar="PATH",
-        help="file of the best model on validation; a relative path is in the run's directory",
+        help="file of the best model on validation, in the run's directory",
     )
     flag("--any-corpus", action="store_true", help="accept other text in place of pennchar")
     return parser
@@ -61,24 +65,9 @@ def make_parser():
 def parse(argv=None):
     parser = make_parser()
     args, run = flags.parse(parser, argv, NETWORKS)
-    if run is None:
-        if args.any_corpus and args.dataset != "ptb":
-            parser.error("argument --any-corpus: applies to --dataset ptb")
-        if not args.test:
-            check_save(parser, Path(args.save))
+    if args.any_corpus and args.dataset != "ptb":
+        parser.error("argument --any-corpus: applies to --dataset ptb")
     return parser, args, run
-
-
-def check_save(parser, path):
-    """Exits if the best model would replace another file or cannot be written."""
-    if not path.name or ".." in path.parts:
-        parser.error(f"argument --save: {str(path)!r} is not a file in the run's directory")
-    if not path.is_absolute() and is_run_file(path.parts[0]):
-        parser.error(f"argument --save: {path} is the name of another file of a run")
-    if path.is_absolute() and path.exists():
-        parser.error(f"argument --save: {path} exists")
-    if path.is_absolute() and not os.access(path.parent, os.W_OK):
-        parser.error(f"argument --save: {path.parent} is not a writable directory")
 
 
 def model_spec(args, vocabulary):
@@ -112,11 +101,8 @@ def main(argv=None):
     if args.test:
         return test(parser, args, device)
 
-    saved = None
-    if run is not None:
-        with parser.blame("resume", RunError, CheckpointError):
-            saved = read_checkpoint(run.path / LAST)
-            run.check_config(saved.get("config"))
+    with parser.blame("resume", RunError, CheckpointError):
+        saved = None if run is None else run.state(read_checkpoint)
     with parser.blame("data", DataError):
         data = load_text(args.dataset, args.data, args.any_corpus)
         if 2 * args.batch_size > len(data.train):
@@ -141,9 +127,9 @@ def main(argv=None):
             "symbols": len(data.vocabulary),
             "sha256": data.checksums,
         }
-        run = run or Run.create(args, data.name, describe(parser, args, spec, about, device))
-        run.check_data(data.checksums)
-        trainer = Trainer(run, args, model, optimizer, scheduler, saved)
+        config = describe(parser, args, spec, about, device)
+        run = run.resume(config) if run else Run.create(args, data.name, config)
+        trainer = Trainer(run, args, model, optimizer, scheduler, saved, SCORES)
 
     with trainer:
         for _ in trainer.epochs():
@@ -160,16 +146,14 @@ def main(argv=None):
             steps, few = TRACED
             with torch.no_grad():
                 x = model.encoder(validation[:steps, :few])
-            scores = {
-                "train_loss": train_loss,
-                "train_bits_per_character": bits_per_character(train_loss),
-                "validation_loss": loss,
-                "validation_bits_per_character": bits_per_character(loss),
-                **gain_statistics(model.rnn, x),
-            }
-            trainer.finish_epoch(scores, best=args.save)
+            values = (
+                *(train_loss, bits_per_character(train_loss)),
+                *(loss, bits_per_character(loss)),
+                *gain_statistics(model.rnn, x).values(),
+            )
+            trainer.finish_epoch(dict(zip(SCORES, values, strict=True)), best=args.save)
 
-        if not any(int(row["epoch"]) == trainer.epoch for row in run.rows("test_results.csv")):
+        if not run.evaluated(trainer.epoch):
             best = load_best(run.path / args.save).to(device)
             loss = evaluate_text(best, test_text, args.bptt, limit=args.limit_batches)
             result = {"loss": loss, "bits_per_character": bits_per_character(loss)}
@@ -189,7 +173,7 @@ def test(parser, args, device):
     """Evaluates the test set with a saved model."""
     flag = "save_dir" if args.checkpoint is None else "checkpoint"
     with parser.blame("data", DataError), parser.blame(flag, CheckpointError, RunError):
-        path = args.checkpoint or flags.newest_run(parser, args).scored_checkpoint()
+        path = args.checkpoint or flags.newest_checkpoint(parser, args)
         checkpoint = read_checkpoint(path)
         trained, config = args, checkpoint.get("config")
         if config is not None:
@@ -201,8 +185,11 @@ def test(parser, args, device):
             raise DataError(f"{path} was trained on other symbols than those in {args.data}")
         model = model_of(checkpoint, path, config)[0].to(device)
         text = columns(data.test, EVALUATION_COLUMNS, device, "test.txt")
-    print(f"checkpoint: {path}\ndevice: {device_name(device)}")
-    print(f"test: {in_bits(evaluate_text(model, text, trained.bptt, limit=args.limit_batches))}")
+    say(f"checkpoint: {path}\ndevice: {device_name(device)}")
+    loss = evaluate_text(model, text, trained.bptt, limit=args.limit_batches)
+    say(f"test: {in_bits(loss)}")
+    results = {"as_is": {"loss": loss, "bits_per_character": bits_per_character(loss)}}
+    keep_results(path, checkpoint, results, args.limit_batches)
     return 0
 
 

@@ -27,12 +27,17 @@ from NetworkCreation.Networks import NETWORKS
 from Training import flags
 from Training.datasets import PIXEL_SETS, DataError, load_pixels
 from Training.evaluation import evaluate_pixels
-from Training.run_directory import LAST, Run, RunError, describe, device_name
+from Training.run_directory import Run, RunError, describe, device_name, keep_results, say
 from Training.trainer import Trainer, stream
 from Training.transforms import TEST_TRANSFORMS, random_sin, step_drive, step_window
 
 TRAINING_AMPLITUDE = 0.2  # of the sine transform, on --transform-ratio of the training batches
 VALIDATION_AMPLITUDE = 0.5
+SCORES = (
+    *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
+    *("validation_transformed_loss", "validation_transformed_accuracy"),
+    *("n_mean", "n_std", "s_mean", "s_std"),
+)
 TRACED = 8  # validation images over which the n and s of ANRU are averaged for metrics.csv
 
 
@@ -43,6 +48,7 @@ def make_parser():
     flags.add_training_flags(parser)
     flags.add_run_flags(parser, __file__, PIXEL_SETS)
     parser.set_defaults(nonlin="gamma2", nhid=400, n=1.0, s=1.0, batch_size=100)
+    parser.evaluation |= {"batch_size"}
     flag = parser.add_argument_group("sequential MNIST").add_argument
     flag("-p", "--permute", action="store_true", help="permute the pixels, drawn from --seed")
     flag(
@@ -71,10 +77,13 @@ def parse(argv=None):
     parser = make_parser()
     args, run = flags.parse(parser, argv, NETWORKS)
     if run is None and args.nonlin in ("gamma", "gamma2"):
-        by_hand = parser.given & {"n", "s"}
-        if args.random and by_hand:
+        by_hand = parser.typed & {"n", "s"}
+        if by_hand and "random" in parser.typed and args.random:
             parser.error(f"argument --random: contradicts {parser.flag(by_hand.pop())}")
-        args.random = not by_hand if args.random is None else args.random
+        if by_hand:  # --random of a --config counts less
+            args.random = False
+        if args.random is None:
+            args.random = not parser.given & {"n", "s"}
         if args.random:
             args.n = 5 + 2 * torch.rand((), generator=stream(args.seed, "gain")).item()
             args.s = 0.0
@@ -103,11 +112,8 @@ def main(argv=None):
     if args.test:
         return test(parser, args, device)
 
-    saved = None
-    if run is not None:
-        with parser.blame("resume", RunError, CheckpointError):
-            saved = read_checkpoint(run.path / LAST)
-            run.check_config(saved.get("config"))
+    with parser.blame("resume", RunError, CheckpointError):
+        saved = None if run is None else run.state(read_checkpoint)
     with parser.blame("data", DataError):
         data = load_pixels(args.dataset, args.data, args.seed, args.permute).to(device)
     spec = model_spec(args, data.classes)
@@ -117,12 +123,13 @@ def main(argv=None):
     optimizer = flags.make_optimizer(args, model, parameter_groups)
     with parser.blame("save_dir" if run is None else "resume", RunError):
         about = {"name": args.dataset, "steps": data.steps, "sha256": data.checksums}
-        run = run or Run.create(args, task_name(args), describe(parser, args, spec, about, device))
-        run.check_data(data.checksums)
-        trainer = Trainer(run, args, model, optimizer, ReduceLROnPlateau(optimizer), saved)
+        config = describe(parser, args, spec, about, device)
+        run = run.resume(config) if run else Run.create(args, task_name(args), config)
+        scheduler = ReduceLROnPlateau(optimizer)
+        trainer = Trainer(run, args, model, optimizer, scheduler, saved, SCORES)
 
     if args.verbose:
-        run.print("\n".join(f"{k}: {tuple(p.shape)}" for k, p in model.named_parameters()))
+        run.print(parameters_of(model))
     with trainer:
         for epoch in trainer.epochs():
             order = trainer.order(len(data.train), args.shuffle)
@@ -140,6 +147,10 @@ def main(argv=None):
     return 0
 
 
+def parameters_of(model):
+    return "\n".join(f"{k}: {tuple(p.shape)}" for k, p in model.named_parameters())
+
+
 def evaluate(model, data, args, epoch, trainer):
     """The columns of metrics.csv and, when the checkpoint is kept, the rows of test_results.csv."""
 
@@ -147,19 +158,14 @@ def evaluate(model, data, args, epoch, trainer):
         return evaluate_pixels(model, part, args.batch_size, transform, limit=args.limit_batches)
 
     sine = random_sin(VALIDATION_AMPLITUDE, stream(args.seed, "evaluation", epoch))
-    train_loss, train_accuracy = trainer.mean("loss"), trainer.mean("correct")
-    validation_loss, validation_accuracy = score(data.validation)
-    transformed_loss, transformed_accuracy = score(data.validation, sine)
     few, _ = data.validation.batch(slice(0, TRACED))
-    scores = {
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "validation_loss": validation_loss,
-        "validation_accuracy": validation_accuracy,
-        "validation_transformed_loss": transformed_loss,
-        "validation_transformed_accuracy": transformed_accuracy,
-        **gain_statistics(model.rnn, few),
-    }
+    values = (
+        *(trainer.mean("loss"), trainer.mean("correct")),
+        *score(data.validation),
+        *score(data.validation, sine),
+        *gain_statistics(model.rnn, few).values(),
+    )
+    scores = dict(zip(SCORES, values, strict=True))
     tests = {}
     if trainer.keeps(epoch):
         transform = TEST_TRANSFORMS[args.transform](data.steps)
@@ -173,7 +179,7 @@ def test(parser, args, device):
     """Evaluates the test set with a saved model."""
     flag = "save_dir" if args.checkpoint is None else "checkpoint"
     with parser.blame(flag, CheckpointError, RunError):
-        path = args.checkpoint or flags.newest_run(parser, args).scored_checkpoint()
+        path = args.checkpoint or flags.newest_checkpoint(parser, args)
         checkpoint = read_checkpoint(path)
         if "config" in checkpoint:
             trained, config = flags.tested_arguments(parser, args, checkpoint["config"], path), None
@@ -182,21 +188,25 @@ def test(parser, args, device):
         model = model_of(checkpoint, path, config)[0].to(device)
     with parser.blame("data", DataError):
         data = load_pixels(trained.dataset, args.data, trained.seed, trained.permute)
+    say(f"checkpoint: {path}\ndevice: {device_name(device)}")
+    if args.verbose:
+        say(parameters_of(model))
     position, length = step_window(data.steps)
-    conditions = {
-        "as is": {},
-        f"transformed ({args.transform})": {
-            "transform": TEST_TRANSFORMS[args.transform](data.steps)
-        },
-        f"step drive of size 1 at {position} for {length}": {
-            "drive": step_drive(data.steps, 1.0, position, length).to(device)
-        },
-    }
-    print(f"checkpoint: {path}\ndevice: {device_name(device)}")
-    for name, change in conditions.items():
+    transform = TEST_TRANSFORMS[args.transform](data.steps)
+    drive = step_drive(data.steps, 1.0, position, length).to(device)
+    step = f"step drive of size 1 at {position} for {length}"
+    batch_size = (args if "batch_size" in parser.given else trained).batch_size
+    results = {}
+    for condition, name, change in (
+        ("as_is", "as is", {}),
+        (args.transform, f"transformed ({args.transform})", {"transform": transform}),
+        ("step_drive", step, {"drive": drive}),
+    ):
         options = {"limit": args.limit_batches, **change}
-        loss, accuracy = evaluate_pixels(model, data.test.to(device), trained.batch_size, **options)
-        print(f"test {name}: loss {loss:.4f}, accuracy {accuracy:.2%}", flush=True)
+        loss, accuracy = evaluate_pixels(model, data.test.to(device), batch_size, **options)
+        results[condition] = {"loss": loss, "accuracy": accuracy}
+        say(f"test {name}: loss {loss:.4f}, accuracy {accuracy:.2%}")
+    keep_results(path, checkpoint, results, args.limit_batches)
     return 0
 
 

@@ -38,7 +38,10 @@ def read_checkpoint(path):
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: damaged, or holds more than tensors and values") from error
     except (RuntimeError, EOFError, IndexError, struct.error, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)})") from error
+        reason = _first_line(error)
+        if "weights_only" in reason:  # torch's advice to let the file run code
+            reason = "not made of tensors and values alone"
+        raise CheckpointError(f"{path}: damaged ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path}: not a checkpoint, it has no 'state_dict'")
     return checkpoint

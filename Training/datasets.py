@@ -5,12 +5,14 @@ comes with scikit-learn and `pydoc` with Python; neither needs files or a networ
 """
 
 import contextlib
+import functools
+import gzip
 import hashlib
 import shutil
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -86,7 +88,8 @@ def load_pixels(name, root, seed, permute):
     pixel permutation (if permute), then the sample permutation. Returns PixelData.
     Raises DataError if a file cannot be read or downloaded, or has the wrong checksum.
     """
-    images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
+    with _reading(root):
+        images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
     permutation = random.permutation(images.shape[1]) if permute else None
     if permute:
@@ -110,16 +113,9 @@ def _load_mnist(root):
     raw = root / "mnist" / "MNIST" / "raw"
     missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
     _check_files(raw, {k: v for k, v in MNIST_SHA256.items() if k not in missing})
-    if missing:
-        try:
-            with _new_folder(raw):
-                MNIST(root / "mnist", download=True)
-        except (OSError, RuntimeError, urllib.error.URLError) as error:
-            raise DataError(
-                f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded: "
-                f"{_one_line(error)}; get the files from http://yann.lecun.com/exdb/mnist or a "
-                "mirror; --dataset digits needs no files"
-            ) from error
+    sources = {"its .gz": lambda path: _unpack(raw / f"{path.name}.gz", path)}
+    sources |= {mirror: functools.partial(_fetch_gz, mirror) for mirror in MNIST.mirrors}
+    _obtain("MNIST", raw, MNIST_SHA256, missing, sources, "--dataset digits needs no files")
     checksums = _check_files(raw, MNIST_SHA256)
     # Reads the verified files: torchvision's MNIST prefers processed ones if there are any.
     files = [[raw / name for name in MNIST_SHA256 if kind in name] for kind in ("images", "labels")]
@@ -165,7 +161,8 @@ def load_text(name, root, any_corpus=False):
     indices follow the order of first appearance. Returns TextData.
     Raises DataError if a file cannot be read or downloaded, has the wrong checksum, or is empty.
     """
-    parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
+    with _reading(root):
+        parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
     number = {}
     streams = [
         torch.tensor([number.setdefault(symbol, len(number)) for symbol in symbols])
@@ -182,8 +179,8 @@ def _load_pennchar(root, any_corpus):
             f"the corpus is missing: {', '.join(missing)} in {folder} (symbols separated by "
             "spaces); --dataset pydoc needs no files"
         )
-    if missing:
-        _download_pennchar(folder, missing)
+    sources = {PENNCHAR_MIRROR: _fetch_mirror, PENNCHAR_ARCHIVE: _fetch_archive}
+    _obtain("pennchar", folder, PENNCHAR_SHA256, missing, sources, "--dataset pydoc needs no files")
     found = {name: _sha256(folder / name) for name in PENNCHAR_SHA256}
     if not any_corpus:
         _check_files(folder, PENNCHAR_SHA256, "; use --any-corpus for a text of your own")
@@ -195,7 +192,7 @@ def _symbols(path):
     """The symbols of a text file, with <eos> for each line end."""
     symbols = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # a byte order mark is no symbol
             for line in file:
                 symbols += line.split()
                 symbols.append("<eos>")
@@ -245,6 +242,15 @@ def windows(rows, bptt):
 
 
 @contextlib.contextmanager
+def _reading(root):
+    """Turns the system's refusal to look into the data folder into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
 def _new_folder(folder):
     """Creates a folder; if the block fails, removes the new folders that are still empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -258,45 +264,63 @@ def _new_folder(folder):
         raise
 
 
-def _download_pennchar(folder, missing):
-    """Downloads missing files from the paper's repository, or else from Mikolov's archive."""
+def _obtain(what, folder, digests, missing, sources, advice):
+    """Gets each missing file from the first of the sources that has it.
+
+    sources: {name: function that writes the file to a path}. A file with another digest is not
+    kept. Raises DataError if a file cannot be had or written.
+    """
+    if not missing:
+        return
+    named = f"{what} is missing ({', '.join(missing)} in {folder})"
     try:
         with _new_folder(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-            reasons = []
-            for fetch in (_fetch_mirror, _fetch_archive):
-                try:
-                    fetch(Path(temporary), missing)
-                    break
-                except (OSError, tarfile.TarError, KeyError) as error:
-                    reasons.append(_one_line(error))
-            else:
-                raise DataError(
-                    f"pennchar is missing ({', '.join(missing)} in {folder}) and cannot be "
-                    f"downloaded from {PENNCHAR_MIRROR} ({reasons[0]}) or {PENNCHAR_ARCHIVE} "
-                    f"({reasons[1]}); --dataset pydoc needs no files"
-                )
-            for name in missing:
-                _check_files(Path(temporary), {name: PENNCHAR_SHA256[name]})
-                (Path(temporary) / name).replace(folder / name)
+            for path in (Path(temporary) / name for name in missing):
+                reasons = []
+                for source, write in sources.items():
+                    try:
+                        write(path)
+                        _check_files(path.parent, {path.name: digests[path.name]})
+                        break
+                    except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError) as error:
+                        reasons.append(f"{source} ({_one_line(error)})")
+                    except DataError as error:
+                        reasons.append(f"{source} ({error})")
+                else:
+                    raise DataError(
+                        f"{named}; {path.name} cannot be had from {', '.join(reasons)}; {advice}"
+                    )
+                path.replace(folder / path.name)
     except OSError as error:
         raise DataError(
-            f"pennchar is missing ({', '.join(missing)}) and {folder} cannot be written: "
-            f"{_one_line(error)}; --dataset pydoc needs no files"
+            f"{named}, which cannot be written: {_one_line(error)}; {advice}"
         ) from error
 
 
-def _fetch_mirror(folder, names):
-    for name in names:
-        _fetch(f"{PENNCHAR_MIRROR}/{name}", folder / name)
+def _fetch_mirror(path):
+    _fetch(f"{PENNCHAR_MIRROR}/{path.name}", path)
 
 
-def _fetch_archive(folder, names):
-    _fetch(PENNCHAR_ARCHIVE, folder / "archive.tgz")
-    with tarfile.open(folder / "archive.tgz") as archive:
-        for name in names:
-            member = archive.extractfile(f"./simple-examples/data/ptb.char.{name}")
-            with member, (folder / name).open("wb") as file:
-                shutil.copyfileobj(member, file)
+def _fetch_archive(path):
+    """Takes a file out of Mikolov's archive, which is downloaded once."""
+    whole = path.with_name("archive.tgz")
+    if not whole.exists():
+        _fetch(PENNCHAR_ARCHIVE, whole)
+    with tarfile.open(whole) as archive:
+        member = archive.extractfile(f"./simple-examples/data/ptb.char.{path.name}")
+        with member, path.open("wb") as file:
+            shutil.copyfileobj(member, file)
+
+
+def _fetch_gz(mirror, path):
+    packed = path.with_name(f"{path.name}.gz")
+    _fetch(f"{mirror}{packed.name}", packed)
+    _unpack(packed, path)
+
+
+def _unpack(packed, path):
+    with gzip.open(packed) as source, path.open("wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _fetch(url, path):

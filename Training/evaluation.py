@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from Training.datasets import windows
+from Training.progress import progress
 
 EVALUATION_COLUMNS = 10  # batch size of validation and test text
 
@@ -25,8 +25,7 @@ def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=N
     """
     model.eval()
     loss, correct, seen = 0.0, 0, 0
-    starts = range(0, len(data), batch_size)[:limit]
-    for start in tqdm(starts, desc="evaluating", leave=False, disable=None):
+    for start in progress(range(0, len(data), batch_size)[:limit], "evaluating"):
         x, labels = data.batch(slice(start, start + batch_size))
         if transform is not None:
             x = transform(x)
@@ -46,9 +45,7 @@ def evaluate_text(model, text, bptt, limit=None, drive=None):
     """
     model.eval()
     loss, seen, state = 0.0, 0, None
-    for start, end in tqdm(
-        windows(len(text), bptt)[:limit], desc="evaluating", leave=False, disable=None
-    ):
+    for start, end in progress(windows(len(text), bptt)[:limit], "evaluating"):
         current = None if drive is None else drive[: end - start]
         logits, state = model(text[start:end], state, current)
         targets = text[start + 1 : end + 1].flatten()

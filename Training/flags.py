@@ -4,94 +4,45 @@ A network takes the flags named as arguments of its constructor.
 """
 
 import argparse
-import contextlib
-import difflib
 import functools
 import inspect
+import json
 import os
-import re
-import shlex
 import sys
+import threading
 from pathlib import Path
 
 import torch
 
 from Training.machine import allow_tf32
-from Training.run_directory import Run, RunError, current_names, find_runs, plain
+from Training.parser import Parser as Parser
+from Training.parser import (
+    activation,
+    beta,
+    finite,
+    fraction,
+    gain,
+    not_negative,
+    path,
+    positive_int,
+    rate,
+    seed_int,
+    text,
+)
+from Training.parser import not_negative_int as not_negative_int
+from Training.run_directory import (
+    HOW,
+    Run,
+    RunError,
+    current_names,
+    find_runs,
+    flush,
+    plain,
+    printable,
+)
 from Training.trainer import Interrupted, TrainingStopped
 
-# Flags that say what to evaluate and where, not what was trained.
-EVALUATION = {"cuda", "tf32", "data", "save_dir", "limit_batches", "test", "checkpoint"}
-EVALUATION |= {"transform"}
-# Arguments of the networks and models whose flag has another name.
-FLAGS = {"hidden_size": "nhid", "embedding_size": "emsize"}
 GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamma2
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the description as it is, and the default of a flag that has one to show."""
-
-    def _get_help_string(self, action):
-        if action.default in (None, False, "", []):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser for a script: errors in one line, no abbreviated flags.
-
-    After `parse_args`, `given` is the set of arguments that were typed, `command` the command.
-    """
-
-    def __init__(self, script, description):
-        super().__init__(
-            prog=Path(script).name,
-            description=description,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-        )
-        self._typed = ()
-
-    def parse_args(self, args=None, namespace=None):
-        typed = sys.argv[1:] if args is None else args
-        self.command = shlex.join(["python3", self.prog, *typed])
-        self._typed = typed
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized argument {unknown[0]}{self._nearest(unknown[0])}")
-        defaults = {name: self.get_default(name) for name in vars(found)}
-        absent = object()
-        self.set_defaults(**dict.fromkeys(defaults, absent))
-        parsed, _ = self.parse_known_args(args, namespace)
-        self.given = {name for name, value in vars(parsed).items() if value is not absent}
-        self.set_defaults(**defaults)
-        return found
-
-    def _nearest(self, word, choices=None):
-        choices = self._option_string_actions if choices is None else choices
-        near = difflib.get_close_matches(word.split("=")[0], choices, 1)
-        return f": did you mean {near[0]}?" if near else ""
-
-    def error(self, message):
-        message = " ".join(message.split())
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            message += self._nearest(wrong[1], re.findall(r"[\w-]+", wrong[2]))
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-    @contextlib.contextmanager
-    def blame(self, flag, *errors):
-        """Turns these errors into an error of the flag with this name."""
-        try:
-            yield
-        except errors as error:
-            self.error(f"argument {self.flag(flag)}: {error}")
-
-    def flag(self, name):
-        """The long flag that sets an argument, in the spelling that was typed."""
-        name = FLAGS.get(name, name)
-        options = [o for a in self._actions if a.dest == name for o in a.option_strings]
-        options = [option for option in options if option.startswith("--")]
-        return next((option for option in options if option in self._typed), options[0])
 
 
 def entry_point(main):
@@ -100,10 +51,21 @@ def entry_point(main):
     @functools.wraps(main)
     def run(argv=None):
         torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
+        threading.excepthook = _report_thread
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # was closed
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 — for the process
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # γ where the encoding has none
         try:
-            return main(argv)
+            try:
+                return main(argv)
+            except SystemExit:  # after --help
+                flush()
+                raise
         except RunError as error:
-            print(f"{Path(main.__globals__['__file__']).name}: error: {error}", file=sys.stderr)
+            name = Path(main.__globals__["__file__"]).name
+            print(f"{name}: error: {printable(str(error))}", file=sys.stderr)
             return 1
         except TrainingStopped:
             return 1
@@ -115,72 +77,10 @@ def entry_point(main):
     return run
 
 
-# Types of values
-
-
-def _number(kind, name, allowed, check):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
-        if not check(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
-        return value
-
-    return parse
-
-
-FLOAT32 = torch.finfo(torch.float32)
-
-positive_int = _number(int, "a whole number", "from 1 to 10**9", lambda v: 1 <= v <= 10**9)
-not_negative_int = _number(int, "a whole number", "from 0 to 10**9", lambda v: 0 <= v <= 10**9)
-seed_int = _number(int, "a whole number", "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
-finite = _number(
-    float, "a number", f"finite, at most {FLOAT32.max:.1e} in size", lambda v: abs(v) <= FLOAT32.max
-)
-# Beyond 1e30 a step of Adam overflows float32.
-rate = _number(float, "a number", "positive and at most 1e30", lambda v: 0 < v <= 1e30)
-not_negative = _number(float, "a number", "from 0 to 1e30", lambda v: 0 <= v <= 1e30)
-fraction = _number(float, "a number", "from 0 to 1", lambda v: 0 <= v <= 1)
-beta = _number(float, "a number", "at least 0 and below 1", lambda v: 0 <= v < 1)
-gain = _number(
-    float,
-    "a number",
-    f"from {FLOAT32.tiny:.1e} to {FLOAT32.max:.1e} in size, of either sign",
-    lambda v: FLOAT32.tiny <= abs(v) <= FLOAT32.max,
-)
-
-
-def activation(text):
-    """A name of an activation; ReLU in any spelling."""
-    return "ReLU" if text.lower() == "relu" else text
-
-
-def text(typed):
-    """A string that can be written to a file in UTF-8."""
-    try:
-        typed.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{typed!r} is not text in UTF-8") from None
-    return typed
-
-
-def path_text(typed):
-    """A string that can be a path, whether or not there is a file."""
-    try:
-        os.lstat(text(typed) or ".")
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise argparse.ArgumentTypeError(f"{typed!r} is not a path ({reason})") from None
-    return typed
-
-
-def path(typed):
-    """The Path of such a string."""
-    return Path(path_text(typed))
+def _report_thread(failed):
+    """Is silent of a write that failed in a thread of TensorBoard, which the next flush raises."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 # The flags
@@ -267,7 +167,7 @@ def add_run_flags(parser, script, datasets):
         help="folder of the data sets",
     )
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
-    flag("--tf32", action="store_true", help="faster, less precise matrix products on a GPU")
+    flag("--tf32", action=switch, default=False, help="faster, less precise products on a GPU")
     flag("--seed", type=seed_int, default=400, help="of all random draws")
     flag("--save-dir", type=path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
     flag(
@@ -297,7 +197,15 @@ def add_run_flags(parser, script, datasets):
         "--resume",
         type=path,
         metavar="RUN_DIR",
-        help="continue a run with its own arguments; only --epochs may be raised",
+        help="continue a run with its own arguments; --epochs may be raised, and --data, --cuda, "
+        "--tf32, --snapshot-minutes and --note given anew",
+    )
+    flag(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="take flags from a JSON file, {name: value}, or from the config.json of a run, which "
+        "it repeats; what is typed counts more",
     )
     flag(
         "--test",
@@ -312,18 +220,22 @@ def parse(parser, argv, networks):
     """The arguments of a script and the run to resume, or None.
 
     networks: {name: layer class}. Flags that do not apply to the chosen network are rejected if
-    typed, and None otherwise. Exits with one line on any mistake.
+    given, and None otherwise. Exits with one line on any mistake.
     """
-    args = parser.parse_args(argv)
-    given = parser.given
+    args, run = parser.parse_args(argv), None
     if args.checkpoint is not None and not args.test:
         parser.error("argument --checkpoint: requires --test")
     if args.resume is not None:
-        if others := given - {"resume", "epochs"}:
+        if others := parser.typed - {"resume", "epochs", *HOW}:
             named = ", ".join(parser.flag(name) for name in sorted(others))
-            parser.error(f"argument --resume: only --epochs can be changed, not {named}")
+            parser.error(f"argument --resume: what is trained cannot be changed, such as {named}")
         with parser.blame("resume", RunError):
-            return _resume(parser, args)
+            args, run = _resume(parser, args.resume)
+    elif args.config is not None:
+        with parser.blame("config", RunError):
+            args = parser.merge(_read_arguments(parser, args.config), args.config)
+    del args.config  # is its arguments from here on
+    given = parser.given
     network = networks[args.net_type]
     if args.net_type != "RNN" and "nonlin" not in given and "nonlin" in takes(network):
         args.nonlin = constructor(network)["nonlin"].default
@@ -331,13 +243,14 @@ def parse(parser, argv, networks):
     for name in every - takes(network):
         owners = [key for key, one in networks.items() if name in takes(one)]
         _drop(parser, args, name, "net_type", owners)
-    if args.nonlin not in ("gamma", "gamma2"):
+    if args.nonlin not in ("gamma", "gamma2", None):
         for name in GAMMA & vars(args).keys():
             _drop(parser, args, name, "nonlin", ["gamma", "gamma2"])
     unused, needed = ("alpha", "--no-adam") if args.adam else ("betas", "--adam")
-    if unused in given:
+    # A run's config.json has the default of the one that it did not use.
+    if unused in parser.typed or getattr(args, unused) != parser.get_default(unused):
         parser.error(f"argument {parser.flag(unused)}: requires {needed}")
-    return args, None
+    return args, run
 
 
 def constructor(network):
@@ -360,8 +273,11 @@ def takes(network):
 
 
 def _drop(parser, args, name, choice, owners):
-    """Sets an argument that does not apply to None; an error if it was typed."""
-    if name in parser.given:
+    """Sets an argument that does not apply to None; an error if it was given.
+
+    One from a file is no error where the choice that it does not apply to was typed.
+    """
+    if name in parser.typed or (name in parser.given and choice not in parser.typed):
         parser.error(
             f"argument {parser.flag(name)}: applies to {parser.flag(choice)} {', '.join(owners)}, "
             f"not to {getattr(args, choice)}"
@@ -369,33 +285,35 @@ def _drop(parser, args, name, choice, owners):
     setattr(args, name, None)
 
 
-def _resume(parser, args):
-    """The saved arguments of a run, the number of epochs raised if asked for, and the run."""
-    run = Run(args.resume)
+def _resume(parser, path):
+    """The saved arguments of a run with those typed on top, and the run."""
+    run, source = Run(path), path / "config.json"
     if run.config["script"] != parser.prog:
-        raise RunError(f"{run.path / 'config.json'}: a run of {run.config['script']}")
+        raise RunError(f"{source}: a run of {run.config['script']}")
     run.lock()
-    saved = saved_arguments(parser, run.config, run.path / "config.json")
-    if not isinstance(saved.epochs, int):
-        raise RunError(f"{run.path / 'config.json'}: epochs is {saved.epochs!r}")
-    if "epochs" in parser.given:
-        if args.epochs < saved.epochs:
-            parser.error(f"argument --epochs: {args.epochs} is less than the run's {saved.epochs}")
-        saved.epochs = args.epochs
-    return saved, run
+    args = parser.merge(run.config["arguments"], source)
+    epochs = run.config["arguments"].get("epochs")
+    if not isinstance(epochs, int):
+        raise RunError(f"{source}: epochs is {epochs!r}")
+    if args.epochs < epochs:
+        parser.error(f"argument --epochs: {args.epochs} is less than the run's {epochs}")
+    return args, run
 
 
-def saved_arguments(parser, config, path):
-    """The arguments in a config as a namespace; defaults for flags that it does not know.
-
-    path: its file. Raises RunError for an argument that this version does not have.
-    """
-    defaults = {a.dest: a.default for a in parser._actions if a.dest != "help"}
-    saved = current_names(config["arguments"])
-    if unknown := saved.keys() - defaults.keys():
-        names = ", ".join(sorted(unknown))
-        raise RunError(f"{path}: of another version, with the arguments {names}")
-    return argparse.Namespace(**defaults | saved)
+def _read_arguments(parser, path):
+    """The arguments in a JSON file, or those that repeat the run of a config.json."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: not a JSON object of arguments")
+    if not isinstance(found.get("arguments"), dict):
+        return current_names(found)
+    if found.get("script") != parser.prog:
+        raise RunError(f"{path}: of a run of {found.get('script')}")
+    aside = ("cuda", "save_dir", "note")  # of that run alone
+    return {k: v for k, v in current_names(found["arguments"]).items() if k not in aside}
 
 
 # What the arguments come to
@@ -464,7 +382,9 @@ def choose_device(parser, args):
         args.cuda = False
     args.cuda = args.cuda is not False
     if args.tf32 and not args.cuda:
-        parser.error("argument --tf32: requires a GPU")
+        if "tf32" in parser.typed:
+            parser.error("argument --tf32: requires a GPU")
+        args.tf32 = False  # of a run on a GPU that goes on, or is repeated, on a CPU
     return torch.device("cuda" if args.cuda else "cpu")
 
 
@@ -483,25 +403,31 @@ def _gpu_problem():
 # --test
 
 
-def newest_run(parser, args):
-    """The newest run of this script below --save-dir that has the given arguments."""
-    asked = plain({name: getattr(args, name) for name in parser.given - EVALUATION})
-    runs = find_runs(args.save_dir, parser.prog, **asked)
-    if not runs:
-        flags = ", ".join(f"{name} {value}" for name, value in asked.items()) or "any arguments"
-        parser.error(f"argument --test: no run with {flags} in {args.save_dir}; see --checkpoint")
-    return runs[0]
+def newest_checkpoint(parser, args):
+    """The checkpoint of the newest run below --save-dir that has one and the given arguments."""
+    asked = plain({name: getattr(args, name) for name in parser.given - parser.evaluation})
+    for run in find_runs(args.save_dir, parser.prog, **asked):
+        try:
+            return run.scored_checkpoint()
+        except RunError as error:
+            print(f"skipped: {printable(str(error))}", file=sys.stderr)
+    flags = ", ".join(f"{name} {value}" for name, value in asked.items()) or "any arguments"
+    parser.error(f"argument --test: no run with {flags} in {args.save_dir}; see --checkpoint")
 
 
 def tested_arguments(parser, args, config, path):
-    """The arguments that a checkpoint was trained with.
+    """The arguments that a checkpoint was trained with; defaults for flags that it does not know.
 
-    config: the checkpoint's. Exits if it is of another script or contradicts a flag given.
+    config: the checkpoint's. Exits if it is of another script or version, or contradicts a flag
+    given.
     """
     if config.get("script") != parser.prog:
         parser.error(f"argument --checkpoint: {path} is of a run of {config.get('script')}")
-    trained = saved_arguments(parser, config, path)
-    for name in sorted(parser.given - EVALUATION):
+    saved = current_names(config["arguments"])
+    if unknown := saved.keys() - parser.settable().keys():
+        raise RunError(f"{path}: of another version, with the arguments {', '.join(unknown)}")
+    trained = argparse.Namespace(**{k: parser.get_default(k) for k in parser.settable()} | saved)
+    for name in sorted(parser.given - parser.evaluation):
         asked, saved = plain({name: getattr(args, name)})[name], getattr(trained, name)
         if saved != asked:
             parser.error(

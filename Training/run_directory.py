@@ -1,13 +1,14 @@
 """What a run leaves: its directory.
 
     <save_dir>/<task>/<seed>/<net>_lr<lr>_p<ratio>_hs<nhid>[_<nonlin>]/<date>[--k]/
-        config.json         resolved arguments, command, commit, versions, device, data, model
+        config.json         resolved arguments, command, commit, versions, device, data, model;
+                            `resumed`: the same of every resume
         log.txt             what was printed
         metrics.csv         one row per epoch
         test_results.csv    one row per evaluation of the test set
         e_<epoch>.pth.tar   kept checkpoints {'state_dict', 'optimizer', 'epoch', …}; e_0: the start
         last.pth.tar        the newest state, from which a run resumes
-        events.out.*        for TensorBoard
+        events/             for TensorBoard
         lock                held by the process that trains the run
 
 Every file except the log and the events is written completely or not at all, an epoch's metrics
@@ -18,6 +19,7 @@ import contextlib
 import csv
 import datetime
 import errno
+import functools
 import io
 import json
 import os
@@ -26,14 +28,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 try:
@@ -43,8 +41,11 @@ except ImportError:  # Windows
 
 LAST = "last.pth.tar"
 LOCK = "lock"
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboardX")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboard")
 MODE = ("test", "checkpoint", "resume")  # flags that say what to do, not part of a run
+# Where and how a run is trained, not what: may be given anew when it is resumed.
+HOW = ("data", "cuda", "tf32", "snapshot_minutes", "verbose", "note")
+PART = ("started", "command", "commit", "versions", "platform", "device", "threads")  # of a resume
 RENAMED = {"gain": "n", "saturation": "s", "batch": "batch_size"}  # arguments of earlier versions
 
 
@@ -83,6 +84,31 @@ def plain(values):
     return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
 
 
+def printable(text):
+    """The text with its control characters, line ends aside, escaped: a file may be foreign."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def say(text):
+    """Prints a line, above a progress bar if there is one. Raises RunError as `flush` does."""
+    flush(functools.partial(tqdm.write, text))
+
+
+def flush(write=str):
+    """Flushes standard output, after a call of `write`.
+
+    Raises RunError if it cannot be written; from then on what is printed is lost.
+    """
+    try:
+        write()
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still in its buffer would fail again when Python exits.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise RunError(f"standard output: cannot be written ({error.strerror})") from error
+
+
 def device_name(device):
     """The name of a device, for people."""
     if device.type == "cuda":
@@ -107,8 +133,8 @@ def _commit():
 
 def is_run_file(name):
     """Whether a run has a file of this name, or will have."""
-    names = ("config.json", "log.txt", "metrics.csv", "test_results.csv", LAST, LOCK)
-    return name in names or re.match(r"events\.out\.|e_\d+\.pth\.tar$", name) is not None
+    names = ("config.json", "log.txt", "metrics.csv", "test_results.csv", "events", LAST, LOCK)
+    return name in names or re.fullmatch(r"e_\d+\.pth\.tar", name) is not None
 
 
 def run_name(args):
@@ -127,8 +153,7 @@ class Run:
     def __init__(self, path):
         self.path = Path(path)
         self.config = read_config(self.path)
-        self._first = 1  # the epoch of the first row that this process adds
-        self._events = None
+        self._events = {}
         self._lock = None
 
     @classmethod
@@ -175,22 +200,57 @@ class Run:
             )
         self.config = read_config(self.path)  # as the process that held it left it
 
+    def state(self, read):
+        """The checkpoint to resume from, or None for a run that ended before it saved one.
+
+        read: function from a path to a checkpoint. Raises RunError if config.json is not that of
+        the checkpoint.
+        """
+        if not (self.path / LAST).exists() and not any(self.kept) and not self.rows("metrics.csv"):
+            return None
+        checkpoint = read(self.path / LAST)
+        self.check_config(checkpoint.get("config"))
+        return checkpoint
+
+    def resume(self, config):
+        """Adds the present process to the run's config, which is not written yet; returns the run.
+
+        config: from `describe`. Raises RunError if the data are not those of the run. Warns of what
+        may change the last bits of the results.
+        """
+        self.check_data(config["data"]["sha256"])
+        parts = self.config.get("resumed", [])
+        before, now = _settings(parts[-1] if parts else self.config), _settings(config)
+        changes = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
+        if changes:
+            self.print(f"warning: {'; '.join(changes)}: results may differ in their last bits")
+        arguments = {k: v for k, v in config["arguments"].items() if k in (*HOW, "epochs")}
+        part = {name: config[name] for name in PART} | {"arguments": arguments}
+        self.config["arguments"] |= arguments
+        self.config["resumed"] = [*parts, part]
+        return self
+
     def print(self, text):
-        """Prints a line, above a progress bar if there is one, and appends it to log.txt."""
-        with _Writing("standard output"):
-            tqdm.write(text)
-            sys.stdout.flush()
+        """Prints a line, above a progress bar if there is one, and appends it to log.txt.
+
+        If standard output fails, the run goes on with log.txt alone.
+        """
+        text = printable(text)
+        try:
+            say(text)
+        except RunError as error:
+            print(f"{error}; the run goes on: {self.path / 'log.txt'}", file=sys.stderr)
         with self._writing("log.txt"), (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def save(self, name, checkpoint):
-        """Writes a checkpoint to a path in the run, or an absolute one."""
+        """Writes a checkpoint to a path in the run."""
         data = io.BytesIO()
         torch.save(checkpoint, data)
         self.write(name, data.getbuffer())
 
     def write(self, name, data):
-        """Writes bytes to a path in the run, or an absolute one, completely or not at all."""
+        """Writes bytes to a path in the run, completely or not at all."""
         with self._writing(name):
             if self.path.is_dir():  # a run that was removed does not come back
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,28 +261,44 @@ class Run:
         self.write("config.json", json.dumps(self.config, indent=2).encode())
 
     def add_row(self, name, row):
-        """Adds a row to metrics.csv or test_results.csv, and its numbers to the events."""
+        """Adds a row to metrics.csv or test_results.csv, and its numbers to the events.
+
+        In TensorBoard, what is measured on the training, the validation and the test set are lines
+        of one chart.
+        """
+        self.put_row(name, row)
+        for key, value in row.items():
+            if key != "epoch" and isinstance(value, (int, float)):
+                found = re.match(r"(train|validation_transformed|validation)_", key)
+                line = found[1] if found else "train"
+                if "condition" in row:
+                    line = f"test_{row['condition']}"
+                self.add_event(line, row["epoch"], key.removeprefix(f"{line}_"), value)
+        with self._writing("events"):
+            for writer in self._events.values():
+                writer.flush()
+
+    def put_row(self, name, row):
+        """Adds a row to metrics.csv or test_results.csv, in place of one of the same epoch and
+        condition."""
         rows = [*self.rows(name), {k: "" if v is None else str(v) for k, v in row.items()}]
         if rows[0].keys() != row.keys():
             raise RunError(f"{self.path / name}: damaged, its columns are not those of a new row")
-        self._write_rows(name, rows)
-        texts = [value for value in row.values() if isinstance(value, str)]
-        group = "/".join([name.removesuffix(".csv"), *texts])
-        with self._writing("events.out"):
-            for key, value in row.items():
-                if key != "epoch" and isinstance(value, (int, float)):
-                    self._add_event(row["epoch"], f"{group}/{key}", value)
-            self._events.flush()
+        unique = {(old["epoch"], old.get("condition")): old for old in rows}
+        self._write_rows(name, list(unique.values()))
 
-    def _add_event(self, epoch, name, value):
-        """Writes a number for TensorBoard here, not in a thread that would hide its errors."""
-        if self._events is None:
-            self._events = EventsWriter(str(self.path / "events"), f".{os.getpid()}")
-            # Makes TensorBoard drop what an interrupted process wrote from this epoch on.
-            start = Event(step=self._first, session_log=SessionLog(status=SessionLog.START))
-            self._events.write_event(start)
-        event = Event(wall_time=time.time(), step=epoch, summary=scalar(name, value))
-        self._events.write_event(event)
+    def add_event(self, line, step, chart, value):
+        """Adds a point to a line of a chart of TensorBoard, which calls a line a run."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, only needed here
+
+        with self._writing("events"):
+            if line not in self._events:
+                if not self.path.is_dir():  # a run that was removed does not come back
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                # TensorBoard drops what an interrupted process wrote from this step on.
+                folder = self.path / "events" / line
+                self._events[line] = SummaryWriter(str(folder), purge_step=step)
+            self._events[line].add_scalar(chart, value, step)
 
     def rows(self, name):
         """The rows of metrics.csv or test_results.csv, as dictionaries of strings.
@@ -245,12 +321,17 @@ class Run:
             raise RunError(f"{path}: damaged ({error})") from error
         return rows
 
-    def resume_after(self, epoch):
+    def resume_after(self, epoch, columns=None):
         """Drops the rows of later epochs, written after the checkpoint that the run resumes from.
 
-        Raises RunError if an epoch has no row.
+        columns: of metrics.csv from now on. Raises RunError if the file has others, or an epoch
+        has no row.
         """
-        epochs = [int(row["epoch"]) for row in self.rows("metrics.csv")]
+        metrics = self.rows("metrics.csv")
+        if metrics and columns is not None and list(metrics[0]) != columns:
+            names = ", ".join(sorted({*metrics[0]} ^ {*columns})) or "their order"
+            raise RunError(f"{self.path / 'metrics.csv'}: has other columns than a run: {names}")
+        epochs = [int(row["epoch"]) for row in metrics]
         if len(epochs) < epoch or epochs != list(range(1, len(epochs) + 1)):
             raise RunError(
                 f"{self.path / 'metrics.csv'}: lacks rows of the {epoch} epochs in {LAST}"
@@ -260,7 +341,6 @@ class Run:
             kept = [row for row in rows if int(row["epoch"]) <= epoch]
             if len(kept) < len(rows):
                 self._write_rows(name, kept)
-        self._first = epoch + 1
 
     def check_config(self, saved):
         """Raises RunError if config.json differs from the config in a checkpoint."""
@@ -269,8 +349,9 @@ class Run:
         saved = saved | {"arguments": current_names(saved["arguments"])}
         for part in ("script", "arguments", "model", "data"):
             here, there = self.config[part], saved[part]
-            if part == "arguments":  # --resume may raise the number of epochs
-                here, there = here | {"epochs": None}, there | {"epochs": None}
+            if part == "arguments":  # these may be given anew
+                anew = dict.fromkeys((*HOW, "epochs"))
+                here, there = here | anew, there | anew
             if here != there:
                 raise RunError(f"{self.path / 'config.json'}: {part} differ from those in {LAST}")
 
@@ -283,8 +364,13 @@ class Run:
     def complete(self):
         """Whether the last epoch has been trained and the test set evaluated after it."""
         last = self.config["arguments"]["epochs"]
-        scored = any(int(row["epoch"]) == last for row in self.rows("test_results.csv"))
-        return scored and (self.path / f"e_{last}.pth.tar").is_file()
+        return self.evaluated(last) and (self.path / f"e_{last}.pth.tar").is_file()
+
+    def evaluated(self, epoch):
+        """Whether training evaluated the test set after an epoch; --test has its own conditions."""
+        conditions = ("as_is", "best")
+        rows = [row for row in self.rows("test_results.csv") if row.get("condition") in conditions]
+        return any(int(row["epoch"]) == epoch for row in rows)
 
     @property
     def kept(self):
@@ -304,7 +390,11 @@ class Run:
         """The path of what the test set is evaluated with: the best model of a text, if that is
         what the run saves, or else the newest checkpoint."""
         best = self.config["arguments"].get("save")
-        return self.newest_checkpoint() if best is None else self._existing(self.path / best)
+        if best is None:
+            return self.newest_checkpoint()
+        if os.path.isabs(best):  # of an earlier version; two runs may have the same
+            raise RunError(f"{self.path}: its best model is not in the run, but at {best}")
+        return self._existing(self.path / best)
 
     def _existing(self, path):
         if not path.is_file():
@@ -313,10 +403,10 @@ class Run:
 
     def close(self):
         """Closes the events and releases the lock."""
-        events, self._events = self._events, None
-        if events is not None:
-            with self._writing("events.out"):
-                events.close()
+        events, self._events = self._events, {}
+        with self._writing("events"):
+            for writer in events.values():
+                writer.close()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -352,7 +442,7 @@ def write_whole(path, data):
 
     Raises OSError. A process killed here leaves `.<name>.part`, which the next write replaces.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = part_of(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -364,6 +454,11 @@ def write_whole(path, data):
             temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def part_of(path):
+    """Where a file is written until it is whole."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _sync_folder(folder):
@@ -378,10 +473,46 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
+def keep_results(path, checkpoint, results, limit):
+    """Adds what --test found to test_results.csv of the run that a checkpoint lies in, if any.
+
+    results: {condition: {column: number}}; the conditions in the file begin with `test_`. limit:
+    the --limit-batches. Prints why if a run does not take them, such as one that another process
+    is training.
+    """
+    folders = path.resolve().parents
+    folder = next((one for one in folders if (one / "config.json").is_file()), None)
+    if folder is None:
+        return
+    try:
+        if checkpoint.get("batch"):
+            raise RunError(f"{path.name} is of within an epoch")
+        if limit is not None:
+            raise RunError("--limit-batches evaluates a part of the test set")
+        with contextlib.closing(Run(folder)) as run:
+            run.check_config(checkpoint.get("config"))
+            run.lock()
+            for condition, result in results.items():
+                row = {"epoch": checkpoint["epoch"], "condition": f"test_{condition}", **result}
+                run.put_row("test_results.csv", row)
+    except RunError as error:
+        say(f"not added to test_results.csv: {error}")
+    else:
+        say(f"added to {run.path / 'test_results.csv'}")
+
+
+def _settings(part):
+    """What the last bits of the results depend on, of a config or one of its `resumed`."""
+    versions = part.get("versions")
+    torch_version = versions.get("torch") if isinstance(versions, dict) else None
+    found = {name: part.get(name) for name in ("device", "threads", "commit")}
+    return found | {"torch": torch_version}
+
+
 def read_config(path):
     """The config of a run. Raises RunError if path is not a run's directory."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path}: not a run, config.json cannot be read ({reason})") from error
@@ -391,6 +522,9 @@ def read_config(path):
         isinstance(config.get(name), kind) for name, kind in kinds.items()
     ):
         raise RunError(f"{path}: not a run, config.json lacks {', '.join(kinds)}")
+    parts = config.get("resumed", [])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise RunError(f"{path}: not a run, `resumed` in config.json is not a list of parts")
     config["arguments"] = current_names(config["arguments"])
     return config
 
@@ -404,19 +538,32 @@ def current_names(arguments):
 def find_runs(root, script=None, **arguments):
     """The runs below root with these saved arguments, newest first: a list of Run.
 
-    script: file name of the task script, None for any. Directories whose config cannot be read
-    are reported on stderr and skipped.
+    Symbolic links are followed. script: file name of the task script, None for any. Directories
+    whose config cannot be read are reported on stderr and skipped.
     """
     found = []
-    for path in sorted(Path(root).rglob("config.json")):
+    for path in sorted(_folders(Path(root))):
         try:
-            run = Run(path.parent)
+            run = Run(path)
         except RunError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {printable(str(error))}", file=sys.stderr)
             continue
         if script in (None, run.config["script"]) and has_arguments(run, arguments):
             found.append(run)
     return sorted(found, key=lambda run: run.config["started"], reverse=True)
+
+
+def _folders(root):
+    """The folders with a config.json at or below root, each once, through symbolic links too."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        below.sort()
+        if (place := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        if "config.json" in files:
+            yield Path(folder)
 
 
 def has_arguments(run, arguments):

@@ -21,8 +21,10 @@ from torch import nn
 from tqdm import tqdm
 
 from Training.machine import keep_memory
+from Training.progress import Progress
 from Training.run_directory import LAST, RunError
 
+CHART_EVERY = 20  # batches between two points of the loss within an epoch in TensorBoard
 STREAMS = ("initialisation", "order", "transform", "evaluation", "gain")
 STATE = ("epoch", "batch", "sums", "carry", "best")
 
@@ -51,15 +53,16 @@ def stream(seed, name, epoch=0):
 class Trainer:
     """Trains a model and keeps its run directory.
 
-    run: Run. args: resolved arguments. saved: the checkpoint to resume from, if any. Raises
-    RunError if that is not a checkpoint of this run.
+    run: Run. args: resolved arguments. saved: the checkpoint to resume from, if any. columns: the
+    names of the scores of an epoch. Raises RunError if saved is not a checkpoint of this run, or
+    metrics.csv has other columns.
 
     The state between two batches: `epoch`, the number of finished epochs; `batch`, of finished
     batches in the current one; `sums` over those batches; `carry`, {name: tensors} that later
     batches need (the order of the samples, the hidden state); `best`, the lowest validation loss.
     """
 
-    def __init__(self, run, args, model, optimizer, scheduler, saved=None):
+    def __init__(self, run, args, model, optimizer, scheduler, saved=None, columns=None):
         keep_memory()  # from here on: what loading the data took goes back to the system
         self.run, self.args = run, args
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
@@ -67,8 +70,15 @@ class Trainer:
         self.epoch, self.batch, self.best = 0, 0, math.inf
         self.sums, self.carry = {}, {}
         self._signum, self._handlers, self._scoring = None, {}, False
+        self._scoring_seconds = 0.0  # of the last epoch
         if saved is not None:
-            self.restore(saved)
+            self.restore(saved, columns)
+        if run is not None and "resumed" in run.config:
+            run.write_config()
+            run.print(
+                f"run: {run.path}\ndevice: {run.config['resumed'][-1]['device']}\n"
+                f"resumed after {self.epoch} epochs and {self.batch} batches"
+            )
 
     # the loop
 
@@ -90,8 +100,13 @@ class Trainer:
         self.model.train()
         self._scoring = False
         title, saved, logged = f"epoch {self.epoch + 1}", self.batch, dict(self.sums)
+        charted = logged
         due = time.monotonic() + 60 * self.args.snapshot_minutes
-        with tqdm(total=len(items), initial=self.batch, desc=title, disable=None) as bar:
+
+        def state():
+            return f"loss {self.mean('loss'):.4f}, run {self._time_left(len(items))} left"
+
+        with Progress(f"{title}/{self.args.epochs}", len(items), self.batch) as bar:
             while self.batch < len(items):
                 self._heed_signal()
                 if time.monotonic() >= due and self.batch != saved:
@@ -101,17 +116,27 @@ class Trainer:
                 yield items[self.batch]
                 self.batch += 1
                 self.add(seconds=time.perf_counter() - begun)
-                bar.update()
-                bar.set_postfix(loss=f"{self.mean('loss'):.4f}", refresh=False)
+                bar.update(state)
+                if self.batch % CHART_EVERY == 0:
+                    mean = _mean_since(charted, self.sums)
+                    step, charted = self.epoch * len(items) + self.batch, dict(self.sums)
+                    self.run.add_event("batches", step, "loss_within_epoch", mean)
                 if log_every and self.batch % log_every == 0:
-                    since = {name: self.sums[name] - logged.get(name, 0) for name in self.sums}
-                    logged = dict(self.sums)
+                    seconds = self.sums["seconds"] - logged.get("seconds", 0)
                     self.run.print(
                         f"{title}, batch {self.batch}/{len(items)}: lr {self.lr:g}, "
-                        f"{1000 * since['seconds'] / log_every:.0f} ms per batch, "
-                        f"{report(since['loss'] / since['seen'])}"
+                        f"{1000 * seconds / log_every:.0f} ms per batch, "
+                        f"{report(_mean_since(logged, self.sums))}"
                     )
+                    logged = dict(self.sums)
         self._begin_scoring()
+
+    def _time_left(self, batches):
+        """The time to the end of the run, as h:mm:ss, of epochs of this many batches."""
+        epochs = self.args.epochs - self.epoch
+        each = self.sums["seconds"] / self.batch
+        seconds = each * (epochs * batches - self.batch) + epochs * self._scoring_seconds
+        return tqdm.format_interval(seconds)
 
     def order(self, count, shuffle):
         """The order of `count` samples in this epoch, (count,): 0, 1, … or a random one."""
@@ -177,12 +202,13 @@ class Trainer:
                 f"{lr:g}: {self._extremes()}a lower --lr may help"
             )
         self.scheduler.step(loss)
+        self._scoring_seconds = time.perf_counter() - self._scoring_begun
         row = {
             "epoch": self.epoch + 1,
             **scores,
             "gradient_norm": self.sums["gradient_norm"] / self.batch,
             "lr": lr,
-            "seconds": self.sums["seconds"] + time.perf_counter() - self._scoring_begun,
+            "seconds": self.sums["seconds"] + self._scoring_seconds,
         }
         improved, self.best = loss < self.best, min(self.best, loss)
         self.epoch, self.batch, self.sums, self.carry = self.epoch + 1, 0, {}, {}
@@ -226,8 +252,11 @@ class Trainer:
             "config": self.run.config,
         }
 
-    def restore(self, checkpoint):
-        """Takes the state from a checkpoint, and drops the rows of later epochs."""
+    def restore(self, checkpoint, columns=None):
+        """Takes the state from a checkpoint, and drops the rows of later epochs.
+
+        columns: the names of the scores of an epoch.
+        """
         try:
             self.model.load_state_dict(checkpoint["state_dict"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -239,13 +268,9 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"{self.run.path / LAST}: cannot be resumed from ({reason})") from error
-        self.run.resume_after(self.epoch)
-        self.run.config["arguments"]["epochs"] = self.args.epochs
-        self.run.write_config()
-        self.run.print(
-            f"run: {self.run.path}\ndevice: {self.run.config['device']}\n"
-            f"resumed after {self.epoch} epochs and {self.batch} batches"
-        )
+        if columns is not None:
+            columns = ["epoch", *columns, "gradient_norm", "lr", "seconds"]
+        self.run.resume_after(self.epoch, columns)
 
     # interruptions
 
@@ -323,6 +348,11 @@ class Trainer:
             f"{what} not finite in epoch {self.epoch + 1}, batch {self.batch + 1}, at learning "
             f"rate {self.lr:g}: {hint}a lower --lr may help"
         )
+
+
+def _mean_since(before, sums):
+    """The mean loss over the samples that came to the sums since they were `before`."""
+    return (sums["loss"] - before.get("loss", 0)) / (sums["seen"] - before.get("seen", 0))
 
 
 def in_words(row):

@@ -1,10 +1,13 @@
 """Data sets: splits, permutations, checksums, downloads, and errors for missing files."""
 
+import errno
+import gzip
 import hashlib
 import io
 import math
 import tarfile
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +119,53 @@ def test_a_corpus_that_is_no_text_is_named(tmp_path, content, said):
     write_corpus(tmp_path, valid=content)
     with pytest.raises(DataError, match=rf"valid\.txt.*{said}"):
         load_text("ptb", tmp_path, any_corpus=True)
+
+
+def test_a_byte_order_mark_is_no_symbol(tmp_path):
+    write_corpus(tmp_path, train=b"\xef\xbb\xbfa b\n")
+    assert load_text("ptb", tmp_path, True).vocabulary == ["a", "b", "<eos>", "c"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    for load in (
+        lambda: load_pixels("mnist", tmp_path, 1, False),
+        lambda: load_text("ptb", tmp_path),
+    ):
+        with pytest.raises(DataError, match=f"{tmp_path}.*: Permission denied"):
+            load()
+
+
+def test_of_mnist_only_what_is_missing_is_fetched(tmp_path, monkeypatch):
+    """One raw file, two valid .gz, a damaged one that the mirror replaces."""
+    raw, mirror = tmp_path / "mnist" / "MNIST" / "raw", tmp_path / "mirror"
+    raw.mkdir(parents=True)
+    mirror.mkdir()
+    contents, fetched = {}, []
+    for name in datasets.MNIST_SHA256:
+        header = (0x803, 3, 28, 28) if "images" in name else (0x801, 3)
+        size = 3 * 784 if "images" in name else 3
+        content = b"".join(value.to_bytes(4, "big") for value in header) + bytes(size)
+        contents[name] = content
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(datasets, "MNIST_SHA256", digests)
+    first, second, third, fourth = contents
+    (raw / first).write_bytes(contents[first])
+    for name in (second, third):
+        (raw / f"{name}.gz").write_bytes(gzip.compress(contents[name]))
+    (raw / f"{fourth}.gz").write_bytes(gzip.compress(contents[fourth])[:-9])
+    (mirror / f"{fourth}.gz").write_bytes(gzip.compress(contents[fourth]))
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"{mirror.as_uri()}/"])
+    fetch = datasets._fetch
+    monkeypatch.setattr(
+        datasets, "_fetch", lambda url, path: fetched.append(url) or fetch(url, path)
+    )
+    datasets._load_mnist(tmp_path)
+    assert fetched == [f"{mirror.as_uri()}/{fourth}.gz"]
+    assert {name: (raw / name).read_bytes() for name in contents} == contents
 
 
 def test_a_mnist_file_that_differs_is_named_with_both_digests(tmp_path):

@@ -103,20 +103,30 @@ def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
         run.close()
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_is_named(call, only_run, monkeypatch):
+def test_a_run_that_was_killed_before_its_first_checkpoint(call, only_run, monkeypatch):
+    """--test passes over it, and --resume starts it again."""
     script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1, "--save-dir", "whole")[0] == 0
 
     def die(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "save", die)
-    assert call(script, *TOY[script])[0] == 130
-    for flags in (["--resume", only_run()], ["--test"]):
-        code, _, err = call(script, *flags)
-        assert code == 2 and err.count("\n") == 1 and str(only_run().name) in err
-    (only_run() / "config.json").unlink()
-    code, _, err = call(script, "--test")
+    assert call(script, *TOY[script], "--epochs", 1, "--save-dir", "whole/again")[0] == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(only_run("whole/again").parents[5])
+    killed, flags = only_run("whole/again"), ["--test", "--limit-batches", 1]
+    code, out, err = call(script, *flags, "--save-dir", "whole")
+    assert code == 0 and "checkpoint: whole/sDigits" in out, err
+    assert err.startswith("skipped: ") and err.count("\n") == 1 and "no checkpoint" in err
+    code, _, err = call(script, *flags, "--save-dir", "whole/again")
     assert code == 2 and "no run" in err
+    assert call(script, "--resume", killed)[0] == 0
+    (whole,) = (path.parent for path in killed.parents[4].glob("sDigits/*/*/*/config.json"))
+    assert_same_result(whole, killed, ["e_0.pth.tar", "last.pth.tar"])
+    (killed / "last.pth.tar").unlink()
+    code, _, err = call(script, "--resume", killed)  # not over its metrics
+    assert code == 2 and "last.pth.tar" in err
 
 
 def test_config_json_and_the_checkpoint_must_be_of_one_run(call, only_run):

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ARGUMENTS
 from Training import run_directory
@@ -87,7 +88,7 @@ def test_rows_are_kept_in_full_precision_and_forgotten_after_an_epoch(tmp_path):
     assert float(run.rows("test_results.csv")[0]["loss"]) == 1 / 3
     run.resume_after(0)
     assert run.rows("metrics.csv") == []
-    assert list(run.path.glob("events.out.*"))
+    assert list(run.path.glob("events/*/events.out.*"))
 
 
 def test_the_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
@@ -117,6 +118,58 @@ def test_runs_are_found_by_their_arguments_newest_first(tmp_path, capsys):
     assert find_runs(tmp_path, "task.py", nothing=1) == []
 
 
+def test_runs_behind_symbolic_links_are_found_once(tmp_path):
+    run = create(tmp_path / "disk")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "task").symlink_to(tmp_path / "disk" / "task")
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "disk" / "task")
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    for root in ("runs", "disk"):
+        (found,) = find_runs(tmp_path / root)
+        assert found.path.resolve() == run.path.resolve()
+
+
+def test_a_best_model_outside_the_run_is_not_the_runs(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"of any run")
+    run = create(tmp_path, arguments={"save": str(tmp_path / "best.pt")})
+    with pytest.raises(RunError, match=r"not in the run, but at .*best\.pt"):
+        run.scored_checkpoint()
+
+
+def test_columns_that_a_run_does_not_have_are_found_on_resuming(tmp_path):
+    run = create(tmp_path)
+    run.add_row("metrics.csv", {"epoch": 1, "loss": 1.0})
+    run.resume_after(1, ["epoch", "loss"])
+    with pytest.raises(RunError, match=r"metrics\.csv: has other columns than a run: lr$"):
+        run.resume_after(1, ["epoch", "loss", "lr"])
+
+
+def test_control_characters_are_not_printed(tmp_path, capsys):
+    run = create(tmp_path)
+    run.print("γ ± \x1b[31m\r\nnext")
+    assert capsys.readouterr().out.endswith("γ ± \\x1b[31m\\r\nnext\n")
+
+
+def test_a_line_of_a_chart_is_written_anew_from_where_a_run_resumes(tmp_path):
+    """Read with TensorBoard itself: training and validation are two lines of the chart `loss`."""
+    run = create(tmp_path)
+
+    def write(*losses):
+        for epoch, loss in losses:
+            row = {"epoch": epoch, "train_loss": loss, "validation_loss": loss + 1, "lr": 0.5}
+            run.add_row("metrics.csv", row)
+
+    write((1, 1.0), (2, 2.0), (3, 3.0))
+    run.close()
+    run.resume_after(1)
+    write((2, 5.0))
+    run.close()
+    for line, losses in (("train", [1.0, 5.0]), ("validation", [2.0, 6.0])):
+        charts = EventAccumulator(str(run.path / "events" / line)).Reload()
+        assert [event.value for event in charts.Scalars("loss")] == losses
+        assert ("lr" in charts.Tags()["scalars"]) == (line == "train")
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(RunError, match="not a run"):
@@ -135,5 +188,7 @@ def test_complete_is_the_last_epoch_trained_and_evaluated(tmp_path):
     run.add_row("test_results.csv", {"epoch": 1, "condition": "as_is", "loss": 1.0})
     run.save("e_2.pth.tar", {})
     assert not run.complete
+    run.put_row("test_results.csv", {"epoch": 2, "condition": "test_as_is", "loss": 1.0})
+    assert not run.complete  # --test is not the run's own evaluation
     run.add_row("test_results.csv", {"epoch": 2, "condition": "as_is", "loss": 1.0})
     assert run.complete

@@ -1,6 +1,7 @@
 """Both scripts as a user runs them, at toy size: output files, --resume, --test, errors."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -11,11 +12,14 @@ import sys
 import pytest
 import torch
 
+import PTB_task
 import sMNIST_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS as LAYERS
+from Postprocessing import grid
 from tests.conftest import REPOSITORY, TOY
+from Training.run_directory import MODE, Run, plain
 
 SCRIPTS = list(TOY)
 
@@ -79,7 +83,7 @@ def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags
     run = only_run()
     left = {path.name for path in run.iterdir()}
     assert left >= {"config.json", "log.txt", "metrics.csv", "test_results.csv", "last.pth.tar"}
-    assert left >= {"e_1.pth.tar", "e_2.pth.tar"} and list(run.glob("events.out.*"))
+    assert left >= {"e_1.pth.tar", "e_2.pth.tar"} and list(run.glob("events/*/events.out.*"))
     assert (run / "log.txt").read_text() == out
     config = json.loads((run / "config.json").read_text())
     assert config["arguments"]["epochs"] == 2 and config["arguments"]["seed"] == 400
@@ -235,14 +239,204 @@ def test_ptb_is_scored_by_its_best_model(call, only_run, tmp_path):
 
 
 def test_ptb_puts_its_best_model_where_save_says(call, only_run, tmp_path):
-    script, place = "PTB_task.py", tmp_path / "elsewhere.pt"
-    assert call(script, *TOY[script], "--epochs", 1, "--save", place)[0] == 0
-    assert place.exists() and not (only_run() / "model.pt").exists()
-    code, _, err = call(script, *TOY[script], "--epochs", 1, "--save", place)
-    assert code == 2 and "--save" in err
-    flags = ["--save", "best/one.pt", "--save-dir", "b"]
-    assert call(script, *TOY[script], "--epochs", 1, *flags)[0] == 0
-    assert (only_run("b") / "best" / "one.pt").exists()
+    script = "PTB_task.py"
+    assert call(script, *TOY[script], "--epochs", 1, "--save", "best/one.pt")[0] == 0
+    run = only_run()
+    assert (run / "best" / "one.pt").exists() and not (run / "model.pt").exists()
+    assert call(script, "--test")[0] == 0
+    assert [row["condition"] for row in results(run)] == ["best", "test_as_is"]
+    # A foreign config.json might name any file; runs of earlier versions name one outside.
+    path, last = run / "config.json", run / "last.pth.tar"
+    config, state = json.loads(path.read_text()), torch.load(last, weights_only=True)
+    for save in ("log.txt", str(tmp_path / "elsewhere.pt"), "../../other.pt"):
+        config["arguments"]["save"] = state["config"]["arguments"]["save"] = save
+        path.write_text(json.dumps(config))
+        torch.save(state, last)
+        code, _, err = call(script, "--resume", run, "--epochs", 2)
+        assert code == 2 and "config.json: argument --save" in err and err.count("\n") == 1
+
+
+def test_a_run_given_more_epochs_is_complete_once_they_are_evaluated(call, only_run, monkeypatch):
+    script, load = "PTB_task.py", PTB_task.load_best
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    run = Run(only_run())
+    assert run.complete
+
+    def interrupt(path):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PTB_task, "load_best", interrupt)
+    assert call(script, "--resume", run.path, "--epochs", 2)[0] == 143
+    run = Run(run.path)
+    assert run.kept.keys() == {0, 1, 2} and not run.complete
+    assert call(script, "--test")[0] == 0
+    assert [row["epoch"] for row in results(run.path)] == ["1", "2"] and not run.complete
+    monkeypatch.setattr(PTB_task, "load_best", load)
+    assert call(script, "--resume", run.path)[0] == 0
+    assert run.complete
+    assert grid.score(run) == float(results(run.path)[-1]["bits_per_character"])
+    assert results(run.path)[-1]["epoch"] == "2"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_where_and_how_may_be_given_anew_and_is_recorded(call, only_run, monkeypatch, script):
+    assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    run, path = only_run(), only_run() / "config.json"
+    first, last = json.loads(path.read_text()), run / "last.pth.tar"
+    state = torch.load(last, weights_only=True)
+    # as if it had been trained on a GPU
+    foreign = {**first, "device": "\x1b[31mGPU"}
+    foreign["arguments"] = state["config"]["arguments"] = first["arguments"] | {"cuda": True}
+    path.write_text(json.dumps(foreign))
+    torch.save(state, last)
+    if not torch.cuda.is_available():
+        assert call(script, "--resume", run)[0] == 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    anew = ["--no-cuda", "--data", "elsewhere", "--note", "moved", "--snapshot-minutes", 1]
+    code, out, err = call(script, "--resume", run, "--epochs", 2, *anew)
+    assert code == 0, err
+    assert "warning: device was \\x1b[31mGPU, is CPU" in out and "\x1b" not in out
+    assert "threads was 1, is 7: results may differ in their last bits" in out
+    assert metrics(run) == metrics(only_run("whole"))
+    config = json.loads(path.read_text())
+    assert config["arguments"]["note"] == "moved" and config["threads"] == 1
+    assert config["arguments"]["data"].endswith("/elsewhere") and not config["arguments"]["cuda"]
+    (part,) = config["resumed"]
+    assert part["threads"] == 7 and "--resume" in part["command"]
+    assert part["arguments"]["epochs"] == 2 and part["versions"] == config["versions"]
+    code, out, err = call(script, "--resume", run, "--note", "again")
+    assert code == 0 and "warning" not in out, err
+    assert len(json.loads(path.read_text())["resumed"]) == 2
+    code, _, err = call(script, "--resume", run, "--lr", 1)
+    assert code == 2 and "--lr" in err
+
+
+def test_other_columns_are_found_before_training(call, only_run):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    path = only_run() / "metrics.csv"
+    path.write_text(path.read_text().replace("gradient_norm", "norm"))
+    code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
+    assert code == 2 and "metrics.csv: has other columns" in err
+    assert checkpoint(only_run())["epoch"] == 1
+
+
+def test_what_test_finds_is_kept_in_the_run(call, only_run, tmp_path):
+    script = "sMNIST_task.py"
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    run, own = only_run(), results(only_run())
+    code, out, err = call(script, "--test", "--batch", 250, "-v", "--transform", "lin")
+    assert code == 0 and "lin.weight: (10, 8)" in out, err
+    kept = results(run)
+    assert kept[:2] == own and out.endswith(f"added to {run / 'test_results.csv'}\n")
+    names = ["test_as_is", "test_lin", "test_step_drive"]
+    assert [row["condition"] for row in kept[2:]] == names
+    for row in kept[2:]:
+        assert f"loss {float(row['loss']):.4f}, accuracy {float(row['accuracy']):.2%}" in out
+    assert call(script, "--test", "--batch", 250, "--transform", "lin")[0] == 0
+    assert results(run) == kept
+    code, out, _ = call(script, "--test", "--limit-batches", 1)
+    assert code == 0 and "not added to test_results.csv: --limit-batches" in out
+    holder = Run(run)
+    holder.lock()
+    code, out, _ = call(script, "--test")
+    assert code == 0 and "not added to test_results.csv" in out and "another process" in out
+    holder.close()
+    (tmp_path / "copy.pth.tar").write_bytes((run / "e_1.pth.tar").read_bytes())
+    code, out, _ = call(script, "--test", "--checkpoint", tmp_path / "copy.pth.tar")
+    assert code == 0 and "added to" not in out and results(run) == kept
+
+
+CONFIGURED = [
+    ("sMNIST_task.py", ["-p", "--shuffle", "--save-freq", "1"]),  # n drawn by --random
+    ("sMNIST_task.py", ["--nonlin", "gamma", "--n", "-2.5", "--no-learn_params"]),
+    ("PTB_task.py", ["--net-type", "nnRNN", "--betas", "0", "0.9", "--note=-x"]),
+    ("PTB_task.py", ["--nonlin", "gamma2", "--no-adam", "--tied", "--emsize", "8"]),
+]
+
+
+@pytest.mark.parametrize(("script", "flags"), CONFIGURED)
+def test_a_run_is_repeated_from_its_config_bit_for_bit(call, only_run, script, flags):
+    assert call(script, *TOY[script], *flags, "--epochs", 2, "--save-dir", "first")[0] == 0
+    first = only_run("first")
+    code, _, err = call(script, "--config", first / "config.json", "--save-dir", "again")
+    assert code == 0, err
+    again = only_run("again")
+    assert_same_result(first, again, ["e_0.pth.tar", "e_2.pth.tar"])
+    one, other = (json.loads((run / "config.json").read_text()) for run in (first, again))
+    for config in (one, other):
+        config["arguments"] |= {"save_dir": None, "note": None}
+    assert one["arguments"] == other["arguments"] and one["model"] == other["model"]
+
+
+def test_what_is_typed_counts_more_than_a_config(tmp_path):
+    parse = sMNIST_task.parse
+
+    def merged(found, *words):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(found), encoding="utf-8-sig")
+        return parse(["--config", str(path), *words])[1]
+
+    of_run = {
+        "script": "sMNIST_task.py",
+        "arguments": plain({k: v for k, v in vars(parse([])[1]).items() if k not in MODE}),
+    }
+    args = merged(of_run, "--lr", "0.5", "--seed", "401")
+    assert args.lr == 0.5 and args.random and args.n == parse(["--seed", "401"])[1].n
+    args = merged(of_run, "--n", "3")
+    assert (args.n, args.s, args.random) == (3.0, 0.0, False)
+    args = merged(of_run, "--net-type", "LSTM")
+    assert args.net_type == "LSTM" and args.n is args.nonlin is args.rinit is None
+    assert merged(of_run, "--nonlin", "relu").n is None
+    args = merged({"n": 2, "gain": -1e-3, "save_epochs": [3, 4], "permute": True, "clip": None})
+    assert (args.n, args.random, args.save_epochs, args.permute) == (-1e-3, False, [3, 4], True)
+
+
+WRONG = [
+    ({"nhdi": 5}, "has no argument nhdi: did you mean nhid?"),
+    ({"test": True}, "has no argument test"),
+    ({"nhid": 2.5}, "argument --nhid: '2.5' is not a whole number"),
+    ({"nonlin": "gama"}, "did you mean gamma?"),
+    ({"net_type": "LSTM", "rinit": "henaff"}, "argument --rinit: applies to --net-type"),
+    ({"alpha": 0.5}, "argument --alpha: requires --no-adam"),
+    ({"betas": ["--test", "-p"]}, "betas is ['--test', '-p'], not a list of numbers"),
+    ({"permute": "yes"}, "permute is 'yes', not true or false"),
+    ({"script": "PTB_task.py", "arguments": {}}, "of a run of PTB_task.py"),
+    ({"\x1b[31m": 1}, "has no argument \\x1b[31m"),
+    ([1], "not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("found", "said"), WRONG)
+def test_a_wrong_config_is_one_line(call, tmp_path, found, said):
+    (tmp_path / "c.json").write_text(json.dumps(found))
+    code, _, err = call("sMNIST_task.py", "--config", "c.json")
+    assert code == 2 and err.count("\n") == 1 and said in err
+
+
+def test_a_full_standard_output_costs_no_run(tmp_path, only_run):
+    words = [sys.executable, str(REPOSITORY / "sMNIST_task.py"), *TOY["sMNIST_task.py"]]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*words, "--epochs", "1"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert done.stderr.count("\n") == 1
+    assert "standard output: cannot be written (No space left on device)" in done.stderr
+    assert "done: " in (only_run() / "log.txt").read_text()
+
+
+def test_an_encoding_without_the_papers_letters_costs_no_line(call, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as exit:
+        PTB_task.main(["--help"])
+    assert exit.value.code == 0 and b"one learned \\u03b3" in out.buffer.getvalue()
 
 
 def test_the_papers_checkpoint_is_scored_with_flags(call, tmp_path):
@@ -346,6 +540,9 @@ BAD = {
         ["--alpha", "0.9"],
         ["--betas", "0.0", "0.9", "--no-adam"],
         ["--save-epochs", "0"],
+        ["--n", "-1e-39"],
+        ["--config", "absent"],
+        ["--resume", "x", "--config", "y"],
     ],
     "PTB_task.py": [
         ["--emsize", "0"],
@@ -372,6 +569,8 @@ BAD = {
         ["--save", "last.pth.tar"],
         ["--save", "../model.pt"],
         ["--save", "/absent/model.pt"],
+        ["--save", "events"],
+        ["--save", "x" * 252],
         ["--save", "."],
         ["--batch_size", "1000000"],
         ["--resume", "absent"],

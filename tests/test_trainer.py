@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
 from NetworkCreation.models import build_model
@@ -169,6 +170,41 @@ def test_a_log_line_has_the_mean_since_the_one_before(tmp_path, capsys):
             trainer.finish_epoch(SCORES)
     out = capsys.readouterr().out
     assert "batch 2/4" in out and "loss 0.5000" in out and "loss 2.5000" in out
+
+
+def test_where_there_is_no_terminal_a_line_tells_the_way(tmp_path, capsys, monkeypatch):
+    """One batch takes 30 s, scoring 60 s; a line may come every 60 s."""
+    seconds = 0.0
+    for clock in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(time, clock, lambda: seconds)
+    trainer = linear_trainer(tmp_path, epochs=2)
+    with trainer:
+        for _ in trainer.epochs():
+            for _ in trainer.batches(BATCHES):
+                trainer.step(0 * trainer.model.weight.sum() + 1.5, 1)
+                seconds += 30
+            seconds += 60
+            trainer.finish_epoch(SCORES)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "epoch 1/2, batch 2/4: 30000 ms per batch, 01:00 left, loss 1.5000, run 03:00 left",
+        "epoch 1/2, batch 4/4: 30000 ms per batch, 00:00 left, loss 1.5000, run 02:00 left",
+        "epoch 2/2, batch 2/4: 30000 ms per batch, 01:00 left, loss 1.5000, run 02:00 left",
+        "epoch 2/2, batch 4/4: 30000 ms per batch, 00:00 left, loss 1.5000, run 01:00 left",
+    ]
+
+
+def test_the_loss_within_an_epoch_is_charted(tmp_path, monkeypatch):
+    monkeypatch.setattr("Training.trainer.CHART_EVERY", 2)
+    trainer = linear_trainer(tmp_path, epochs=2)
+    with trainer:
+        for _ in trainer.epochs():
+            for batch in trainer.batches(BATCHES):
+                trainer.step(0 * trainer.model.weight.sum() + batch, 1)
+            trainer.finish_epoch(SCORES)
+    charts = EventAccumulator(str(trainer.run.path / "events" / "batches")).Reload()
+    found = [(event.step, event.value) for event in charts.Scalars("loss_within_epoch")]
+    assert found == [(2, 0.5), (4, 2.5), (6, 0.5), (8, 2.5)]
 
 
 # The state
