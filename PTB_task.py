@@ -28,8 +28,9 @@ from NetworkCreation.Networks import NETWORKS
 from Training import flags
 from Training.datasets import TEXT_SETS, DataError, columns, load_text, windows
 from Training.evaluation import EVALUATION_COLUMNS, bits_per_character, evaluate_text
+from Training.output import say
 from Training.parser import run_file
-from Training.run_directory import Run, RunError, describe, device_name, keep_results, say
+from Training.run_directory import Run, RunError, describe, device_name, keep_results
 from Training.trainer import Trainer, stream
 
 SCORES = (

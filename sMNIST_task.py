@@ -27,7 +27,8 @@ from NetworkCreation.Networks import NETWORKS
 from Training import flags
 from Training.datasets import PIXEL_SETS, DataError, load_pixels
 from Training.evaluation import evaluate_pixels
-from Training.run_directory import Run, RunError, describe, device_name, keep_results, say
+from Training.output import say
+from Training.run_directory import Run, RunError, describe, device_name, keep_results
 from Training.trainer import Trainer, stream
 from Training.transforms import TEST_TRANSFORMS, random_sin, step_drive, step_window
 

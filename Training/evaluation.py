@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from Training.datasets import windows
-from Training.progress import progress
+from Training.output import progress
 
 EVALUATION_COLUMNS = 10  # batch size of validation and test text
 

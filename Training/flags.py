@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from Training.machine import allow_tf32
+from Training.output import OutputError, flush, printable, report
 from Training.parser import Parser as Parser
 from Training.parser import (
     activation,
@@ -36,9 +37,7 @@ from Training.run_directory import (
     RunError,
     current_names,
     find_runs,
-    flush,
     plain,
-    printable,
 )
 from Training.trainer import Interrupted, TrainingStopped
 
@@ -61,11 +60,10 @@ def entry_point(main):
             try:
                 return main(argv)
             except SystemExit:  # after --help
-                flush()
+                flush(sys.stdout)
                 raise
-        except RunError as error:
-            name = Path(main.__globals__["__file__"]).name
-            print(f"{name}: error: {printable(str(error))}", file=sys.stderr)
+        except (RunError, OutputError) as error:
+            report(f"{Path(main.__globals__['__file__']).name}: error: {printable(str(error))}")
             return 1
         except TrainingStopped:
             return 1
@@ -248,7 +246,8 @@ def parse(parser, argv, networks):
             _drop(parser, args, name, "nonlin", ["gamma", "gamma2"])
     unused, needed = ("alpha", "--no-adam") if args.adam else ("betas", "--adam")
     # A run's config.json has the default of the one that it did not use.
-    if unused in parser.typed or getattr(args, unused) != parser.get_default(unused):
+    in_file = getattr(args, unused) != parser.get_default(unused) and "adam" not in parser.typed
+    if unused in parser.typed or in_file:
         parser.error(f"argument {parser.flag(unused)}: requires {needed}")
     return args, run
 
@@ -378,7 +377,7 @@ def choose_device(parser, args):
         if args.cuda:
             parser.error(f"argument -g/--cuda: {problem}")
         if torch.cuda.is_available():
-            print(f"{parser.prog}: using the CPU: {problem}", file=sys.stderr)
+            report(f"{parser.prog}: using the CPU: {problem}")
         args.cuda = False
     args.cuda = args.cuda is not False
     if args.tf32 and not args.cuda:
@@ -410,7 +409,7 @@ def newest_checkpoint(parser, args):
         try:
             return run.scored_checkpoint()
         except RunError as error:
-            print(f"skipped: {printable(str(error))}", file=sys.stderr)
+            report(f"skipped: {printable(str(error))}")
     flags = ", ".join(f"{name} {value}" for name, value in asked.items()) or "any arguments"
     parser.error(f"argument --test: no run with {flags} in {args.save_dir}; see --checkpoint")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from Training.run_directory import HOW, MODE, RunError, is_run_file, part_of, printable
+from Training.output import printable
+from Training.run_directory import HOW, MODE, RunError, is_run_file, part_of
 
 # Flags that say what to evaluate and where, not what was trained.
 EVALUATION = {*MODE, *HOW, "save_dir", "limit_batches", "transform", "config"} - {"note"}

@@ -19,7 +19,6 @@ import contextlib
 import csv
 import datetime
 import errno
-import functools
 import io
 import json
 import os
@@ -27,12 +26,12 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+
+from Training.output import OutputError, printable, report, say
 
 try:
     import fcntl
@@ -82,31 +81,6 @@ def describe(parser, args, spec, data, device):
 def plain(values):
     """Values as they come back from JSON: tuples become lists, paths absolute strings."""
     return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
-
-
-def printable(text):
-    """The text with its control characters, line ends aside, escaped: a file may be foreign."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def say(text):
-    """Prints a line, above a progress bar if there is one. Raises RunError as `flush` does."""
-    flush(functools.partial(tqdm.write, text))
-
-
-def flush(write=str):
-    """Flushes standard output, after a call of `write`.
-
-    Raises RunError if it cannot be written; from then on what is printed is lost.
-    """
-    try:
-        write()
-        sys.stdout.flush()
-    except OSError as error:
-        # What is still in its buffer would fail again when Python exits.
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise RunError(f"standard output: cannot be written ({error.strerror})") from error
 
 
 def device_name(device):
@@ -238,8 +212,8 @@ class Run:
         text = printable(text)
         try:
             say(text)
-        except RunError as error:
-            print(f"{error}; the run goes on: {self.path / 'log.txt'}", file=sys.stderr)
+        except OutputError as error:
+            report(f"{error}; the run goes on: {self.path / 'log.txt'}")
         with self._writing("log.txt"), (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
@@ -546,7 +520,7 @@ def find_runs(root, script=None, **arguments):
         try:
             run = Run(path)
         except RunError as error:
-            print(f"skipped: {printable(str(error))}", file=sys.stderr)
+            report(f"skipped: {printable(str(error))}")
             continue
         if script in (None, run.config["script"]) and has_arguments(run, arguments):
             found.append(run)

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from Training.machine import keep_memory
-from Training.progress import Progress
+from Training.output import Progress
 from Training.run_directory import LAST, RunError
 
 CHART_EVERY = 20  # batches between two points of the loss within an epoch in TensorBoard

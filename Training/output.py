@@ -1,0 +1,88 @@
+"""What a person sees: lines on standard output and stderr, and the way through a set of batches."""
+
+import contextlib
+import functools
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS = 60  # between two lines about the way through a set
+
+
+class OutputError(Exception):
+    """Standard output or stderr cannot be written; what is printed from then on is lost."""
+
+
+def printable(text):
+    """The text with its control characters, line ends aside, escaped: a file may be foreign."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def say(text):
+    """Prints a line, above a progress bar if there is one. Raises OutputError."""
+    flush(sys.stdout, functools.partial(tqdm.write, text))
+
+
+def report(text):
+    """Prints a line to stderr, if there still is one."""
+    with contextlib.suppress(OutputError):
+        flush(sys.stderr, functools.partial(tqdm.write, text, file=sys.stderr))
+
+
+def flush(stream, write=str):
+    """Flushes standard output or stderr, after a call of `write`. Raises OutputError."""
+    try:
+        write()
+        stream.flush()
+    except OSError as error:
+        # What is still in the buffer would fail again when Python exits.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        name = {"<stdout>": "standard output"}.get(stream.name, stream.name)
+        raise OutputError(f"{name}: cannot be written ({error.strerror})") from error
+
+
+class Progress:
+    """The way through `total` batches, from `done` of them on.
+
+    On a terminal a bar. Elsewhere, such as in a file, a line on stderr at most once a minute, and
+    none for what takes less than one.
+    """
+
+    def __init__(self, title, total, done=0, leave=True):
+        self.title, self.total, self.done = title, total, done
+        self.bar = tqdm(total=total, initial=done, desc=title, leave=leave, disable=None)
+        self._begun = self._written = time.monotonic()
+        self._first = done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def update(self, state=str):
+        """After a batch. state: function that returns what else to show."""
+        self.done += 1
+        if not self.bar.disable:
+            self.bar.set_postfix_str(state(), refresh=False)
+            self.bar.update()
+        elif (now := time.monotonic()) >= self._written + SECONDS:
+            self._written = now
+            each = (now - self._begun) / (self.done - self._first)
+            words = [
+                f"{self.title}, batch {self.done}/{self.total}: {1000 * each:.0f} ms per batch",
+                f"{tqdm.format_interval(each * (self.total - self.done))} left",
+                state(),
+            ]
+            report(", ".join(filter(None, words)))
+
+
+def progress(items, title):
+    """Yields the items and shows the way through them."""
+    with Progress(title, len(items), leave=False) as shown:
+        for item in items:
+            yield item
+            shown.update()
