@@ -4,132 +4,146 @@
         -- --dataset digits --nonlin gamma --no-learn_params
 
 The flags before -- are the script's, each with a list of values; those after it apply to all runs.
-Runs are processes that share the processors. Started again, a sweep skips finished runs and resumes
-the others; it knows them by their saved arguments. A run that fails does not stop the others.
-Ctrl-C and SIGTERM save the runs in progress.
+Runs are processes that share the processors, or a GPU each. With --scheduler they are trained by
+the workers of a Dask cluster, which need this repository, the current directory and the folder of
+runs at the same paths. With --commands a batch system, GNU parallel or a shell trains them.
+
+Started again, a sweep skips finished runs and resumes the others; it recognises them by their saved
+arguments. Several sweeps can share the work: a run that another process trains is left to it, and
+taken over if that process dies. A run that fails does not stop the others. Ctrl-C and SIGTERM save
+the runs in progress; they also save and end if the sweep dies.
 
 The paper's grid: --gain 1 2.5 5 7.5 10 12.5 15 17.5 20 --saturation 0 0.25 0.5 0.75 1
 """
 
+import contextlib
 import itertools
+import json
 import os
 import runpy
 import shlex
 import signal
-import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import joblib
+import torch
 from tqdm import tqdm
 
+from Training import workers
 from Training.flags import Parser, positive_int
-from Training.run_directory import LAST, MODE, find_runs, has_arguments, plain
+from Training.once import BUSY, LOCKS, check_mode, identity, is_free, task_script
+from Training.run_directory import RunError, find_runs, has_arguments
 
-# Arguments that say where and how a run is made, not what is trained.
-ASIDE = {"cuda", "tf32", "data", "save_dir", "snapshot_minutes", "note", "verbose", *MODE}
 OUTCOMES = {
-    "complete": "already finished",
+    "finished": "already finished",
     "trained": "trained to the end",
     "failed": "failed",
     "stopped": "not trained to the end",
 }
+OWN = ("--jobs", "--scheduler", "--commands")
+TICK, POLL = 0.2, 5  # seconds between looks at our own runs, and at those of other processes
 
 
 class Combination(NamedTuple):
-    """A run to make: the words of its command, and its arguments as plain values."""
+    """A run to make: the words of its command, its arguments as plain values, and its folder."""
 
-    typed: list
+    words: list
     arguments: dict
+    save_dir: Path
 
 
-class Sweep:
-    """Makes the runs and keeps the processes of those in progress.
+def combinations(script, lists, common):
+    """A Combination for every choice of one value from each list, and whether they may use a GPU.
 
-    script: path of a task script. saved: its runs so far. threads: of each process.
+    lists: {flag: words}. common: words for all runs. Choices of equal values, as 1 and 1.0, are one
+    Combination. Exits as the script does if it rejects one of them.
     """
-
-    def __init__(self, script, saved, threads):
-        self.script, self.saved, self.threads = script, saved, threads
-        self.signum = None
-        self._processes = set()
-        self._lock = threading.RLock()  # a signal may come while its own thread holds it
-
-    def make(self, combination):
-        """Makes one run, or what is left of it; returns its outcome and a remark."""
-        runs = [run for run in self.saved if has_arguments(run, combination.arguments)]
-        if any(run.complete for run in runs):
-            return "complete", ""
-        begun = [run for run in runs if (run.path / LAST).exists()]
-        typed = ["--resume", str(begun[0].path)] if begun else combination.typed
-        code, said = self._start(typed)
-        if self.signum is not None:
-            return "stopped", ""
-        if code != 0:
-            return "failed", f"{shlex.join(typed)}\n    exit code {code}: {said}"
-        return "trained", ""
-
-    def _start(self, typed):
-        """Runs the script; returns its exit code and the last line that it printed."""
-        with self._lock:
-            if self.signum is not None:
-                return None, ""
-            # In a session of its own, so that Ctrl-C reaches the sweep, which passes it on once.
-            process = subprocess.Popen(
-                [sys.executable, str(self.script), *typed],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-                start_new_session=True,
-            )
-            self._processes.add(process)
-            if self.signum is not None:
-                self._end_all()
-        said, _ = process.communicate()
-        with self._lock:
-            self._processes.discard(process)
-        lines = said.decode(errors="replace").strip().splitlines()
-        return process.returncode, lines[-1] if lines else ""
-
-    def stop(self, signum, frame=None):
-        """Signal handler: the runs in progress save and end, and no other begins."""
-        with self._lock:
-            self.signum = signum
-            self._end_all()
-
-    def _end_all(self):
-        while self._processes:
-            self._processes.pop().terminate()
+    parse, found, cuda = runpy.run_path(str(script))["parse"], {}, False
+    for choice in itertools.product(*lists.values()):
+        words = [w for pair in zip(lists, choice, strict=True) for w in pair] + common
+        _, args, _ = parse(words)
+        one = Combination([str(script), *words], identity(args), args.save_dir)
+        found.setdefault((args.save_dir, json.dumps(one.arguments, sort_keys=True)), one)
+        cuda = cuda or args.cuda is not False
+    return list(found.values()), cuda
 
 
-def combinations(parse, lists, common):
-    """A Combination for every choice of one word from each list, and the folder of the runs.
+def unfinished(runs, script):
+    """The combinations that have no finished run."""
+    saved = {folder: find_runs(folder, script.name) for folder in {run.save_dir for run in runs}}
 
-    parse: the script's. lists: {flag: words}. common: words for all runs. Exits as the script does
-    if it rejects one of them.
+    def finished(run, combination):
+        with contextlib.suppress(RunError):  # a damaged run, which is reported when its turn comes
+            return has_arguments(run, combination.arguments) and run.complete
+
+    return [one for one in runs if not any(finished(run, one) for run in saved[one.save_dir])]
+
+
+def gpus():
+    """The names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
+
+
+def train(runs, submit, stopped):
+    """Trains these combinations; yields the outcome of each, and a remark, until stopped is set.
+
+    submit: takes the words of a command and returns a future of its exit code and last line.
+    A run that another process trains is tried again when its lock is free.
     """
-    found = []
-    for words in itertools.product(*lists.values()):
-        typed = [w for pair in zip(lists, words, strict=True) for w in pair] + common
-        _, args, _ = parse(typed)
-        values = {k: v for k, v in vars(args).items() if k not in ASIDE}
-        found.append(Combination(typed, plain(values)))
-    return found, args.save_dir
+    pending = [(submit(run.words), run) for run in runs]
+    elsewhere, due = {}, 0
+    while (pending or elsewhere) and not stopped.wait(TICK):
+        ended = [(future, run) for future, run in pending if future.done()]
+        pending = [(future, run) for future, run in pending if not future.done()]
+        for future, run in ended:
+            try:
+                code, said = future.result()
+            except Exception as error:  # of a Dask cluster: its workers died, or it is gone
+                code, said = None, str(error) or type(error).__name__
+            if code == BUSY:
+                tqdm.write(f"left to another process, which trains it: {shlex.join(run.words)}")
+                elsewhere[said] = run
+            elif stopped.is_set():
+                yield "stopped", ""
+            elif code == 0:
+                yield "trained", ""
+            else:
+                reason = said if code is None else f"exit code {code}: {said}"
+                yield "failed", f"{shlex.join(run.words)}\n    {reason}"
+        if time.monotonic() >= due:
+            for lock in [lock for lock in elsewhere if is_free(Path(lock))]:
+                run = elsewhere.pop(lock)
+                pending.append((submit(run.words), run))
+            due = time.monotonic() + POLL
 
 
 def parse(argv):
     """The sweep's parser and arguments, the lists {flag: words}, and the words after --."""
     parser = Parser("python3 -m Training.sweep", __doc__)
-    parser.usage = "%(prog)s [-h] [--jobs N] SCRIPT --FLAG VALUE ... [-- ARGUMENT ...]"
-    parser.add_argument("script", type=Path, metavar="SCRIPT", help="sMNIST_task.py, PTB_task.py")
-    parser.add_argument(
+    parser.usage = (
+        "%(prog)s [-h] [--jobs N | --scheduler ADDRESS | --commands]\n"
+        "           SCRIPT --FLAG VALUE ... [-- ARGUMENT ...]"
+    )
+    flag = parser.add_argument
+    flag("script", type=task_script, metavar="SCRIPT", help="sMNIST_task.py, PTB_task.py")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where(
         "--jobs",
         type=positive_int,
-        default=joblib.cpu_count(),
         metavar="N",
-        help="runs at a time, which share the processors",
+        help="runs at a time (default: one per GPU, or without GPUs one per processor)",
+    )
+    where("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
+    where(
+        "--commands",
+        action="store_true",
+        help="train nothing: print the commands of the runs that are not finished",
     )
     end = argv.index("--") if "--" in argv else len(argv)
     lists, own = {}, []
@@ -140,42 +154,67 @@ def parse(argv):
             lists[word] = []
         else:
             (lists[next(reversed(lists))] if lists else own).append(word)
-    if "--jobs" in lists:
-        own += ["--jobs", *lists.pop("--jobs")]
+    for word in OWN:
+        if word in lists:
+            own += [word, *lists.pop(word)]
     args = parser.parse_args(own)
-    for flag, words in lists.items():
-        if not words:
-            parser.error(f"argument {flag}: has no values; what applies to all runs follows --")
+    for word, values in lists.items():
+        if not values:
+            parser.error(f"argument {word}: has no values; what applies to all runs follows --")
+    check_mode(parser, [*lists, *argv[end + 1 :]])
     return parser, args, lists, argv[end + 1 :]
+
+
+def place(parser, args, runs, cuda, stopped):
+    """The context manager of `Training.workers` that the flags ask for."""
+    if args.scheduler is None:
+        devices = gpus() if cuda else []
+        jobs = args.jobs or len(devices) or joblib.cpu_count()
+        return workers.processes(jobs, devices, stopped.is_set)
+    folders = {run.save_dir.absolute() / LOCKS for run in runs}
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    needed = [str(workers.REPOSITORY), os.getcwd(), *map(str, folders)]
+    return workers.cluster(args.scheduler, needed)
 
 
 def main(argv=None):
     parser, args, lists, common = parse(sys.argv[1:] if argv is None else argv)
-    if args.script.name not in ("sMNIST_task.py", "PTB_task.py") or not args.script.is_file():
-        parser.error(f"argument SCRIPT: {args.script} is not a task script")
-    script = runpy.run_path(str(args.script))
-    if mode := {f"--{name}" for name in MODE} & {*lists, *common}:
-        parser.error(f"argument {mode.pop()}: is not for a sweep")
-    runs, save_dir = combinations(script["parse"], lists, common)
-    saved = find_runs(save_dir, args.script.name)
-    sweep = Sweep(args.script, saved, threads=max(1, joblib.cpu_count() // args.jobs))
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, sweep.stop) for number in signals]
+    runs, cuda = combinations(args.script, lists, common)
+    left = unfinished(runs, args.script)
+    if args.commands:
+        for run in left:
+            print(shlex.join(["python3", "-m", "Training.once", *run.words]))
+        return 0
+    stopped, signum = threading.Event(), []
+
+    def stop(number, frame):
+        signum.append(number)
+        stopped.set()
+
     count, failures = dict.fromkeys(OUTCOMES, 0), []
-    parallel = joblib.Parallel(args.jobs, prefer="threads", return_as="generator_unordered")
-    with tqdm(total=len(runs), desc="runs") as bar:
-        for outcome, remark in parallel(joblib.delayed(sweep.make)(run) for run in runs):
+    count["finished"] = len(runs) - len(left)
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, stop))
+        try:
+            submit = stack.enter_context(place(parser, args, left, cuda, stopped))
+        except ModuleNotFoundError:
+            parser.error("argument --scheduler: requires distributed: pip install distributed")
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --scheduler: {error}")
+        bar = stack.enter_context(tqdm(total=len(runs), initial=count["finished"], desc="runs"))
+        for outcome, remark in train(left, submit, stopped):
             count[outcome] += 1
             if outcome == "failed":
-                failures.append(f"failed: {args.script.name} {remark}")
+                failures.append(f"failed: {remark}")
                 tqdm.write(failures[-1])
             bar.update(outcome != "stopped")
-    for number, handler in zip(signals, before, strict=True):
-        signal.signal(number, handler)
+    count["stopped"] = len(runs) - sum(count[o] for o in OUTCOMES if o != "stopped")
     said = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in count.items() if number)
     print("\n".join([f"{len(runs)} runs: {said}", *failures]))
-    if sweep.signum is not None:
-        return 128 + sweep.signum
+    if signum:
+        return 128 + signum[0]
     return 1 if failures else 0
 
 

@@ -1,21 +1,25 @@
-"""Sweeps: which runs they make, how they resume, and what a failure or a signal leaves."""
+"""Sweeps: which runs they make and where, how they resume, and what failures and signals leave."""
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 
 import joblib
 import pytest
+import torch
 
-import sMNIST_task
 from tests.conftest import REPOSITORY
-from Training import sweep
-from Training.run_directory import Run, find_runs
+from Training import once, sweep, workers
+from Training.run_directory import LAST, LOCK, Run, find_runs
 
+SCRIPT = str(REPOSITORY / "sMNIST_task.py")
 TOY = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
 TOY += ["--epochs", "1"]
 
@@ -26,22 +30,58 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(*words, script="sMNIST_task.py"):
-    return sweep.main([str(REPOSITORY / script), *words])
+def call(*words, script=SCRIPT):
+    return sweep.main([script, *words])
+
+
+@contextlib.contextmanager
+def one_after_the_other(*_):
+    """In place of `workers.processes`: makes the runs in this process."""
+
+    def submit(words):
+        future, out = Future(), io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = once.main(words)
+        future.set_result((code, out.getvalue().strip().splitlines()[-1]))
+        return future
+
+    yield submit
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Makes the runs in this process, one at a time, in tests that are not about processes."""
+    """For tests that are not about processes."""
+    monkeypatch.setattr(workers, "processes", one_after_the_other)
+    monkeypatch.setattr(sweep, "TICK", 0.01)
 
-    def start(self, typed):
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            code = sMNIST_task.main(typed)
-        return code, out.getvalue().strip().splitlines()[-1]
 
-    monkeypatch.setattr(sweep.Sweep, "_start", start)
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+def soon(condition, act):
+    """Does something in a thread, which is returned, as soon as a condition holds."""
+
+    def run():
+        wait_for(condition)
+        act()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_for(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def back_to_start(run):
+    """Leaves what a run of two epochs that was stopped in its first one leaves."""
+    (run.path / "e_2.pth.tar").unlink()
+    (run.path / LAST).write_bytes((run.path / "e_0.pth.tar").read_bytes())
+
+
+def without_times(run):
+    return [{**row, "seconds": None} for row in run.rows("metrics.csv")]
 
 
 def initial(runs):
@@ -70,24 +110,28 @@ def test_other_arguments_are_another_run(folder, in_this_process, capsys):
 def test_goes_on_with_a_run_that_is_not_complete(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
     (run,) = find_runs("SavedModels")
-    (run.path / "e_2.pth.tar").unlink()
-    rows = run.rows("metrics.csv")
-    (run.path / "last.pth.tar").write_bytes((run.path / "e_0.pth.tar").read_bytes())
+    rows = without_times(run)
+    back_to_start(run)
     capsys.readouterr()
     assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
     (run,) = find_runs("SavedModels")
     assert run.complete
     assert "resumed after 0 epochs" in (run.path / "log.txt").read_text()
-    for row, before in zip(run.rows("metrics.csv"), rows, strict=True):
-        assert {**row, "seconds": None} == {**before, "seconds": None}
+    assert without_times(run) == rows
 
 
-def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, capsys):
-    words = ["--lr", "1e30", "1e-3", "--jobs", "1", "--", *TOY, "--limit-batches", "9"]
+def test_equal_values_are_one_run(folder, in_this_process, capsys):
+    assert call("--gain", "1", "1.0", "1e0", "--seed", "1", "01", "--", *TOY) == 0
+    assert len(find_runs("SavedModels")) == 1
+    assert "1 runs: 1 trained" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process, capsys):
+    words = ["--lr", "1e30", "1e-3", "--", *TOY, "--limit-batches", "9"]
     assert call(*words) == 1
     out = capsys.readouterr().out
     assert "1 trained to the end, 1 failed" in out
-    assert "failed: sMNIST_task.py --lr 1e30" in out and "exit code 1: stopped:" in out
+    assert f"failed: {SCRIPT} --lr 1e30" in out and "exit code 1: stopped:" in out
     assert [r.config["arguments"]["lr"] for r in find_runs("SavedModels") if r.complete] == [1e-3]
 
 
@@ -99,7 +143,8 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, capsys):
         (["--gain", "--", *TOY], "--gain: has no values"),
         (["--gain", "1", "--gain", "2"], "--gain: is given twice"),
         (["--jobs", "0", "--gain", "1"], "--jobs"),
-        (["--seed", "1", "--", "--test"], "--test: is not for a sweep"),
+        (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
+        (["--seed", "1", "--", "--test"], "--test: does not train"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_run(folder, capsys, words, said):
@@ -113,34 +158,238 @@ def test_a_mistake_is_one_line_before_any_run(folder, capsys, words, said):
 @pytest.mark.parametrize("script", ["README.md", "nothing_task.py"])
 def test_what_is_no_script_is_refused(folder, capsys, script):
     with pytest.raises(SystemExit) as exit:
-        call("--gain", "1", script=script)
+        call("--gain", "1", script=str(REPOSITORY / script))
     assert exit.value.code == 2 and script in capsys.readouterr().err
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, number):
-    """SIGINT saves the run in progress; after SIGKILL that run continues, holding its lock."""
-    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--limit-batches", "100"]
-    words += ["--batch", "1", "--epochs", "4"]
-    command = [sys.executable, "-m", "Training.sweep", str(REPOSITORY / "sMNIST_task.py"), *words]
-    process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, cwd=folder
+@pytest.mark.parametrize("held", ["the combination's", "the run's"])
+def test_a_run_that_another_process_trains_is_left_to_it_until_it_ends(
+    folder, in_this_process, capsys, monkeypatch, held
+):
+    words = ["--seed", "1", "2", "--", *TOY, "--epochs", "2"]
+    assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
+    (run,) = find_runs("SavedModels")
+    back_to_start(run)
+    (lock,) = (
+        [run.path / LOCK] if held == "the run's" else (folder / "SavedModels/.sweep").iterdir()
     )
+    lock = once.take(lock)
+    assert lock is not None
+    monkeypatch.setattr(sweep, "POLL", 0.02)
+    capsys.readouterr()
+
+    def other_is_trained():
+        return any(r.complete for r in find_runs("SavedModels", seed=2))
+
+    def release():
+        assert not run.complete
+        lock.close()
+
+    thread = soon(other_is_trained, release)
+    assert call(*words) == 0
+    thread.join()
+    out = capsys.readouterr().out
+    assert f"left to another process, which trains it: {SCRIPT} --seed 1" in out
+    assert "2 runs: 2 trained to the end" in out
+    assert len(find_runs("SavedModels")) == 2 and run.complete
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_trained_again(
+    folder, in_this_process, capsys
+):
+    words = [SCRIPT, "--seed", "1", *TOY]
+    assert once.main(words) == 0
+    assert once.main(words) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert len(find_runs("SavedModels")) == 1
+
+
+def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
+    assert call("--seed", "1", "--", *TOY) == 0
+    capsys.readouterr()
+    assert call("--commands", "--seed", "1", "2", "--", *TOY, "--note", "it's new") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"python3 -m Training.once {SCRIPT} --seed 2 --dataset digits")
+    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)
+    words = words.stdout.splitlines()
+    assert words[-1] == "it's new"
+    assert once.main(words[3:]) == 0
+    assert call("--commands", "--seed", "1", "2", "--", *TOY) == 0
+    assert len(find_runs("SavedModels")) == 2
+
+
+@pytest.mark.parametrize("visible", [None, "5,GPU-7,9"])
+def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
+    """The GPUs are an imitation: two of them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
+    monkeypatch.setattr(sweep, "TICK", 0.01)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    in_use, seen, lock = [], [], threading.Lock()
+
+    def attend(words, stopped, threads, repository, **environment):
+        device = environment.get("CUDA_VISIBLE_DEVICES")
+        with lock:
+            in_use.append(device)
+            seen.append((device, threads, len(in_use), in_use.count(device)))
+        time.sleep(0.05)
+        with lock:
+            in_use.remove(device)
+        return 0, ""
+
+    monkeypatch.setattr(workers, "attend", attend)
+    seeds = ["--seed", *"123456"]
+    assert call(*seeds, "--", *TOY) == 0
+    names = {"0", "1"} if visible is None else {"5", "GPU-7"}
+    assert {device for device, *_ in seen} == names and len(seen) == 6
+    assert all(threads == 3 and alike == 1 for _, threads, _, alike in seen)
+    assert max(together for _, _, together, _ in seen) == 2
+
+    seen.clear()
+    assert call("--jobs", "4", *seeds, "--", *TOY) == 0  # two runs on each
+    assert {device for device, *_ in seen} == names
+    assert all(threads == 1 and alike <= 2 for _, threads, _, alike in seen)
+
+    seen.clear()
+    assert call(*seeds, "--", *TOY, "--no-cuda") == 0
+    assert {(device, threads) for device, threads, _, _ in seen} == {(None, 1)}
+    assert max(together for _, _, together, _ in seen) == 6
+
+
+def log(path):
+    return (path / "log.txt").read_text()
+
+
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, monkeypatch):
+    """The run in progress saves and ends after SIGKILL of the sweep, as it does after Ctrl-C."""
+    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--limit-batches", "50"]
+    words += ["--batch", "1", "--epochs", "8"]
+    command = [sys.executable, "-m", "Training.sweep", SCRIPT, *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL)
     wait_for(lambda: any(path.read_text() for path in folder.rglob("metrics.csv")))
-    process.send_signal(number)
-    code = process.wait(timeout=120)
+    process.kill()
+    process.wait()
     (config,) = folder.rglob("config.json")
-    if number == signal.SIGINT:
-        said = (config.parent / "log.txt").read_text()
-        assert code == 130 and f"{signal.SIGTERM.name}: saved" in said
-        assert not Run(config.parent).complete
-    wait_for(lambda: call(*words) == 0)
+    path = config.parent
+    wait_for(lambda: once.is_free(path / LOCK))
+    assert "SIGTERM: saved" in log(path) and not Run(path).complete
+
+    began = (path / LAST).stat().st_mtime_ns
+    thread = soon(
+        lambda: "resumed after" in log(path) and (path / LAST).stat().st_mtime_ns > began,
+        lambda: os.kill(os.getpid(), signal.SIGINT),
+    )
+    assert call(*words) == 130
+    thread.join()
+    assert log(path).count("SIGTERM: saved") == 2 and not Run(path).complete
+    assert len(find_runs("SavedModels")) == 1
+
+    monkeypatch.setattr(workers, "processes", one_after_the_other)
+    assert call(*words) == 0
     found = find_runs("SavedModels")
     assert len(found) == 2 and all(run.complete for run in found)
+
+
+# On a Dask cluster
+
+
+def test_without_distributed_a_line_says_what_to_install(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SystemExit) as exit:
+        call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *TOY)
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and "pip install distributed" in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a scheduler, and its two workers, which are processes of one thread each."""
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def dask(*words):
+        return subprocess.Popen(
+            [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file), "--no-dashboard"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    here = ("--host", "127.0.0.1")
+    started = [dask("scheduler", *here, "--port", "0")]
+    started += [dask("worker", *here, "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    wait_for(lambda: file.exists() and file.stat().st_size)
+    yield json.loads(file.read_text())["address"], started[1:]
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.wait()
+
+
+def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(
+    cluster, folder, in_this_process, capsys
+):
+    psutil = pytest.importorskip("psutil")
+    address, started = cluster
+    words = ["--seed", *"123456", "--", *TOY, "--limit-batches", "4", "--epochs", "6"]
+    words += ["--batch", "10"]
+    assert call(*words, "--save-dir", "undisturbed") == 0
+    expected = {r.config["arguments"]["seed"]: without_times(r) for r in find_runs("undisturbed")}
+    assert len(expected) == 6
+
+    with (
+        pytest.raises(FileNotFoundError, match="has no /nowhere"),
+        workers.cluster(address, ["/nowhere"]),
+    ):
+        pass
+
+    def in_progress():
+        """{path of a run: process that trains it, of those that have finished an epoch}."""
+        found = {}
+        for worker in started:
+            if worker.poll() is not None:
+                continue
+            for process in psutil.Process(worker.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    locks = [f.path for f in process.open_files() if f.path.endswith(f"/{LOCK}")]
+                    found |= {
+                        Run(lock.removesuffix(LOCK)).path: (worker, process) for lock in locks
+                    }
+        return {p: both for p, both in found.items() if 1 <= len(Run(p).rows("metrics.csv")) < 5}
+
+    # Ctrl-C
+    thread = soon(in_progress, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert call("--scheduler", address, *words) == 130
+    thread.join()
+    begun = find_runs("SavedModels")
+    wait_for(lambda: all(once.is_free(run.path / LOCK) for run in begun))
+    assert any("SIGTERM: saved" in log(run.path) for run in begun)
+    assert 1 <= len(begun) <= 2 and not all(run.complete for run in begun)
+
+    # the death of a worker's machine
+    lost = []
+
+    def kill():
+        path, (worker, process) = next(iter(in_progress().items()))
+        worker.kill()
+        process.kill()
+        lost.append(path)
+
+    def halfway():
+        return sum(run.complete for run in find_runs("SavedModels")) >= 2 and in_progress()
+
+    thread = soon(halfway, kill)
+    capsys.readouterr()
+    assert call("--scheduler", address, *words) == 0
+    thread.join()
+    assert "6 trained to the end" in capsys.readouterr().out
+    assert "resumed after" in log(lost[0])
+    found = find_runs("SavedModels")
+    assert {r.config["arguments"]["seed"]: without_times(r) for r in found} == expected
+    assert len(found) == 6 and all(run.complete for run in found)

@@ -1,0 +1,127 @@
+"""Where the runs of a sweep are trained: by processes of this machine, or by a Dask cluster.
+
+`processes` and `cluster` are context managers. Each gives a function that takes the words of a
+command of `Training.once` and returns a future: `done()`, and `result()`, which is the exit code
+and the last line printed.
+"""
+
+import contextlib
+import itertools
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import joblib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESOURCE = {"run": 1}  # of a Dask worker: the runs that it trains at a time
+ALIVE = ("running", "paused")  # states of a Dask worker
+INTERRUPTED = (-2, -15, 130, 143)  # exit codes after SIGINT and SIGTERM
+
+
+def attend(words, stopped, threads, repository, cwd=None, **environment):
+    """Runs `Training.once` until it ends; returns its exit code and the last line that it printed.
+
+    stopped: a function; when it returns true, the run is told to save and end. threads: of the run.
+    The run also saves and ends if this process dies, which closes the pipe between them.
+    """
+    path = os.pathsep.join(filter(None, [str(repository), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    # Dask sets both to 1 for its workers, and torch heeds MKL's before OpenMP's.
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    with tempfile.TemporaryFile() as output:
+        # In a session of its own, so that Ctrl-C reaches the sweep, which passes it on once.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "Training.once", "--attended", *words],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        with process.stdin:
+            while process.returncode is None:
+                if stopped():
+                    process.stdin.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines()
+    return process.returncode, lines[-1] if lines else ""
+
+
+@contextlib.contextmanager
+def processes(jobs, devices, stopped):
+    """Trains `jobs` runs at a time, which share the processors and the GPUs with these names."""
+    threads = max(1, joblib.cpu_count() // jobs)
+    free = queue.SimpleQueue()
+    for device in itertools.islice(itertools.cycle(devices or [None]), jobs):
+        free.put({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+
+    def train(words):
+        if stopped():
+            return None, ""
+        environment = free.get()
+        try:
+            return attend(words, stopped, threads, REPOSITORY, **environment)
+        finally:
+            free.put(environment)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield lambda words: pool.submit(train, words)
+
+
+@contextlib.contextmanager
+def cluster(address, folders):
+    """Trains one run at a time on each worker of the Dask scheduler at this address.
+
+    folders: that every worker must have. Raises ImportError without `distributed`, OSError if there
+    is no scheduler or if a worker lacks a folder.
+    """
+    import cloudpickle
+    import distributed
+
+    class OneRun(distributed.WorkerPlugin):
+        """Gives a worker, now or when it joins, the resource that a run takes."""
+
+        name = "one run at a time"
+
+        async def setup(self, worker):
+            await worker.set_resources(**RESOURCE)
+
+    def lacks():
+        """The first folder that this worker does not have, in words."""
+        missing = [folder for folder in folders if not os.path.isdir(folder)]
+        return f"has no {missing[0]}: all need the same folders" if missing else None
+
+    def train(words):
+        """Trains a run on a worker, until the task is cancelled or the sweep is gone."""
+        worker = distributed.get_worker()
+        key = worker.get_current_task()
+        if reason := lacks():
+            raise FileNotFoundError(f"worker {worker.address} {reason}")
+
+        def stopped():
+            # The scheduler withdraws the tasks of a client that is gone.
+            task, closing = worker.state.tasks.get(key), worker.status.name not in ALIVE
+            return closing or task is None or task.state != "executing"
+
+        code, said = attend(words, stopped, worker.state.nthreads, folders[0], cwd)
+        if code in INTERRUPTED:  # as when a batch system ends the worker's job
+            raise distributed.Reschedule
+        return code, said
+
+    # Workers get these functions and those of this file as they are, and need not import them.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cwd = os.getcwd()
+    with distributed.Client(address) as client:
+        for worker, reason in client.run(lacks).items():
+            if reason:
+                raise FileNotFoundError(f"worker {worker} {reason}")
+        client.register_plugin(OneRun())
+        yield lambda words: client.submit(train, words, resources=RESOURCE, pure=False)
