@@ -23,6 +23,7 @@ from Training.flags import Parser, entry_point
 from Training.run_directory import HOW, LAST, LOCK, MODE, fcntl, find_runs, plain
 
 BUSY = os.EX_TEMPFAIL
+FINISHED = "already finished"
 LOCKS = ".sweep"  # folder in the folder of runs: one lock per run that is to be made
 # Arguments that say where and how a run is made, not what is trained.
 ASIDE = {"save_dir", *HOW, *MODE}
@@ -100,7 +101,7 @@ def main(argv=None):
         runs = find_runs(wanted.save_dir, args.script.name, **identity(wanted))
         for run in runs:
             if run.complete:
-                print(f"already finished: {run.path}")
+                print(f"{FINISHED}: {run.path}")
                 return 0
         for run in runs:
             if not is_free(run.path / LOCK):

@@ -26,6 +26,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from Training import workers
 from Training.flags import Parser, positive_int
-from Training.once import BUSY, LOCKS, check_mode, identity, is_free, task_script
+from Training.once import BUSY, FINISHED, LOCKS, check_mode, identity, is_free, task_script
 from Training.run_directory import RunError, find_runs, has_arguments
 
 OUTCOMES = {
@@ -94,7 +95,8 @@ def train(runs, submit, stopped):
     """Trains these combinations; yields the outcome of each, and a remark, until stopped is set.
 
     submit: takes the words of a command and returns a future of its exit code and last line.
-    A run that another process trains is tried again when its lock is free.
+    A run that another process trains is tried again when its lock is free. Raises CancelledError if
+    the connection to the Dask scheduler is lost.
     """
     pending = [(submit(run.words), run) for run in runs]
     elsewhere, due = {}, 0
@@ -104,15 +106,17 @@ def train(runs, submit, stopped):
         for future, run in ended:
             try:
                 code, said = future.result()
-            except Exception as error:  # of a Dask cluster: its workers died, or it is gone
-                code, said = None, str(error) or type(error).__name__
+            except CancelledError:  # by Dask, whose scheduler is gone
+                raise
+            except Exception as error:  # of a Dask worker
+                code, said = None, str(error)
             if code == BUSY:
                 tqdm.write(f"left to another process, which trains it: {shlex.join(run.words)}")
                 elsewhere[said] = run
             elif stopped.is_set():
                 yield "stopped", ""
             elif code == 0:
-                yield "trained", ""
+                yield "finished" if said.startswith(FINISHED) else "trained", ""
             else:
                 reason = said if code is None else f"exit code {code}: {said}"
                 yield "failed", f"{shlex.join(run.words)}\n    {reason}"
@@ -204,12 +208,15 @@ def main(argv=None):
         except (OSError, ValueError) as error:
             parser.error(f"argument --scheduler: {error}")
         bar = stack.enter_context(tqdm(total=len(runs), initial=count["finished"], desc="runs"))
-        for outcome, remark in train(left, submit, stopped):
-            count[outcome] += 1
-            if outcome == "failed":
-                failures.append(f"failed: {remark}")
-                tqdm.write(failures[-1])
-            bar.update(outcome != "stopped")
+        try:
+            for outcome, remark in train(left, submit, stopped):
+                count[outcome] += 1
+                if outcome == "failed":
+                    failures.append(f"failed: {remark}")
+                    tqdm.write(failures[-1])
+                bar.update(outcome != "stopped")
+        except CancelledError:
+            failures.append("the connection to the scheduler is lost; its runs save and end")
     count["stopped"] = len(runs) - sum(count[o] for o in OUTCOMES if o != "stopped")
     said = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in count.items() if number)
     print("\n".join([f"{len(runs)} runs: {said}", *failures]))
