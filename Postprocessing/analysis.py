@@ -1,12 +1,17 @@
 """Common code of the analysis commands, `python3 -m Postprocessing.<name> RUN...`.
 
-A command does a slow computation once per run and saves the arrays, with the settings used, as
-analysis/<name>.npz in the run's directory. The notebooks only load and draw.
+A command does a slow computation once per run and saves the arrays as analysis/<name>.npz in the
+run's directory, with the settings, the checkpoints that they come from, and the seconds that it
+took. A file that no longer fits its run is computed again. The notebooks only load and draw.
 """
 
+import hashlib
 import io
 import json
+import os
+import shlex
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import CheckpointError
-from Postprocessing.load_runs import select_runs
+from Postprocessing.load_runs import FigureError, duration, select_runs
 from Training.datasets import DataError
 from Training.flags import Parser
-from Training.run_directory import Run, RunError, plain
+from Training.run_directory import LAST, Run, RunError, plain
 
 
 def make_parser(name, description):
@@ -47,9 +52,10 @@ def main(name, parser, compute, argv=None):
     """Computes analysis/<name>.npz for every requested run; returns the exit code.
 
     name: a string, or a function of args if some settings have a file of their own. compute:
-    function of (run, args) that returns {name: array} or raises Unsuitable. Runs that already have
-    the file are skipped. Runs that cannot be analysed, or whose file has other settings, are
-    reported on stderr, and the exit code is 1.
+    function of (run, args) that returns {name: array} or raises Unsuitable. A run is skipped if it
+    has the file, computed with these settings from its present checkpoints; a file that is damaged,
+    stale or of other settings is computed again, which is said on stderr. Runs that cannot be
+    analysed are reported there too, and the exit code is 1.
     """
     torch.set_flush_denormal(True)  # as the scripts do, for the same results
     args = parser.parse_args(argv)
@@ -62,15 +68,20 @@ def main(name, parser, compute, argv=None):
         parser.error(f"argument RUN: {error}")
     code = 0
     for run in tqdm(found, desc=name, disable=None if len(found) > 1 else True):
-        path = run.path / "analysis" / f"{name}.npz"
+        path = _file(run, name)
         try:
             if path.exists() and not args.recompute:
-                if (saved := json.loads(str(load(run, name)["settings"]))) != settings:
-                    raise Unsuitable(f"{path} was computed with {saved}; use --recompute")
-                continue
+                try:
+                    _read(path, source=source(run), settings=settings)
+                    continue
+                except RunError as error:
+                    tqdm.write(f"computed again: {error}", file=sys.stderr)
+            about = {"settings": settings, "source": source(run)}
+            begun = time.perf_counter()
             arrays = compute(run, args)
             data = io.BytesIO()
-            np.savez(data, settings=np.array(json.dumps(settings)), **arrays)
+            texts = {key: np.array(json.dumps(value)) for key, value in about.items()}
+            np.savez(data, **texts, seconds=np.array(time.perf_counter() - begun), **arrays)
             run.write(f"analysis/{name}.npz", data.getbuffer())
         except (Unsuitable, CheckpointError, DataError, RunError) as error:
             code = 1
@@ -78,19 +89,91 @@ def main(name, parser, compute, argv=None):
     return code
 
 
+def source(run):
+    """What identifies the checkpoints that an analysis of a run may come from, as plain values.
+
+    The epochs of the kept checkpoints, and the digests of the checkpoints that are replaced during
+    training: the best model of a text, and the last state of a run that has kept none.
+    """
+    replaced = {run.config["arguments"].get("save")} | (set() if any(run.kept) else {LAST})
+    paths = {name: run.path / name for name in sorted(replaced - {None})}
+    found = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+    digests = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in found.items()}
+    return {"epochs": list(run.kept), **digests}
+
+
 def load(run, name):
     """The arrays in analysis/<name>.npz of a run, {name: array}.
 
-    Raises RunError if the file is missing (with the command that creates it) or cannot be read.
+    Raises RunError, with the command that computes it, if the file is missing or damaged, or comes
+    from other checkpoints than the run has now.
     """
-    path = run.path / "analysis" / f"{name}.npz"
-    if not path.is_file():
-        raise RunError(f"{path}: missing; run python3 -m Postprocessing.{name} {run.path}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return _read(_file(run, name), source=source(run))
+    except RunError as error:
+        raise RunError(f"{error}; run {_command(name, run.path)}") from error
+
+
+def load_all(wanted):
+    """The arrays of all analyses of a figure.
+
+    wanted: {name of the analysis: [Run]}. Returns {name: {path of the run: arrays}}. Raises
+    FigureError, with one command for all that is missing or stale, also if runs were analysed with
+    different settings.
+    """
+    found, problems, commands = {}, [], []
+    for name, runs in wanted.items():
+        arrays, errors, settings = {}, {}, {}
+        for run in runs:
+            try:
+                arrays[run.path] = _read(_file(run, name), source=source(run))
+                settings.setdefault(str(arrays[run.path]["settings"]), []).append(run.path)
+            except RunError as error:
+                errors[run.path] = error
+        if errors:
+            said = f"{name}: not there for {len(errors)} of {len(runs)} runs"
+            if arrays:
+                each = np.mean([one["seconds"] for one in arrays.values()])
+                said += f" ({duration(each * len(errors))})"
+            problems.append(f"{said}, such as {next(iter(errors.values()))}")
+            commands.append(_command(name, os.path.commonpath(errors)))
+        elif len(settings) > 1:
+            counts = [f"\n  {len(paths)} runs: {key}" for key, paths in settings.items()]
+            problems.append(f"{name}: computed with different settings:{''.join(counts)}")
+            commands.append(_command(name, os.path.commonpath(arrays)))
+        found[name] = arrays
+    if problems:
+        raise FigureError("\n".join([*problems, "compute them with:", " && \\\n".join(commands)]))
+    return found
+
+
+def _file(run, name):
+    return run.path / "analysis" / f"{name}.npz"
+
+
+def _command(name, path):
+    return f"python3 -m Postprocessing.{name} {shlex.quote(str(path))}"
+
+
+def _read(path, **expected):
+    """The arrays of a file; raises RunError unless it holds these values, {name: plain value}."""
+    if not path.is_file():
+        raise RunError(f"{path}: missing")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        saved = {name: json.loads(str(arrays[name])) for name in expected}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: cannot be read ({error}); use --recompute") from error
+        raise RunError(f"{path}: cannot be read ({error})") from error
+    except KeyError as error:
+        raise RunError(f"{path}: of an earlier version, without {error}") from error
+    for name, now in expected.items():
+        was = saved[name]
+        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+        if changed:
+            said = ", ".join(f"{key} {was.get(key)}, now {now.get(key)}" for key in changed)
+            raise RunError(f"{path}: stale, computed with another {name} ({said})")
+    return arrays
 
 
 def _asked_for(paths):

@@ -18,6 +18,13 @@ from Training.datasets import columns, load_pixels, load_text
 from Training.run_directory import Run, RunError
 
 
+class FigureError(RunError):
+    """The runs or the analyses of a figure are missing, or do not belong together."""
+
+    def _render_traceback_(self):  # a notebook shows only the message
+        return [f"{type(self).__name__}: {self}"]
+
+
 class LoadedRun(NamedTuple):
     """config: from config.json. metrics: {column: (epochs,) float64}, NaN for missing values.
     model: from a checkpoint, in eval mode on the CPU."""
@@ -56,12 +63,21 @@ def select_run(root, script=None, **arguments):
 
 
 def differing(found):
-    """The names of the arguments in which the runs differ, in their saved order."""
-    values = {}
-    for run in found:
-        for name, value in run.config["arguments"].items():
-            values.setdefault(name, []).append(value)
-    return [k for k, v in values.items() if len(v) < len(found) or any(one != v[0] for one in v)]
+    """The names of the arguments in which the runs differ, in their saved order.
+
+    An argument that a run does not have, because it is of an earlier version, counts as None.
+    """
+    saved = [run.config["arguments"] for run in found]
+    names = dict.fromkeys(name for arguments in saved for name in arguments)
+    return [k for k in names if any(one.get(k) != saved[0].get(k) for one in saved)]
+
+
+def duration(seconds):
+    """A time in words, as in "about 2.5 minutes"."""
+    for unit, length in (("h", 3600), ("minutes", 60)):
+        if seconds > 1.5 * length:
+            return f"about {seconds / length:.1f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def load_run(path, epoch=None):

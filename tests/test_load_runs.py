@@ -1,11 +1,16 @@
 """Finding and loading saved runs, and the common code of the analysis commands."""
 
+import io
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+import sMNIST_task
 from Postprocessing import analysis
 from Postprocessing.load_runs import (
+    FigureError,
     layer_input,
     load_run,
     metrics_of,
@@ -18,12 +23,21 @@ from Training.run_directory import Run, RunError
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 
 
-@pytest.fixture
-def two_runs(call):
-    """Two runs below SavedModels that differ in learning rate."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with two runs that differ in learning rate."""
+    folder = tmp_path_factory.mktemp("trained")
     for lr in ("1e-3", "1e-2"):
-        flags = ("--epochs", 2, "--save-freq", 1, "--lr", lr)
-        assert call(SMNIST, *TOY[SMNIST], *flags)[0] == 0
+        flags = ["--epochs", "2", "--save-freq", "1", "--lr", lr, "--save-dir", str(folder)]
+        assert sMNIST_task.main([*TOY[SMNIST], *flags]) == 0
+    return folder
+
+
+@pytest.fixture
+def two_runs(trained, tmp_path, monkeypatch):
+    """A copy of these runs, below SavedModels in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "SavedModels")
     return select_runs("SavedModels")
 
 
@@ -120,11 +134,60 @@ def test_an_analysis_is_computed_once_and_again_on_request(two_runs, command, ca
     assert command("SavedModels") == 0 and len(command.calls) == 2
     assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [1, 1]
     assert command(*(run.path for run in two_runs)) == 0 and len(command.calls) == 2
-    assert command(two_runs[0].path, "--size", 2) == 1 and len(command.calls) == 2
-    assert "--recompute" in capsys.readouterr().err
-    assert command(two_runs[0].path, "--size", 2, "--recompute") == 0
+    assert "computed again" not in capsys.readouterr().err
+    assert command(two_runs[0].path, "--recompute") == 0 and len(command.calls) == 3
+
+
+def test_an_analysis_with_other_settings_is_computed_again(two_runs, command, capsys):
+    assert command("SavedModels") == 0 and len(command.calls) == 2
+    assert command(two_runs[0].path, "--size", 2) == 0 and len(command.calls) == 3
+    assert "sizes.npz: stale, computed with another settings (size 1, now 2)" in (
+        " ".join(capsys.readouterr().err.split())
+    )
     assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [2, 2]
     assert analysis.load(two_runs[1], "sizes")["values"].tolist() == [1, 1]
+    with pytest.raises(FigureError) as error:  # one figure needs them with the same
+        analysis.load_all({"sizes": two_runs})
+    assert 'different settings:\n  1 runs: {"size": 2}\n  1 runs' in str(error.value)
+
+
+def test_an_analysis_of_a_run_that_went_on_is_stale(two_runs, command, call, capsys):
+    assert command("SavedModels") == 0 and len(command.calls) == 2
+    run = two_runs[0]
+    assert call(SMNIST, "--resume", run.path, "--epochs", 3)[0] == 0
+    for load in (analysis.load, lambda run, name: analysis.load_all({name: two_runs})):
+        with pytest.raises(RunError) as error:
+            load(run, "sizes")
+        assert "stale, computed with another source (epochs [0, 1, 2], now [0, 1, 2, 3])" in (
+            str(error.value)
+        )
+        assert f"python3 -m Postprocessing.sizes {run.path}" in str(error.value)
+    assert command("SavedModels") == 0 and command.calls[2:] == [run.path]
+    assert "computed again" in capsys.readouterr().err
+    assert len(analysis.load_all({"sizes": two_runs})["sizes"]) == 2
+
+
+def test_the_best_model_of_a_text_is_among_the_sources(call, only_run, command):
+    assert call(PTB, *TOY[PTB], "--epochs", 1)[0] == 0
+    run = Run(only_run())
+    assert command(run.path) == 0
+    (run.path / "model.pt").write_bytes(b"another")
+    with pytest.raises(RunError, match=r"stale, computed with another source \(model\.pt"):
+        analysis.load(run, "sizes")
+
+
+def test_one_command_for_all_analyses_that_are_missing(two_runs, command):
+    assert command(two_runs[0].path) == 0
+    with pytest.raises(FigureError) as error:
+        analysis.load_all({"sizes": two_runs, "widths": two_runs})
+    said = str(error.value)
+    assert "sizes: not there for 1 of 2 runs (about 0 s)" in said
+    assert "widths: not there for 2 of 2 runs, such as" in said
+    folder = two_runs[0].path.parent.parent
+    assert said.endswith(
+        f"compute them with:\npython3 -m Postprocessing.sizes {two_runs[1].path} && \\\n"
+        f"python3 -m Postprocessing.widths {folder}"
+    )
 
 
 def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command, capsys):
@@ -138,12 +201,18 @@ def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command
     assert exit.value.code == 2 and "nowhere" in capsys.readouterr().err
 
 
-def test_an_analysis_that_cannot_be_read_is_an_error_with_its_name(two_runs, command):
-    assert command(two_runs[0].path) == 0
-    path = two_runs[0].path / "analysis" / "sizes.npz"
-    for data in (b"", b"PK\x03\x04", path.read_bytes()[:-30]):
+def test_an_analysis_that_cannot_be_read_is_named_and_computed_again(two_runs, command, capsys):
+    run = two_runs[0]
+    assert command(run.path) == 0
+    path = run.path / "analysis" / "sizes.npz"
+    earlier = io.BytesIO()
+    np.savez(earlier, values=np.ones(2))
+    damaged = (b"", b"PK\x03\x04", path.read_bytes()[:-30], earlier.getvalue())
+    for number, data in enumerate(damaged, start=2):
         path.write_bytes(data)
-        with pytest.raises(RunError, match=r"sizes\.npz: cannot be read"):
-            analysis.load(two_runs[0], "sizes")
-    assert command(two_runs[0].path) == 1
-    assert command(two_runs[0].path, "--recompute") == 0
+        said = "of an earlier version" if data == damaged[-1] else "cannot be read"
+        with pytest.raises(RunError, match=rf"sizes\.npz: {said}.*python3 -m"):
+            analysis.load(run, "sizes")
+        assert command(run.path) == 0 and len(command.calls) == number
+        assert "computed again" in capsys.readouterr().err
+        assert analysis.load(run, "sizes")["values"].tolist() == [1, 1]
