@@ -1,46 +1,298 @@
-"""The runs behind the figures: three settings of γ over a grid of initial n and s.
+"""The runs behind the figures: three settings of γ over a grid of initial n and s, and networks.
 
 static: n and s are fixed. homogeneous: one learned pair for the layer. heterogeneous: a learned
 pair for each unit. Source: Geadah et al., arXiv 2006.12253.
+
+The runs of one figure agree in every argument but those that the figure varies. Dry runs
+(--limit-batches) are ignored, and so are unfinished ones.
 """
 
+import functools
+import math
+import os
+import re
+import shlex
+import textwrap
+from pathlib import Path
+
 import numpy as np
+from scipy.stats import bootstrap
 
-from Postprocessing.load_runs import metrics_of, select_runs
-from Training.run_directory import RunError
+from Postprocessing.load_runs import FigureError, differing, duration, metrics_of, select_runs
+from Training import sweep
+from Training.run_directory import find_runs
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = {
-    "static": {"nonlin": "gamma", "learn_params": False},
-    "homogeneous": {"nonlin": "gamma", "learn_params": True},
-    "heterogeneous": {"nonlin": "gamma2", "learn_params": True},
+    "static": {"net_type": "RNN", "nonlin": "gamma", "learn_params": False},
+    "homogeneous": {"net_type": "RNN", "nonlin": "gamma", "learn_params": True},
+    "heterogeneous": {"net_type": "RNN", "nonlin": "gamma2", "learn_params": True},
 }
+# The pairs of settings compared by n, s and seed.
+PAIRS = (
+    ("heterogeneous", "static"),
+    ("homogeneous", "static"),
+    ("heterogeneous", "homogeneous"),
+)
 # The networks compared, with the arguments that select their runs.
 COMPARED = {
     "ANRU": {"net_type": "ANRU"},
-    "gamma2-RNN": {"net_type": "RNN", "nonlin": "gamma2"},
+    "gamma2-RNN": SETTINGS["heterogeneous"],
+    "static γ": SETTINGS["static"],
     "ReLU-RNN": {"net_type": "RNN", "nonlin": "ReLU"},
     "LSTM": {"net_type": "LSTM"},
     "GRU": {"net_type": "GRU"},
 }
+SMALL = ((1, 5, 20), (0, 0.5, 1), (400,))  # n, s and seeds of a grid to begin with
+PREFERRED = (5, 0)  # the n and s of the RNNs with γ among the networks compared
+
+# Arguments that do not change what is trained.
+ASIDE = sweep.ASIDE | {"save_freq", "save_epochs", "save", "transform", "log_interval"}
+GRID = {"net_type", "nonlin", "learn_params", "random", "n", "s", "seed"}  # varied by a grid
+NETWORK = {*GRID, "rinit", "iinit", "lr"}  # varied between the networks compared
 
 TEXTS = ("PTB", "pydoc", "corpus")  # tasks of PTB_task.py
 
 
-class NoRuns(RunError):
-    """A figure has no runs; the message contains the command that creates them."""
+# Where
 
-    def _render_traceback_(self):  # a notebook shows only the message
-        return [f"{type(self).__name__}: {self}"]
+
+def folders():
+    """The folder of the runs and that of the figures.
+
+    RUNS and FIGURES in the environment set them, relative to the repository; otherwise they are
+    SavedModels and the folder figures in that of the runs.
+    """
+    root = REPOSITORY / os.environ.get("RUNS", "SavedModels")
+    return root, REPOSITORY / os.environ.get("FIGURES", root / "figures")
+
+
+def find_task(root):
+    """The task of a figure: TASK in the environment, or else the only one below root.
+
+    Raises FigureError, with what there is, if it cannot be told.
+    """
+    found = tasks(root)
+    if "TASK" in os.environ or len(found) == 1:
+        return os.environ.get("TASK") or next(iter(found))
+    raise FigureError(f"set TASK to the task of the figure; {_tasks_in_words(root)}")
+
+
+def tasks(root):
+    """The number of runs of every task below root, {task: number}."""
+    if not root.is_dir():
+        return {}
+    counts = {path.name: len(find_runs(path)) for path in sorted(root.iterdir()) if path.is_dir()}
+    return {task: number for task, number in counts.items() if number}
+
+
+def _tasks_in_words(root):
+    said = ", ".join(f"{task} ({_runs(number)})" for task, number in tasks(root).items())
+    return f"found below {root}: {said or 'no runs'}"
+
+
+# Which runs
+
+
+def load_grid(root, task, **arguments):
+    """The complete runs of a task over the grid, {setting: {(n, s): [Run of each seed]}}.
+
+    arguments: more saved arguments of the runs. Of several equal runs, the newest is used. What is
+    missing is printed, with the command that creates it. Raises FigureError if a setting has no
+    runs, or if the runs differ in an argument that the grid does not vary. Runs whose n was drawn
+    (--random) are not on the grid.
+    """
+    runs = [run for run in _complete(root, task, arguments) if not _drawn(run)]
+    chosen = {name: _with(runs, own) for name, own in SETTINGS.items()}
+    _check_agreement(runs_of(chosen), GRID)
+    found = {}
+    for name, group in chosen.items():
+        at = sorted(set(map(initial, group)))
+        found[name] = {key: _newest(run for run in group if initial(run) == key) for key in at}
+    runs = [run for cells in found.values() for run in runs_of(cells)]
+    axes = [sorted(set(v)) for v in zip(*((*initial(r), seed(r)) for r in runs), strict=True)]
+    total = math.prod(map(len, axes)) if axes else 0
+    missing = {name: total - len(runs_of(cells)) for name, cells in found.items()}
+    lists = dict(zip(("--n", "--s", "--seed"), axes or SMALL, strict=True))
+    _report(root, task, runs, missing, lists, GRID, [k for k, cells in found.items() if not cells])
+    return found
+
+
+def load_networks(root, task, **arguments):
+    """The complete runs of the networks compared, {name: [Run of each seed]}.
+
+    arguments: more saved arguments of the runs; those of one network in a dictionary under its
+    name, as in {"nhid": 64, "ANRU": {"lr": 5e-4}}. Of a network with γ, the runs whose initial n
+    and s are nearest to `PREFERRED`. Missing networks are printed, with the command that creates
+    them. Raises FigureError if there is none, if the runs of a network differ in an argument other
+    than the seed, or those of two networks in one that is not the network's own.
+    """
+    own = {name: arguments.pop(name) for name in COMPARED if name in arguments}
+    runs = _complete(root, task, arguments)
+    found = {}
+    for name, selection in COMPARED.items():
+        group = _with(runs, selection | own.get(name, {}))
+        if set_by_hand := [run for run in group if initial(run) and not _drawn(run)]:
+            nearest = min(map(initial, set_by_hand), key=lambda at: math.dist(at, PREFERRED))
+            group = [run for run in set_by_hand if initial(run) == nearest]
+        _check_agreement(group, {"seed", *(("n",) if any(map(_drawn, group)) else ())}, name)
+        if group:
+            found[name] = _newest(group)
+    runs = runs_of(found)
+    _check_agreement(runs, NETWORK)
+    seeds = sorted(set(map(seed, runs))) or [400]
+    missing = {name: len(seeds) - len(found.get(name, ())) for name in COMPARED}
+    _report(root, task, runs, missing, {"--seed": seeds}, NETWORK, [] if runs else ["network"])
+    return found
+
+
+def _complete(root, task, arguments):
+    """The complete runs of a task that are no dry runs, newest first."""
+    folder = root / task
+    found = select_runs(folder) if folder.is_dir() else []
+    for name in arguments:
+        if found and not any(name in run.config["arguments"] for run in found):
+            raise FigureError(f"no run of {task} has an argument {name}")
+    return [run for run in _with(found, {**arguments, "limit_batches": None}) if run.complete]
+
+
+def _with(runs, arguments):
+    """Those with these arguments; None stands for one that a run does not have."""
+    saved = [(run, run.config["arguments"]) for run in runs]
+    return [run for run, has in saved if all(has.get(k) == v for k, v in arguments.items())]
+
+
+def _newest(runs):
+    """The first of the runs of each seed, by seed; the newest come first."""
+    found = {}
+    for run in runs:
+        found.setdefault(seed(run), run)
+    return [found[key] for key in sorted(found)]
+
+
+def _check_agreement(runs, varied, network=None):
+    """Raises FigureError if the runs differ in an argument that is not varied.
+
+    network: the name under which `arguments` chooses among them; None for all.
+    """
+    names = [name for name in differing(runs) if name not in varied | ASIDE]
+    if not names:
+        return
+    rows = [[run.config["arguments"].get(name) for name in names] for run in runs]
+    lines = []
+    for name, values in zip(names, zip(*rows, strict=True), strict=True):
+        different = [value for i, value in enumerate(values) if value not in values[:i]]
+        counts = [f"{value!r} ({_runs(values.count(value))})" for value in different]
+        lines.append(f"  {name}: {', '.join(counts)}")
+    choice = dict(zip(names, max(rows, key=rows.count), strict=True))
+    choice = choice if network is None else {network: choice}
+    raise FigureError(
+        f"the runs{'' if network is None else f' of {network}'} differ in arguments that a figure "
+        "does not vary:\n" + "\n".join(lines) + f"\nchoose some of them, as in arguments = {choice}"
+    )
+
+
+# What is missing
+
+
+def _report(root, task, runs, missing, lists, varied, absent):
+    """Prints what is missing of a figure, with one command that creates it.
+
+    runs: those that there are. missing: {setting or network: number of missing runs}. lists:
+    {flag: values} of the sweep. varied: arguments that the figure varies. absent: without these
+    there is no figure, and FigureError is raised.
+    """
+    said, commands = [], []
+    for name, number in missing.items():
+        if number == 0 and runs:
+            continue
+        own, values = (SETTINGS | COMPARED)[name], dict(lists)
+        same = _with(runs, own)
+        alike = same or (runs if name in SETTINGS else [])  # take as long
+        took = [metrics_of(run)["seconds"].sum() for run in alike]
+        time = f", {duration(np.mean(took) * number)} in one process" if took else ""
+        said.append(f"{name}: {f'{number} missing' if runs else 'no runs'}{time}")
+        if own.get("nonlin") in ("gamma", "gamma2") and "--n" not in lists:
+            at = initial(same[0]) if same else PREFERRED
+            values |= {"--n": at[:1], "--s": at[1:]}
+        commands.append(_sweep(root, task, values, own, (same or runs or [None])[-1], varied))
+    text = "\n".join([*said, "create the runs with:", " && \\\n".join(commands)]) if said else ""
+    if absent:
+        absent = " and ".join(absent)
+        raise FigureError(f"no complete {absent} runs of {task}; {_tasks_in_words(root)}\n{text}")
+    if text:
+        print(text)
+
+
+def _sweep(root, task, lists, own, like, varied):
+    """The command of a sweep that creates runs of a task below root.
+
+    lists: {flag: values}. own: arguments of a setting or network. like: a run that has the other
+    arguments, None for the defaults. varied: arguments not to take from it.
+    """
+    words = ["python3", "-m", "Training.sweep"]
+    words.append("PTB_task.py" if task in TEXTS else "sMNIST_task.py")
+    for flag, values in lists.items():
+        words += [flag, *(f"{value:.12g}" for value in values)]
+    words.append("--")
+    if like is None:
+        words += ["--dataset", "pydoc"] if task == "pydoc" else []
+        words += ["--dataset", "digits"] if task.endswith("Digits") else []
+        words += ["-p"] if task.startswith("ps") else []
+    else:
+        words += _typed(like, varied)
+    for name, value in own.items():
+        flag = name.replace("net_type", "net-type")
+        words += [f"--{flag}", value] if isinstance(value, str) else []
+        words += [f"--no-{flag}"] if value is False else []
+    return shlex.join([*words, "--save-dir", str(root)])
+
+
+def _typed(run, varied):
+    """The words of a run's command but for the arguments that are varied."""
+    dropped = {"gain", "saturation", "lp", "no-learn_params", "no-random", "net-type", "save-dir"}
+    dropped |= {"epochs", *varied} - {"lr"}
+    kept, keep = [], True
+    for word in shlex.split(run.config["command"])[2:]:
+        if re.match(r"--?[a-zA-Z]", word):
+            keep = word.lstrip("-").split("=")[0] not in dropped
+        kept += [word] if keep else []
+    return [*kept, "--epochs", str(run.config["arguments"]["epochs"])]  # a resumed run has more
+
+
+# What a run has
+
+
+def seed(run):
+    """The seed of a run."""
+    return run.config["arguments"]["seed"]
+
+
+def _drawn(run):
+    """Whether the initial n of a run was drawn at random."""
+    return run.config["arguments"].get("random") is True
 
 
 def initial(run):
-    """The initial n and s of an RNN's γ."""
-    return tuple(float(run.config["arguments"][name]) for name in ("n", "s"))
+    """The initial n and s of an RNN's γ, None for another network."""
+    n, s = (run.config["arguments"].get(name) for name in ("n", "s"))
+    return None if n is None else (float(n), float(s))
 
 
 def is_text(run):
     """Whether a run is scored in bits per character rather than accuracy."""
     return run.config["model"]["task"] == "characters"
+
+
+def score_name(run):
+    """What `score` is, in words; that of `validation` begins with another word."""
+    return "test bits per character" if is_text(run) else "test accuracy"
+
+
+def chance(run):
+    """The score of a guess: accuracy 1/classes, or log₂ of the number of symbols in bits."""
+    spec = run.config["model"]
+    return math.log2(len(spec["vocabulary"])) if is_text(run) else 1 / spec["classes"]
 
 
 def score(run):
@@ -63,49 +315,12 @@ def trajectory(run):
     return np.concatenate([[initial(run)], learned])
 
 
-def load_grid(root, task, **arguments):
-    """The complete runs of a task over the grid, {setting: {(n, s): [Run of each seed]}}.
-
-    Of several runs with the same setting, n, s and seed, only the newest is used. Raises NoRuns
-    if a setting has no runs.
-    """
-    found = {}
-    for setting, own in SETTINGS.items():
-        cells = {}
-        for run in _complete(root, task, net_type="RNN", **own, **arguments):
-            seeds = cells.setdefault(initial(run), {})
-            seeds.setdefault(run.config["arguments"]["seed"], run)  # the newest comes first
-        if not cells:
-            raise NoRuns(
-                f"no complete {setting} runs of {task} below {root}; create them with:\n"
-                f"{_command(task, own)}"
-            )
-        found[setting] = {key: list(cells[key].values()) for key in sorted(cells)}
-    return found
+# Over runs
 
 
-def load_networks(root, task, **arguments):
-    """The complete runs of the networks compared, {name: [Run of each seed]}.
-
-    For the gamma2-RNN, only the runs whose `initial` n and s are nearest (5, 0).
-    Raises NoRuns if a network has no runs.
-    """
-    found = {}
-    for name, own in COMPARED.items():
-        runs = _complete(root, task, **own, **arguments)
-        if not runs:
-            raise NoRuns(
-                f"no complete {name} runs of {task} below {root}; create one with:\n"
-                f"{_command(task, own, grid=False)}"
-            )
-        if name == "gamma2-RNN":
-            nearest = min(map(initial, runs), key=lambda at: abs(at[0] - 5) + abs(at[1]))
-            runs = [run for run in runs if initial(run) == nearest]
-        seeds = {}
-        for run in runs:
-            seeds.setdefault(run.config["arguments"]["seed"], run)
-        found[name] = list(seeds.values())
-    return found
+def runs_of(groups):
+    """All runs of {key: [Run]}, in order: of the cells of a setting, or of the networks."""
+    return [run for runs in groups.values() for run in runs]
 
 
 def plane(cells, value):
@@ -122,6 +337,73 @@ def plane(cells, value):
     return n, s, values
 
 
+def paired(cells, others, value):
+    """Differences value(run) − value(other) between the runs of two settings with the same n, s
+    and seed, averaged over the seeds of a cell, (cells, ...)."""
+    found = []
+    for key in sorted(cells.keys() & others.keys()):
+        other = {seed(run): run for run in others[key]}
+        pairs = [(run, other[seed(run)]) for run in cells[key] if seed(run) in other]
+        if pairs:
+            found.append(np.mean([value(a) - value(b) for a, b in pairs], axis=0))
+    return np.array(found)
+
+
+def interval(values):
+    """The mean of values (cells, ...) over cells and its 95 % bootstrap interval: mean, low, high.
+
+    The cells are resampled (percentile method). One cell has no interval: NaN.
+    """
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        return mean, mean * np.nan, mean * np.nan
+    found = bootstrap(
+        (values,), np.mean, n_resamples=2000, batch=100, method="percentile", random_state=0
+    )
+    return mean, found.confidence_interval.low, found.confidence_interval.high
+
+
+def has_learned(run):
+    """Whether the paper's learning curves count a run: its last validation score is above 12 %
+    accuracy, or below 5 bits per character."""
+    last = validation(run)[-1]
+    return last < 5 if is_text(run) else last > 0.12
+
+
+def best_quarter(runs):
+    """The runs with the best last validation scores, a quarter of them and at least one: those
+    that the paper's dynamics are over."""
+    ordered = sorted(runs, key=lambda run: validation(run)[-1], reverse=not is_text(runs[0]))
+    return ordered[: math.ceil(len(runs) / 4)]
+
+
+def common_epochs(arrays):
+    """The epochs that all of these analyses cover, (E,)."""
+    return functools.reduce(np.intersect1d, [one["epochs"] for one in arrays])
+
+
+# In words
+
+
+def caption(task, runs, *more):
+    """Lines for below a figure: task, networks, units, epochs, numbers of runs and of seeds."""
+    saved = [run.config["arguments"] for run in runs]
+
+    def values(name):
+        return ", ".join(str(v) for v in sorted({one[name] for one in saved}))
+
+    seeds = len({one["seed"] for one in saved})
+    said = (
+        f"{task}, {values('net_type')}, {values('nhid')} units, {values('epochs')} epochs; "
+        f"{_runs(len(runs))}, {seeds} seed{'s' * (seeds != 1)}."
+    )
+    return textwrap.fill(" ".join([said, *more]), 165)
+
+
+def _runs(number):
+    return f"{number} run{'s' * (number != 1)}"
+
+
 def count(grid):
     """A sentence with the number of runs and of missing grid cells of each setting.
 
@@ -136,34 +418,7 @@ def count(grid):
     return f"Grid of {len(n)} n × {len(s)} s: " + "; ".join(said) + "."
 
 
-def runs_of(cells):
-    """All runs of a setting, in grid order."""
-    return [run for runs in cells.values() for run in runs]
-
-
-def _complete(root, task, **arguments):
-    folder = root / task
-    if not folder.is_dir():
-        return []
-    try:
-        return [run for run in select_runs(folder, **arguments) if run.complete]
-    except RunError:  # no run there has such an argument
-        return []
-
-
-def _command(task, own, grid=True):
-    """The command that creates runs of a task with these arguments."""
-    text = task in TEXTS
-    script = "PTB_task.py" if text else "sMNIST_task.py"
-    flags = ["--dataset pydoc"] if task == "pydoc" else []
-    flags += ["--dataset digits"] if task.endswith("Digits") else []
-    flags += ["-p"] if task.startswith("ps") else []
-    for name, value in own.items():
-        flag = name.replace("net_type", "net-type")
-        is_switch = isinstance(value, bool)
-        flags.append(
-            (f"--{flag}" if value else f"--no-{flag}") if is_switch else f"--{flag} {value}"
-        )
-    if not grid:
-        return f"python3 {script} {' '.join(flags)}"
-    return f"python3 -m Training.sweep {script} --n 1 5 20 --s 0 0.5 1 -- {' '.join(flags)}"
+def in_words(values, unit=""):
+    """A paired difference with its interval, such as "+0.021 [+0.013, +0.030] (45 cells)"."""
+    mean, low, high = (f"{value:+.2g}".replace("-", "−") for value in interval(values))
+    return f"{mean} [{low}, {high}]{unit} ({len(values)} cells)"

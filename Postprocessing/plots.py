@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 
 from NetworkCreation.gamma_function import gamma, gamma_prime
 
@@ -18,13 +19,24 @@ COLOURS = {
     "static": "#000000",
     "homogeneous": "#56B4E9",
     "heterogeneous": "#D55E00",
+    "heterogeneous − static": "#D55E00",
+    "homogeneous − static": "#56B4E9",
+    "heterogeneous − homogeneous": "#8C6BB1",
     "gamma2-RNN": "#D55E00",  # the heterogeneous network, by another name
+    "static γ": "#000000",
     "ANRU": "#0072B2",
     "ReLU-RNN": "#009E73",
     "LSTM": "#CC79A7",
     "GRU": "#E69F00",
 }
-MARKERS = {"ANRU": "o", "gamma2-RNN": "s", "ReLU-RNN": "^", "LSTM": "D", "GRU": "v"}
+MARKERS = {
+    "ANRU": "o",
+    "gamma2-RNN": "s",
+    "static γ": "x",
+    "ReLU-RNN": "^",
+    "LSTM": "D",
+    "GRU": "v",
+}
 SCALE = "viridis"  # colour map of accuracies, bits and nats
 GAIN, SATURATION = "gain $n$", "saturation $s$"
 
@@ -52,15 +64,21 @@ def use_style():
 def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
     """A figure and its axes, labelled a, b, c, … from left to right and top to bottom.
 
-    caption: a line below the axes, such as the number of runs and of missing cells.
+    caption: lines below the axes, such as the number of runs and what the bands are.
     """
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * height), squeeze=False, **options
     )
     for letter, ax in zip("abcdefghij", axes.flat, strict=False):
-        ax.set_title(letter, fontweight="bold")
+        ax.set_title(rf"$\mathbf{{{letter}}}$")
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=6, color="0.3")
     return figure, axes
+
+
+def entitle(ax, text):
+    """Adds a title after the letter of a panel."""
+    ax.set_title(f"{ax.get_title(loc='left')}  {text}", fontsize=7)
+    return ax
 
 
 def save(figure, name, folder=FIGURES):
@@ -87,85 +105,158 @@ def draw_family(x, pairs, ax, derivative=False):
     return ax
 
 
-def draw_plane(n, s, values, ax, label, levels=10):
-    """Filled contours of values (S, N) over n (N,) and s (S,), with a colour bar; NaN is blank.
+def limits_of(*values):
+    """The lowest and the highest of several arrays, NaN ignored: one scale for several panels."""
+    values = np.concatenate([np.ravel(part) for part in values])
+    return np.nanmin(values), np.nanmax(values)
+
+
+def draw_plane(n, s, values, ax, label, levels=10, limits=None):
+    """Filled contours of values (S, N) over n (N,) and s (S,); NaN is blank.
 
     Dots mark the measured points. A grid with fewer than two n or s has no area, and is drawn as
-    points; so are values that are all equal.
+    points; so are values that are all equal. label: of the colour bar, None for no bar. limits: of
+    the colours, those of the values if None.
     """
     n_at, s_at = np.meshgrid(n, s)
     there = np.isfinite(values)
+    edges = _levels(limits or limits_of(values), levels)
     if min(values.shape) > 1 and np.ptp(values[there]) > 0:
-        shown = ax.contourf(n, s, np.ma.masked_invalid(values), levels, cmap=SCALE)
-        ax.plot(n_at[there], s_at[there], ".", color="white", markersize=1.5, clip_on=False)
+        shown = ax.contourf(n, s, np.ma.masked_invalid(values), edges, cmap=SCALE)
+        dots = {"markersize": 3, "markeredgecolor": "0.2", "markeredgewidth": 0.3}
+        ax.plot(n_at[there], s_at[there], ".", color="white", clip_on=False, **dots)
     else:
-        shown = ax.scatter(n_at[there], s_at[there], c=values[there], cmap=SCALE)
-    ax.figure.colorbar(shown, ax=ax, label=label)
+        scale = {"cmap": SCALE, "vmin": edges[0], "vmax": edges[-1]}
+        shown = ax.scatter(n_at[there], s_at[there], c=values[there], **scale)
+    if label is not None:
+        ax.figure.colorbar(shown, ax=ax, label=label)
     return _name_plane(ax)
 
 
-def draw_trajectories(paths, scores, ax, label):
-    """Trajectories (epochs, 2) of (n, s) during learning; end points coloured by scores (R,)."""
+def draw_trajectories(paths, scores, ax, label, limits=None):
+    """Trajectories (epochs, 2) of (n, s) during learning; end points coloured by scores (R,).
+
+    limits: of the colours, those of the scores if None.
+    """
     for path in paths:
         ax.plot(*path.T, color="0.6", linewidth=0.6, zorder=2)
         ax.plot(*path[0], ".", color="0.6", markersize=2, zorder=2)
     ends = np.array([path[-1] for path in paths])
-    shown = ax.scatter(
-        *ends.T, c=scores, cmap=SCALE, s=12, edgecolor="0.2", linewidth=0.3, zorder=3
-    )
+    edges = _levels(limits or limits_of(scores))
+    scale = {"c": scores, "cmap": SCALE, "vmin": edges[0], "vmax": edges[-1]}
+    shown = ax.scatter(*ends.T, **scale, s=12, edgecolor="0.2", linewidth=0.3, zorder=3)
     ax.figure.colorbar(shown, ax=ax, label=label)
     return _name_plane(ax)
 
 
 def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
-    """The n and s (units,) of a heterogeneous network, with their start and centre."""
+    """The n and s (units,) of a heterogeneous network, with their start and centre.
+
+    The axes cover at least a tenth of the paper's range of n (1 to 20) and of s (0 to 1).
+    """
     ax.scatter(n, s, s=8, color=colour, alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
-    beside = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "ncols": 3, "fontsize": 6}
-    ax.legend(**beside, handlelength=1, handletextpad=0.2, columnspacing=0.5)
+    ax.legend(fontsize=6, handlelength=1)
+    for limits, least in ((ax.set_xlim, 2.0), (ax.set_ylim, 0.1)):
+        low, high = limits()
+        margin = max(0, least - (high - low)) / 2
+        limits(low - margin, high + margin)
     return _name_plane(ax)
 
 
-def draw_quartiles(x, values, ax, name):
-    """Median and interquartile range over runs; values (R, len(x)), NaN is ignored."""
-    low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
-    ax.plot(x, middle, color=COLOURS[name], label=f"{name} ({len(values)})")
-    ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
-    ax.plot(x, np.stack([low, high], axis=1), color=COLOURS[name], linewidth=0.5)
+def draw_band(x, middle, low, high, ax, name, label=None):
+    """A curve with a band, each (len(x),); the caption says what the band is."""
+    ax.plot(x, middle, color=COLOURS[name], label=label or name)
+    ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+    return ax
+
+
+def draw_bars(x, middle, spread, ax, name, label=None):
+    """A curve with error bars of ± spread, each (len(x),): for several that would overlap."""
+    ax.errorbar(
+        x, middle, spread, color=COLOURS[name], label=label or name, elinewidth=0.6, capsize=1.5
+    )
+    return ax
+
+
+def draw_ecdf(values, ax, name, label=None):
+    """The fraction of values (R,) at or below each value."""
+    ax.ecdf(values, color=COLOURS[name], label=label or name)
+    ax.set_ylabel("cumulative fraction")
     return ax
 
 
 def draw_histogram(values, bins, ax, name):
-    """Histogram of values (R,) over runs, with the median as a dotted line."""
-    ax.hist(values, bins, histtype="stepfilled", color=COLOURS[name], alpha=0.15)
-    ax.hist(values, bins, histtype="step", color=COLOURS[name], label=name)
+    """Outline of the histogram of values (R,) over runs, with the median as a dotted line."""
+    ax.hist(values, bins, histtype="step", color=COLOURS[name], label=f"{name} ({len(values)})")
     ax.axvline(np.median(values), color=COLOURS[name], linestyle=":", linewidth=1)
+    return ax
+
+
+def draw_reference(value, ax, label=None, vertical=False):
+    """A thin line at a value, such as 0 or the score of a guess."""
+    line = ax.axvline if vertical else ax.axhline
+    line(value, color="0.5", linestyle=":" if label else "-", linewidth=0.8, label=label, zorder=1)
+    return ax
+
+
+def leave_empty(ax, reason):
+    """A panel without data, with the reason in its place."""
+    ax.text(0.5, 0.5, reason, ha="center", transform=ax.transAxes)
+    ax.set_axis_off()
+    return ax
+
+
+def true_scale(ax, values):
+    """A horizontal axis for values (A,) that are 0 or span orders of magnitude, ticks at them.
+
+    It is linear up to the smallest positive value and logarithmic beyond (symlog).
+    """
+    values = np.unique(values)
+    positive = np.abs(values[values != 0])
+    if len(positive):
+        ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
+    at = ax.xaxis.get_transform().transform(values.astype(float))
+    shown, apart = [], np.ptp(at) / 9  # labels that do not touch
+    for value, place in zip(values, at, strict=True):
+        if not shown or place - shown[-1][1] >= apart:
+            shown.append((value, place))
+    ax.set_xticks([value for value, _ in shown], [f"{value:g}" for value, _ in shown])
+    ax.set_xticks(values, minor=True)
+    ax.xaxis.set_minor_formatter("")
     return ax
 
 
 def draw_robustness(amplitudes, scores, ax, name):
     """Scores (R, A) against amplitudes (A,): mean and, if R > 1, range over runs."""
-    at = np.arange(len(amplitudes))  # evenly spaced: amplitudes span two orders of magnitude
-    ax.plot(at, scores.mean(axis=0), color=COLOURS[name], marker=MARKERS[name], ms=3, label=name)
-    ax.fill_between(at, scores.min(axis=0), scores.max(axis=0), color=COLOURS[name], alpha=0.15)
-    ax.set_xticks(at, [f"{a:g}" for a in amplitudes])
-    return ax
+    style = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 3}
+    ax.plot(amplitudes, scores.mean(axis=0), **style, label=f"{name} ({len(scores)})")
+    low, high = scores.min(axis=0), scores.max(axis=0)
+    ax.fill_between(amplitudes, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    return true_scale(ax, amplitudes)
 
 
-def draw_response(without, driven, window, ax, label):
+def draw_response(without, driven, window, ax, label, means=None):
     """A quantity (T, units) without and with a step drive: thin driven units, thick means.
 
-    window: the steps (first, end) of the drive, shaded.
+    window: the steps (first, end) of the drive, shaded. means: those without and with the drive,
+    (T,) each, over more units than are drawn; None for the means of these.
     """
     steps = np.arange(len(driven))
+    still, moved = (without.mean(axis=1), driven.mean(axis=1)) if means is None else means
     ax.axvspan(*window, color="0.9", linewidth=0)
-    ax.plot(steps, driven, color=COLOURS["ANRU"], linewidth=0.4, alpha=0.5)
-    ax.plot(steps, driven.mean(axis=1), color=COLOURS["ANRU"], linewidth=1.5, label="drive, mean")
-    ax.plot(steps, without.mean(axis=1), color="k", linewidth=1, linestyle="--", label="none, mean")
+    ax.plot(steps, driven, color=COLOURS["ANRU"], linewidth=0.4, alpha=0.4)
+    ax.plot(steps, moved, color=COLOURS["ANRU"], linewidth=1.5, label="drive, mean")
+    ax.plot(steps, still, color="k", linewidth=1, linestyle="--", label="no drive, mean")
     ax.set_xlabel("step $t$")
     ax.set_ylabel(label)
     return ax
+
+
+def _levels(limits, number=10):
+    """Round edges of about this number of levels that cover the limits."""
+    return MaxNLocator(number).tick_values(*limits)
 
 
 def _name_plane(ax):
