@@ -1,0 +1,147 @@
+"""A table of the saved runs: python3 -m Postprocessing.runs [ROOT] [--csv]
+
+One row per run: task, network, the arguments in which the runs of a task differ, epochs done and
+asked for, the best score on validation, the last on the test set (accuracy, or bits per character),
+hours of training, and the run's directory. Runs in progress and interrupted ones are listed too.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from Postprocessing import grid
+from Postprocessing.load_runs import differing, metrics_of
+from Training.flags import Parser
+from Training.run_directory import RunError, find_runs
+from Training.sweep import ASIDE
+
+# Arguments that have a column of their own, or do not change what is learned.
+LEFT_OUT = ASIDE - {"note"} | {"net_type", "nonlin", "epochs", "random", "save_freq", "save_epochs"}
+
+
+def task_of(run):
+    """The name of a run's task, that of its first folder: psMNIST, sDigits, PTB, …"""
+    return run.path.resolve().parents[2].name
+
+
+def network_name(run):
+    """The network and its activation, such as gamma2-RNN, LSTM or modrelu-EURNN."""
+    saved = run.config["arguments"]
+    return "-".join(filter(None, (saved["nonlin"], saved["net_type"])))
+
+
+def varied(runs):
+    """The names of the arguments in which runs of one task differ.
+
+    An argument that does not apply to a network is None there, which is no difference from other
+    networks: it differs within a network, or has two values.
+    """
+
+    def values(name):
+        return {str(v) for r in runs if (v := r.config["arguments"].get(name)) is not None}
+
+    networks = {}
+    for run in runs:
+        networks.setdefault(network_name(run), []).append(run)
+    within = {name for same in networks.values() for name in differing(same)}
+    names = [name for name in differing(runs) if name not in LEFT_OUT]
+    return [name for name in names if name in within or len(values(name)) > 1]
+
+
+def summary(run):
+    """The columns of a run that are not arguments, {name: value}; None for what is not there yet.
+
+    Raises RunError if a file of the run is damaged.
+    """
+    metrics, text = metrics_of(run), grid.is_text(run)
+    name = "bits_per_character" if text else "accuracy"
+    curve = metrics.get(f"validation_{name}")
+    tested = any(row["condition"] in ("as_is", "best") for row in run.rows("test_results.csv"))
+    return {
+        "task": task_of(run),
+        "network": network_name(run),
+        "epochs": 0 if curve is None else len(curve),
+        "of": run.config["arguments"]["epochs"],
+        "score": name,
+        "validation": None if curve is None else float(curve.min() if text else curve.max()),
+        "test": grid.score(run) if tested else None,
+        "hours": float(metrics["seconds"].sum()) / 3600 if metrics else 0.0,
+        "path": str(run.path),
+    }
+
+
+def table(root):
+    """The rows of the table, sorted by task, network and arguments, and the arguments' names.
+
+    A row is the `summary` of a run with its `varied` arguments. Damaged runs are reported on
+    stderr and skipped.
+    """
+    tasks = {}
+    for run in reversed(find_runs(root)):  # the oldest first
+        try:
+            tasks.setdefault(task_of(run), []).append((run, summary(run)))
+        except RunError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    rows, names = [], []
+    for found in tasks.values():
+        here = varied([run for run, _ in found])
+        names += [name for name in here if name not in names]
+        for run, row in found:
+            saved = run.config["arguments"]
+            rows.append(row | {name: saved.get(name) for name in here})
+
+    def order(value):
+        number = value if isinstance(value, (int, float)) else 0
+        return value is not None, number, str(value)
+
+    rows.sort(key=lambda row: [order(row.get(name)) for name in ("task", "network", *names)])
+    return rows, names
+
+
+def in_words(row, names):
+    """A row as texts for people, {column: text}."""
+    score = "{:.3f} bpc" if row["score"] == "bits_per_character" else "{:.1%}"
+    shown = {name: row[name] for name in ("task", "network")}
+    shown |= {name: row.get(name) for name in names}
+    shown["epochs"] = f"{row['epochs']}/{row['of']}"
+    for name in ("validation", "test"):
+        shown[name] = None if row[name] is None else score.format(row[name])
+    shown |= {"hours": f"{row['hours']:.2f}", "path": row["path"]}
+    return {name: "" if value in (None, "") else str(value) for name, value in shown.items()}
+
+
+def print_table(rows):
+    """Prints rows {column: text}, numbers to the right, the last column unpadded."""
+    names = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names[:-1]}
+    for row in ({name: name for name in names}, *rows):
+        cells = [
+            row[name].ljust(width) if name in ("task", "network") else row[name].rjust(width)
+            for name, width in widths.items()
+        ]
+        print("  ".join([*cells, row[names[-1]]]))
+
+
+def main(argv=None):
+    parser = Parser("python3 -m Postprocessing.runs", __doc__)
+    parser.add_argument(
+        "root", type=Path, nargs="?", metavar="ROOT", default="SavedModels", help="folder of runs"
+    )
+    parser.add_argument("--csv", action="store_true", help="print CSV, with all digits")
+    args = parser.parse_args(argv)
+    rows, names = table(args.root)
+    if not rows:
+        parser.error(f"argument ROOT: no runs below {args.root}")
+    if args.csv:
+        columns = list(rows[0])[:9]
+        columns[2:2] = names
+        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        print_table([in_words(row, names) for row in rows])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
