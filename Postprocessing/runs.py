@@ -107,7 +107,14 @@ def in_words(row, names):
     for name in ("validation", "test"):
         shown[name] = None if row[name] is None else score.format(row[name])
     shown |= {"hours": f"{row['hours']:.2f}", "path": row["path"]}
-    return {name: "" if value in (None, "") else str(value) for name, value in shown.items()}
+    return {name: in_short(value) for name, value in shown.items()}
+
+
+def in_short(value):
+    """A saved argument as text: numbers without trailing zeros, nothing for None."""
+    if isinstance(value, list):
+        return ",".join(map(in_short, value))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_table(rows):

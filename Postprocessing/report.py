@@ -1,0 +1,516 @@
+"""One page of pictures of a run: python3 -m Postprocessing.report RUN... [--output FILE]
+
+Training and validation curves, gradient norm and learning rate; n and s through training; λ₁ and
+the Jacobian's norm at the kept checkpoints; the spectrum of the recurrent matrix; robustness; and
+for ANRU the response of n_t, s_t and h_t to steps of several sizes. What does not apply to the runs
+is left out, and a run without a kept checkpoint after epoch 0 has its curves only.
+
+The page is saved as report.png and report.pdf in the run's directory. Several runs share a page, a
+colour each, saved in the working directory. Missing analyses are computed first, as by
+`python3 -m Postprocessing.<name> RUN`, and saved with the run.
+"""
+
+import argparse
+import itertools
+import math
+import string
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
+from tqdm import tqdm
+
+from NetworkCreation.checkpoints import CheckpointError
+from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
+from Postprocessing import adaptation, analysis, grid, jacobian_norm, lyapunov, plots, robustness
+from Postprocessing.load_runs import layer_input, load_run, metrics_of
+from Postprocessing.runs import in_short, network_name, task_of, varied
+from Training.datasets import DataError
+from Training.flags import Parser
+from Training.run_directory import Run, RunError, find_runs
+from Training.transforms import step_drive, step_window
+
+ANALYSES = {"lyapunov": lyapunov, "jacobian_norm": jacobian_norm, "robustness": robustness}
+SIZES = (1.0, 5.0, 20.0)  # of the step drives that ANRU responds to
+SEQUENCES = 16  # test sequences over which the n_t, s_t and h_t of ANRU are averaged
+HEIGHT, WIDTH = 1.75, 3  # of a row: inches, and panels at most
+KEY = {
+    "validation": {},
+    "training": {"linestyle": "--", "linewidth": 0.8},
+    "test": {"marker": "o", "linestyle": "", "markersize": 3, "markerfacecolor": "white"},
+}
+CHANCE = {"ha": "right", "va": "bottom", "fontsize": 6, "color": "0.4"}
+PALETTE = list(dict.fromkeys(reversed(plots.COLOURS.values())))
+
+
+class Pictured(NamedTuple):
+    """A run, and what is drawn of it: {name: arrays}; names that do not apply are missing."""
+
+    run: Run
+    found: dict
+
+
+# What is drawn
+
+
+def runs_at(paths):
+    """The runs at or below these paths. Raises RunError if there are none, or of several tasks."""
+    found = {}
+    for path in paths:
+        here = [Run(path)] if (path / "config.json").is_file() else find_runs(path)
+        if not here:
+            raise RunError(f"{path}: no runs found")
+        found |= {run.path.resolve(): run for run in here}
+    tasks = sorted({task_of(run) for run in found.values()})
+    if len(tasks) > 1:
+        raise RunError(f"a page has runs of one task, got {', '.join(tasks)}")
+    return list(found.values())
+
+
+def compute(runs, data=None, device="cpu"):
+    """Computes the `ANALYSES` that runs with a trained checkpoint do not have, with a bar.
+
+    data: the data folder, None for that of the run. device: where.
+    """
+    options = ["--device", str(device), *([] if data is None else ["--data", str(data)])]
+    todo = [(run, name) for run in runs if is_trained(run) for name in ANALYSES]
+    bar = tqdm(todo, leave=False, disable=None)
+    for run, name in bar:
+        bar.set_description(name)
+        if not saved(run, name):
+            tqdm.write(f"computing {name} of {run.path}", file=sys.stderr)
+        ANALYSES[name].main([str(run.path), *options])
+
+
+def saved(run, name):
+    """Whether a run has the file of an analysis."""
+    return (run.path / "analysis" / f"{name}.npz").is_file()
+
+
+def is_trained(run):
+    """Whether a run has a kept checkpoint after that of the start."""
+    return max(run.kept, default=0) > 0
+
+
+def gather(run, data=None):
+    """What is drawn of a run, from its files, saved analyses and checkpoints.
+
+    data: the data folder, None for that of the run. Raises RunError if the run has no epoch yet
+    or a file is damaged.
+    """
+    found = learning(run)
+    if is_trained(run):
+        found["spectrum"] = spectra(run)
+        found |= gains(run, data) | responses(run, data)
+        found |= {name: analysis.load(run, name) for name in ANALYSES if saved(run, name)}
+        tested = found.pop("robustness", {})
+        for kind in tested.keys() & {"sin", "step"}:
+            found[kind] = tested["amplitudes"], tested[kind]
+    return Pictured(run, found)
+
+
+def learning(run):
+    """Curves of metrics.csv, {name: (epochs, training, validation) or (epochs, values)}."""
+    metrics = metrics_of(run)
+    if not metrics:
+        raise RunError(f"{run.path}: has no epoch yet")
+    names = ("bits_per_character",) if grid.is_text(run) else ("loss", "accuracy")
+    epochs = metrics["epoch"]
+    found = {n: (epochs, metrics.get(f"train_{n}"), metrics[f"validation_{n}"]) for n in names}
+    return found | {name: (epochs, metrics[name]) for name in ("gradient_norm", "lr")}
+
+
+def recurrent_matrix(layer):
+    """The matrix (H, H) that takes h_{t−1} into a_t; complex for EURNN.
+
+    LSTM and GRU: that of the candidate, tanh(…).
+    """
+    if isinstance(layer, ANRU):
+        return layer.Whh.weight
+    if isinstance(layer, LSTM):
+        return layer.Wg.weight[:, : layer.hidden_size]
+    if isinstance(layer, GRU):
+        return layer.Whn.weight
+    if isinstance(layer, EURNN):
+        return layer.rotate(torch.eye(layer.hidden_size, dtype=torch.complex64)).t()
+    return layer.V.weight
+
+
+@torch.no_grad()
+def spectra(run):
+    """The eigenvalues of the recurrent matrix at the first and the last checkpoint, two (H,)."""
+    ends = min(run.kept), max(run.kept)
+    matrices = [recurrent_matrix(load_run(run.path, epoch).model.rnn) for epoch in ends]
+    return tuple(torch.linalg.eigvals(matrix).numpy() for matrix in matrices)
+
+
+@torch.no_grad()
+def gains(run, data=None):
+    """n and s at the kept checkpoints, {'n': (epochs (E,), values (E, 1 or H)), 's': …}.
+
+    ANRU: the means of n_t and s_t over the steps of test sequences. {} for other networks.
+    """
+    if not isinstance(load_run(run.path).model.rnn, ANRU):
+        found = adaptation.learned(run)
+        return {name: (found["epochs"], found[name]) for name in "ns" if name in found}
+    values = {"n": [], "s": []}
+    for epoch in run.kept:
+        model = load_run(run.path, epoch).model
+        x = layer_input(run, model, SEQUENCES, data)
+        for name, traced in model.rnn.trace(x, keep=("n", "s"))[2].items():
+            values[name].append(traced.mean(dim=(0, 1)).numpy())
+    return {name: (np.array(list(run.kept)), np.stack(values[name])) for name in values}
+
+
+@torch.no_grad()
+def responses(run, data=None):
+    """Means of n_t, s_t and h_t of ANRU over units and test sequences, {'n_t': {size: (T,)}, …}.
+
+    size: of a step drive in the window of the test; 0 is no drive. {} for other networks.
+    """
+    model = load_run(run.path).model
+    if not isinstance(model.rnn, ANRU):
+        return {}
+    x, found = layer_input(run, model, SEQUENCES, data), {"n_t": {}, "s_t": {}, "h_t": {}}
+    for size in (0.0, *SIZES):
+        drive = step_drive(len(x), size, *step_window(len(x)))
+        for name, traced in model.rnn.trace(x, drive=drive, keep=("n", "s", "h"))[2].items():
+            found[f"{name}_t"][size] = traced.mean(dim=(1, 2)).numpy()
+    return found
+
+
+# How it is drawn: of shown, [(Pictured, colour)], what has a name in `found`
+
+
+def draw_curve(shown, ax, name, label):
+    """Validation (solid), training (dashed) and test (points) against the epoch."""
+    for (run, found), colour in shown:
+        epochs, training, validation = found[name]
+        ax.plot(epochs, validation, color=colour)
+        ax.plot(epochs, training, "--", color=colour, linewidth=0.8)
+        rows = [
+            row for row in run.rows("test_results.csv") if row["condition"] in ("as_is", "best")
+        ]
+        tested = np.array([(row["epoch"], row[name]) for row in rows], float).reshape(-1, 2)
+        ax.plot(*tested.T, "o", color=colour, markersize=3, markerfacecolor="white")
+    by_epoch(ax, label)
+    if name == "accuracy":
+        ax.set_ylim(0, 1)
+    else:
+        ax.legend([Line2D([], [], color="0.3", **line) for line in KEY.values()], KEY)
+    return ax if name == "loss" else draw_chance(shown, ax)
+
+
+def draw_log(shown, ax, name, label):
+    """A quantity, on a logarithmic axis, against the epoch."""
+    for (_, found), colour in shown:
+        ax.plot(*found[name], color=colour)
+    return by_epoch(in_decades(ax), label)
+
+
+def by_epoch(ax, label):
+    """Labels axes whose x is the epoch."""
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    ax.set(xlabel="epoch", ylabel=label)
+    return ax
+
+
+def in_decades(ax):
+    """Makes the y axis logarithmic and a decade long at least, with plain numbers."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if (wider := 10 * low / high) > 1:
+        low, high = ax.set_ylim(low / wider**0.5, high * wider**0.5)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+def draw_gain(shown, ax, name, label):
+    """n or s against the epoch, units (thin) and mean (thick), and a histogram at the end.
+
+    The axis covers 0 to 1 at least, so that a small spread looks small.
+    """
+    low, high = covering(ax, [found[name][1] for (_, found), _ in shown])
+    halves = ax.get_subplotspec().subgridspec(1, 2, width_ratios=(4, 1))
+    ax.set_subplotspec(halves[0])
+    beside = ax.figure.add_subplot(halves[1], sharey=ax)
+    for (_, found), colour in shown:
+        epochs, values = found[name]
+        mean = values.mean(axis=1)
+        ax.plot(epochs, values, color=colour, linewidth=0.4, alpha=0.4)
+        ax.plot(epochs, mean, color=colour)
+        ax.plot(epochs[0], mean[0], "o", color=colour, ms=4, mfc="white", clip_on=False, zorder=3)
+        ax.plot(epochs[-1], mean[-1], "o", color=colour, ms=4, clip_on=False, zorder=3)
+        bins = np.linspace(low, high, 31)
+        beside.hist(values[-1], bins, orientation="horizontal", color=colour, alpha=0.5)
+    beside.tick_params(labelleft=False)
+    beside.xaxis.set_major_locator(MaxNLocator(1, integer=True, prune="lower"))
+    beside.set_xlabel("units")
+    return by_checkpoint(ax, label)
+
+
+def covering(ax, values):
+    """Makes the y axis cover 0 to 1 and a list of arrays; returns its ends without the margin."""
+    low = min(0, *(value.min() for value in values))
+    high = max(1, *(value.max() for value in values))
+    margin = 0.05 * (high - low)
+    ax.set_ylim(low - margin, high + margin)
+    return low, high
+
+
+def draw_exponent(shown, ax, name, label):
+    """The leading exponent at the kept checkpoints, mean and standard deviation."""
+    for (_, found), colour in shown:
+        epochs, mean, spread = (found[name][k] for k in ("epochs", "mean", "std"))
+        mean, spread = mean[:, 0], spread[:, 0]
+        ax.plot(epochs, mean, ".-", color=colour)
+        ax.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+    ax.axhline(0, color="0.5", linewidth=0.6)
+    return by_checkpoint(ax, label)
+
+
+def draw_jacobian(shown, ax, name, label):
+    """The spectral norm of the Jacobian at the kept checkpoints, median and quartiles."""
+    for (_, found), colour in shown:
+        epochs, norms = found[name]["epochs"], found[name]["spectral"]
+        low, middle, high = np.quantile(norms, (0.25, 0.5, 0.75), axis=(1, 2))
+        ax.plot(epochs, middle, ".-", color=colour)
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.axhline(1, color="0.5", linewidth=0.6)
+    return by_checkpoint(in_decades(ax), label)
+
+
+def by_checkpoint(ax, label):
+    """Labels axes whose x is the epoch of a kept checkpoint: logarithmic from 1 on."""
+    ax.set(xlabel="epoch", ylabel=label)
+    return from_zero(ax)
+
+
+def from_zero(ax):
+    """Makes the x axis linear from 0 to 1 and logarithmic from there on."""
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    return ax
+
+
+def draw_spectrum(shown, ax, name, label):
+    """Eigenvalues at the start (grey) and at the end, and the unit circle."""
+    ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.5", linewidth=0.6))
+    for (_, found), colour in shown:
+        start, end = found[name]
+        ax.plot(start.real, start.imag, "o", color="0.6", ms=3, mew=0.6, markerfacecolor="none")
+        ax.plot(end.real, end.imag, "o", color=colour, ms=2.5, mew=0)
+    ax.set(xlabel=f"Re {label}", ylabel=f"Im {label}", aspect="equal", adjustable="datalim")
+    return ax
+
+
+def draw_score(shown, ax, name, label):
+    """The test score under a change of the input, against the size of the change."""
+    for (_, found), colour in shown:
+        ax.plot(*found[name], ".-", color=colour)
+    text = grid.is_text(shown[0][0].run)
+    ax.set(xlabel=label, ylabel="test bits per character" if text else "test accuracy")
+    ax.set_ylim((0, None) if text else (0, 1))
+    return draw_chance(shown, from_zero(ax))
+
+
+def draw_chance(shown, ax):
+    """The score if all classes or all symbols are equally likely."""
+    spec = shown[0][0].run.config["model"]
+    text = spec["task"] == "characters"
+    chance = np.log2(len(spec["vocabulary"])) if text else 1 / spec["classes"]
+    ax.axhline(chance, color="0.4", linestyle=":", linewidth=0.8)
+    ax.text(1, chance, "chance", transform=ax.get_yaxis_transform(), **CHANCE)
+    return ax
+
+
+def draw_steps(shown, ax, name, label):
+    """A mean over the units of ANRU around step drives: the larger the darker; grey: no drive."""
+    start, length = step_window(len(shown[0][0].found[name][0.0]))
+    ax.axvspan(start, start + length, color="0.92", linewidth=0)
+    for (_, found), colour in shown:
+        for size, shade in zip(SIZES, (0.35, 0.65, 1.0), strict=True):
+            lighter = 1 - shade * (1 - np.array(to_rgb(colour)))
+            ax.plot(found[name][size], color=lighter, label=f"{size:g}")
+        ax.plot(found[name][0.0], "--", color="0.4", linewidth=0.7)
+    ax.set(xlabel="step $t$", ylabel=label)
+    if name == "h_t":
+        ax.set_yscale("symlog", linthresh=1)
+        ax.yaxis.set_major_formatter("{x:g}")
+    else:
+        covering(ax, [values for (_, found), _ in shown for values in found[name].values()])
+    if name == "n_t":
+        ax.legend(*(each[: len(SIZES)] for each in ax.get_legend_handles_labels()), ncols=3)
+    return ax
+
+
+# name: what draws it, the label of its axis, what the caption says of it
+CURVES = "solid: validation, dashed: training, points: test"
+PATHS = (
+    "thin: units (ANRU: means over steps and test sequences), thick: their mean from start (open) "
+    "to end (filled), bars: units at the end"
+)
+EIGENVALUES = "eigenvalues of the recurrent matrix at the start (grey) and at the end"
+CHANGED = "test set under a change of the input; dotted: chance"
+AROUND = (
+    f"ANRU around steps of {', '.join(f'{size:g}' for size in SIZES)} (light to dark, in the grey "
+    f"window) and without (dashed); means over all units and {SEQUENCES} test sequences"
+)
+PANELS = {
+    "loss": (draw_curve, "loss (nats)", CURVES),
+    "accuracy": (draw_curve, "accuracy", CURVES),
+    "bits_per_character": (draw_curve, "bits per character", CURVES),
+    "gradient_norm": (draw_log, "gradient norm", "mean over batches, before clipping"),
+    "lr": (draw_log, "learning rate", ""),
+    "n": (draw_gain, plots.GAIN, PATHS),
+    "s": (draw_gain, plots.SATURATION, PATHS),
+    "lyapunov": (draw_exponent, r"$\lambda_1$ (nats/step)", "mean ± std over test sequences"),
+    "jacobian_norm": (
+        draw_jacobian,
+        r"$\|\partial h_t / \partial h_{t-1}\|_2$",
+        "median and quartiles over steps and test sequences",
+    ),
+    "spectrum": (draw_spectrum, r"$\lambda$", EIGENVALUES),
+    "sin": (draw_score, "amplitude of the sine transform", CHANGED),
+    "step": (draw_score, "size of the step drive", CHANGED),
+    "n_t": (draw_steps, "mean gain $n_t$", AROUND),
+    "s_t": (draw_steps, "mean saturation $s_t$", AROUND),
+    "h_t": (draw_steps, "mean activity $h_t$", AROUND),
+}
+
+
+# The page
+
+
+def draw(pictured):
+    """The page of what `gather` returns, a figure. Raises RunError for more runs than colours."""
+    runs = [one.run for one in pictured]
+    shown = list(zip(pictured, colours(runs), strict=True))
+    sections = [[], [], []]  # the spectra of several runs and the steps have rows of their own
+    for name in PANELS:
+        having = [one for one in shown if name in one[0].found]
+        if name == "spectrum" and len(having) > 1:
+            sections[1] += [(name, [one]) for one in having]
+        elif having:
+            sections[2 if name in ("n_t", "s_t", "h_t") else 0].append((name, having))
+    rows = [row for section in sections if section for row in in_rows(section)]
+
+    figure = plt.figure(figsize=(plots.PAGE, HEIGHT * len(rows) + 0.7))
+    letters, notes = iter(string.ascii_lowercase), []
+    cells = figure.add_gridspec(len(rows), math.lcm(*range(1, WIDTH + 1)))
+    for index, row in enumerate(rows):
+        span = cells.ncols // len(row)
+        for column, (name, having) in enumerate(row):
+            ax = figure.add_subplot(cells[index, column * span : (column + 1) * span])
+            function, label, note = PANELS[name]
+            function(having, ax, name, label)
+            letter = next(letters)
+            ax.set_title(letter, fontweight="bold")
+            notes.append((letter, note))
+    keys = [Line2D([], [], color=colour, linewidth=3) for _, colour in shown]
+    figure.legend(keys, labels(runs), loc="outside upper left", ncols=3, handlelength=1)
+    figure.supxlabel(caption(runs, notes), x=0.01, ha="left", fontsize=6, color="0.3")
+    return figure
+
+
+def in_rows(panels):
+    """Panels in rows of at most `WIDTH`, as even as can be."""
+    rows = math.ceil(len(panels) / WIDTH)
+    return [[panels[i] for i in row] for row in np.array_split(np.arange(len(panels)), rows)]
+
+
+def colours(runs):
+    """A colour for each run: that of its network, or else another one.
+
+    Raises RunError for more runs than colours.
+    """
+    if len(runs) > len(PALETTE):
+        raise RunError(f"at most {len(PALETTE)} runs fit on a page, got {len(runs)}")
+    names = [network_name(run) for run in runs]
+    own = {name: plots.COLOURS[name] for name in names if name in plots.COLOURS}
+    spare = iter([colour for colour in PALETTE if colour not in own.values()])
+    return [own.pop(name, None) or next(spare) for name in names]
+
+
+def labels(runs):
+    """The network of each run and the arguments in which they differ."""
+    names = varied(runs)
+    found = []
+    for run in runs:
+        values = {name: run.config["arguments"].get(name) for name in names}
+        said = [f"{k}={in_short(v)}" for k, v in values.items() if v not in (None, "")]
+        found.append(" ".join([network_name(run), *said]))
+    return found
+
+
+def caption(runs, notes):
+    """Task, units, epochs, runs and seeds, then the notes [(letter, note)] on the panels."""
+    saved = [run.config["arguments"] for run in runs]
+
+    def every(values):
+        return ", ".join(dict.fromkeys(map(str, values)))
+
+    epochs = [
+        f"{len(run.rows('metrics.csv'))} of {a['epochs']}"
+        for run, a in zip(runs, saved, strict=True)
+    ]
+    said = [
+        f"{task_of(runs[0])}: {every(map(network_name, runs))}; {every(a['nhid'] for a in saved)} "
+        f"units; {every(epochs)} epochs; {len(runs)} run{'s' * (len(runs) > 1)}, "
+        f"seed {every(a['seed'] for a in saved)}."
+    ]
+    for note, group in itertools.groupby(notes, key=lambda pair: pair[1]):
+        if note:
+            said.append(f"{', '.join(letter for letter, _ in group)}: {note}.")
+    return textwrap.fill(" ".join(said), 170)
+
+
+# The command
+
+
+def main(argv=None):
+    parser = Parser("python3 -m Postprocessing.report", __doc__)
+    flag = parser.add_argument
+    flag("runs", type=Path, nargs="+", metavar="RUN", help="run directory, or a folder of runs")
+    flag(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file, saved as .png and .pdf (default: see above)",
+    )
+    flag(
+        "--compute",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute the analyses that are missing",
+    )
+    flag("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)")
+    flag("--device", type=torch.device, default="cpu", help="such as cpu or cuda")
+    args = parser.parse_args(argv)
+    plots.use_style()
+    try:
+        runs = runs_at(args.runs)
+        if args.compute:
+            compute(runs, args.data, args.device)
+        figure = draw([gather(run, args.data) for run in runs])
+        output = args.output or (runs[0].path if len(runs) == 1 else Path()) / "report"
+        for path in plots.save(figure, output.stem, output.parent):
+            print(path)
+    except (RunError, CheckpointError, DataError) as error:
+        parser.error(f"argument RUN: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
