@@ -1,0 +1,162 @@
+"""ANRU as a diagram beside the family of γ: python3 -m Postprocessing.diagram
+
+Writes figures/overview.png and .pdf: a network, one of its units with the supervisor that sets its
+n_t and s_t, and what n and s do to γ.
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
+
+from NetworkCreation.gamma_function import gamma
+from Postprocessing import plots
+
+HEIGHT = 2.7  # inches, as all lengths of the diagram
+LEFT = 4.75  # width of the diagram; the curves have the rest of the page
+GAIN, SATURATION = plots.COLOURS["heterogeneous"], plots.COLOURS["ReLU-RNN"]
+SUPERVISOR, UNIT, FAINT = plots.COLOURS["ANRU"], "0.15", "0.7"
+
+
+def tint(colour, amount):
+    """A colour mixed with white: amount 1 is the colour, 0 white."""
+    return tuple(1 - amount * (1 - np.array(to_rgb(colour))))
+
+
+def arrow(ax, start, end, colour=UNIT, bend=0.0, width=1.0):
+    """An arrow between two points."""
+    ax.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>,head_length=3,head_width=1.6",
+            connectionstyle=f"arc3,rad={bend}",
+            color=colour,
+            linewidth=width,
+            shrinkA=0,
+            shrinkB=0,
+        )
+    )
+
+
+def box(ax, x, y, width, height, edge, face):
+    """A box with round corners; x, y: its lower left corner."""
+    style = "round,pad=0,rounding_size=0.08"
+    ax.add_patch(
+        FancyBboxPatch((x, y), width, height, style, edgecolor=edge, facecolor=face, linewidth=0.8)
+    )
+
+
+def draw_network(ax, centre, radius, size):
+    """Units in a ring with their connections; returns the centre of the one that is enlarged."""
+    angles = 2 * np.pi * np.arange(7) / 7
+    units = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for i, j in ((0, 2), (2, 4), (4, 1), (1, 6), (6, 3), (3, 0), (5, 2), (1, 5), (3, 5), (4, 6)):
+        way = (units[j] - units[i]) / np.linalg.norm(units[j] - units[i])
+        arrow(ax, units[i] + size * way, units[j] - size * way, FAINT, bend=0.12, width=0.7)
+    for i, unit in enumerate(units):
+        chosen = i == 0
+        edge, face = (SUPERVISOR, tint(SUPERVISOR, 0.25)) if chosen else (UNIT, "white")
+        ax.add_patch(Circle(unit, size, edgecolor=edge, facecolor=face, linewidth=1.0, zorder=3))
+    return units[0]
+
+
+def draw_unit(ax, x, y, width, height):
+    """A unit i: a_t → γ → h_t, and the supervisor that reads a_t and sets n_t and s_t."""
+    box(ax, x, y, width, height, FAINT, "0.97")
+    middle, base, size = x + width / 2, y + 0.72, 0.33
+    a, h = (x + 0.3, base), (x + width - 0.28, base)
+    curve = np.linspace(-1, 1, 50)
+    values = gamma(torch.tensor(4 * curve), 1.5, 0.55).numpy()
+    ax.add_patch(Circle((middle, base), size, edgecolor=UNIT, facecolor="white", zorder=2))
+    ax.plot(middle + 0.22 * curve, base - 0.17 + 0.13 * values, color=UNIT, zorder=3)
+    arrow(ax, (a[0] + 0.17, base), (middle - size, base))
+    arrow(ax, (middle + size, base), (h[0] - 0.16, base))
+    named = {"ha": "center", "va": "center", "fontsize": 9}
+    ax.text(*a, "$a_t^i$", **named)
+    ax.text(*h, "$h_t^i$", **named)
+    ax.text(middle, y + 0.2, r"$h_t^i = \gamma(a_t^i;\; n_t^i,\, s_t^i)$", **named)
+
+    low, left, wide, high = y + 1.5, middle - 0.66, 1.32, 0.5
+    box(ax, left, low, wide, high, SUPERVISOR, tint(SUPERVISOR, 0.15))
+    centres = left + wide * (np.arange(5) + 0.5) / 5
+    for centre in centres:
+        ax.add_patch(
+            Circle((centre, low + 0.17), 0.08, edgecolor=SUPERVISOR, facecolor="white", zorder=3)
+        )
+    ax.text(middle, low + 0.385, "supervisor $g_t^i$", **named | {"fontsize": 8}, color=SUPERVISOR)
+    ax.plot([a[0], a[0]], [base + 0.14, low + high / 2], color=UNIT, linewidth=1)
+    arrow(ax, (a[0], low + high / 2), (left, low + high / 2))
+    right = left + wide
+    arrow(ax, (right, low + 0.37), (right, low + 0.13), SUPERVISOR, bend=-2.2)
+    for shift, name, colour in ((-0.14, "$n_t^i$", GAIN), (0.14, "$s_t^i$", SATURATION)):
+        end = base + np.sqrt(size**2 - shift**2)
+        arrow(ax, (middle + shift, low), (middle + shift, end), colour, width=1.6)
+        side = {"ha": "right" if shift < 0 else "left", "va": "center", "fontsize": 9}
+        ax.text(middle + 1.5 * shift, (low + end) / 2 + 0.02, name, **side, color=colour)
+
+
+def draw_family(ax, pairs, colour, which):
+    """γ for pairs (n, s) from light to dark, labelled by the one of which = 0 (n) or 1 (s)."""
+    x = torch.linspace(-2, 2, 401)
+    for pair, amount in zip(pairs, np.linspace(0.3, 1, len(pairs)), strict=True):
+        ax.plot(x, gamma(x, *pair), color=tint(colour, amount), label=f"{pair[which]:g}")
+    ax.legend(loc="upper left", handlelength=1, labelspacing=0.15, borderaxespad=0)
+    ax.set(
+        xlim=(-2, 2), ylim=(-0.05, 2.25), xticks=(-2, 0, 2), yticks=(0, 1, 2), ylabel="activity $h$"
+    )
+    return ax
+
+
+def draw():
+    """The figure."""
+    figure = plt.figure(figsize=(plots.PAGE, HEIGHT), layout="none")
+    ax = figure.add_axes((0, 0, LEFT / plots.PAGE, 1), xlim=(0, LEFT), ylim=(0, HEIGHT))
+    ax.set_axis_off()
+    x, y, width, height = 2.2, 0.12, 2.5, HEIGHT - 0.24
+    centre = np.array([1.0, 1.3])
+    unit = draw_network(ax, centre, 0.55, 0.12)
+    corners = [(x, y), (x, y + height)]
+    ax.add_patch(Polygon([unit, *corners], facecolor="0.97", edgecolor="none", zorder=0))
+    for corner in corners:
+        ax.plot(*zip(unit, corner, strict=True), color=FAINT, linewidth=0.6, zorder=0)
+    draw_unit(ax, x, y, width, height)
+    text = {"va": "center", "fontsize": 9}
+    ax.text(0.08, 1.3, "$x_t$", **text)
+    arrow(ax, (0.25, 1.3), (0.42, 1.3))
+    arrow(ax, (1.0, 0.62), (1.0, 0.45))
+    ax.text(1.0, 0.34, "read-out", ha="center", **text | {"fontsize": 8})
+    top = HEIGHT - 0.25
+    ax.text(0.08, top, "a", fontweight="bold", **text)
+    ax.text(0.25, top, "recurrent network", **text | {"fontsize": 8})
+    ax.text(x + 0.08, top, "b", fontweight="bold", **text)
+    ax.text(x + 0.25, top, "a unit and its supervisor", **text | {"fontsize": 8})
+
+    families = {
+        "c": ("gain $n$, at $s = 0$", [(n, 0.0) for n in (1, 2, 5, 20)], GAIN, 0),
+        "d": ("saturation $s$, at $n = 4$", [(4.0, s) for s in (0, 0.33, 0.67, 1)], SATURATION, 1),
+    }
+    for row, (letter, (title, pairs, colour, which)) in enumerate(families.items()):
+        place = (LEFT + 0.45, 1.63 - 1.18 * row, plots.PAGE - LEFT - 0.55, 0.8)
+        page = np.array([plots.PAGE, HEIGHT, plots.PAGE, HEIGHT])
+        ax = draw_family(figure.add_axes(tuple(place / page)), pairs, colour, which)
+        ax.set_title(letter, fontweight="bold", fontsize=9, x=-0.13)
+        ax.set_title(title, loc="center", x=0, ha="left", color=colour)
+        ax.tick_params(labelbottom=row == 1)
+    ax.set_xlabel("pre-activation $a$")
+    return figure
+
+
+def main():
+    plots.use_style()
+    plt.rcParams["figure.constrained_layout.use"] = False  # everything has its place
+    for path in plots.save(draw(), "overview"):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
