@@ -46,7 +46,6 @@ KEY = {
     "training": {"linestyle": "--", "linewidth": 0.8},
     "test": {"marker": "o", "linestyle": "", "markersize": 3, "markerfacecolor": "white"},
 }
-CHANCE = {"ha": "right", "va": "bottom", "fontsize": 6, "color": "0.4"}
 PALETTE = list(dict.fromkeys(reversed(plots.COLOURS.values())))
 
 
@@ -60,14 +59,17 @@ class Pictured(NamedTuple):
 # What is drawn
 
 
-def runs_at(paths):
-    """The runs at or below these paths. Raises RunError if there are none, or of several tasks."""
+def runs_at(paths, newest=False):
+    """The runs at or below these paths, or only the newest of each.
+
+    Raises RunError if there are none, or of several tasks.
+    """
     found = {}
     for path in paths:
         here = [Run(path)] if (path / "config.json").is_file() else find_runs(path)
         if not here:
             raise RunError(f"{path}: no runs found")
-        found |= {run.path.resolve(): run for run in here}
+        found |= {run.path.resolve(): run for run in (here[:1] if newest else here)}
     tasks = sorted({task_of(run) for run in found.values()})
     if len(tasks) > 1:
         raise RunError(f"a page has runs of one task, got {', '.join(tasks)}")
@@ -255,7 +257,7 @@ def draw_gain(shown, ax, name, label):
     beside.tick_params(labelleft=False)
     beside.xaxis.set_major_locator(MaxNLocator(1, integer=True, prune="lower"))
     beside.set_xlabel("units")
-    return by_checkpoint(ax, label)
+    return by_checkpoint(ax, label, marks=(1,))
 
 
 def covering(ax, values):
@@ -289,17 +291,17 @@ def draw_jacobian(shown, ax, name, label):
     return by_checkpoint(in_decades(ax), label)
 
 
-def by_checkpoint(ax, label):
+def by_checkpoint(ax, label, marks=(1, 2, 5)):
     """Labels axes whose x is the epoch of a kept checkpoint: logarithmic from 1 on."""
     ax.set(xlabel="epoch", ylabel=label)
-    return from_zero(ax)
+    return from_zero(ax, marks)
 
 
-def from_zero(ax):
-    """Makes the x axis linear from 0 to 1 and logarithmic from there on."""
+def from_zero(ax, marks=(1, 2, 5)):
+    """Makes the x axis linear from 0 to 1, then logarithmic with ticks at marks · 10^k."""
     ax.set_xscale("symlog", linthresh=1)
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=marks))
     ax.xaxis.set_major_formatter("{x:g}")
     return ax
 
@@ -322,16 +324,18 @@ def draw_score(shown, ax, name, label):
     text = grid.is_text(shown[0][0].run)
     ax.set(xlabel=label, ylabel="test bits per character" if text else "test accuracy")
     ax.set_ylim((0, None) if text else (0, 1))
-    return draw_chance(shown, from_zero(ax))
+    return draw_chance(shown, from_zero(ax), left=True)
 
 
-def draw_chance(shown, ax):
-    """The score if all classes or all symbols are equally likely."""
+def draw_chance(shown, ax, left=False):
+    """The score if all classes or all symbols are equally likely; its name at either end."""
     spec = shown[0][0].run.config["model"]
     text = spec["task"] == "characters"
     chance = np.log2(len(spec["vocabulary"])) if text else 1 / spec["classes"]
     ax.axhline(chance, color="0.4", linestyle=":", linewidth=0.8)
-    ax.text(1, chance, "chance", transform=ax.get_yaxis_transform(), **CHANCE)
+    place = {"x": 0.02, "ha": "left"} if left else {"x": 1, "ha": "right"}
+    style = {"va": "bottom", "fontsize": 6, "color": "0.4"}
+    ax.text(y=chance, s="chance", transform=ax.get_yaxis_transform(), **place, **style)
     return ax
 
 
@@ -361,7 +365,10 @@ PATHS = (
     "thin: units (ANRU: means over steps and test sequences), thick: their mean from start (open) "
     "to end (filled), bars: units at the end"
 )
-EIGENVALUES = "eigenvalues of the recurrent matrix at the start (grey) and at the end"
+EIGENVALUES = (
+    "eigenvalues of the recurrent matrix (LSTM, GRU: of the candidate) at the start (grey) and at "
+    "the end"
+)
 CHANGED = "test set under a change of the input; dotted: chance"
 AROUND = (
     f"ANRU around steps of {', '.join(f'{size:g}' for size in SIZES)} (light to dark, in the grey "
@@ -473,7 +480,7 @@ def caption(runs, notes):
     for note, group in itertools.groupby(notes, key=lambda pair: pair[1]):
         if note:
             said.append(f"{', '.join(letter for letter, _ in group)}: {note}.")
-    return textwrap.fill(" ".join(said), 170)
+    return textwrap.fill(" ".join(said), 155)
 
 
 # The command

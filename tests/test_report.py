@@ -1,0 +1,279 @@
+"""The page of a run, the table of runs and the overview, of toy runs."""
+
+import csv
+import functools
+import io
+import shutil
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+import PTB_task
+import sMNIST_task
+from NetworkCreation.Networks import NETWORKS
+from Postprocessing import diagram, jacobian_norm, plots, report, runs
+from Postprocessing.load_runs import metrics_of
+from tests.conftest import REPOSITORY, TOY
+from Training import datasets
+from Training.run_directory import Run, RunError
+
+SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
+TRAINED = {
+    "gamma2": (SMNIST, ["-p", "--nonlin", "gamma2", "--n", "5", "--s", "0.5", "--save-freq", "1"]),
+    "ANRU": (SMNIST, ["-p", "--net-type", "ANRU"]),
+    "LSTM": (SMNIST, ["-p", "--net-type", "LSTM", "--seed", "401"]),
+    "text": (PTB, []),
+}
+LEARNING = ["loss", "accuracy", "gradient_norm", "lr"]
+DYNAMICS = ["lyapunov", "jacobian_norm", "spectrum"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The folder of the `TRAINED` runs, of two epochs each, analysed."""
+    root = tmp_path_factory.mktemp("runs")
+    datasets.TEXT_SETS["pydoc"] = functools.cache(read := datasets.TEXT_SETS["pydoc"])
+    for script, flags in TRAINED.values():
+        main = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}[script]
+        assert main([*TOY[script], *flags, "--epochs", "2", "--save-dir", str(root)]) == 0
+    yield root
+    datasets.TEXT_SETS["pydoc"] = read
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    """{name: Run} of `TRAINED`."""
+    paths = sorted(root.rglob("config.json"), key=lambda path: path.stat().st_mtime)
+    return dict(zip(TRAINED, [Run(path.parent) for path in paths], strict=True))
+
+
+@pytest.fixture(autouse=True)
+def style(monkeypatch):
+    with plt.rc_context():
+        plots.use_style()
+        plt.rcParams["figure.dpi"] = plt.rcParams["savefig.dpi"] = 60
+        monkeypatch.setattr(plots, "use_style", lambda: None)
+        yield
+    plt.close("all")
+
+
+def ink(figure):
+    """The share of pixels in each of a figure's axes that are not white."""
+    figure.canvas.draw()
+    image = np.asarray(figure.canvas.buffer_rgba())[:, :, :3]
+    shares = []
+    for ax in figure.axes:
+        left, bottom, right, top = ax.get_window_extent().extents.round().astype(int)
+        inside = image[len(image) - top + 3 : len(image) - bottom - 3, left + 3 : right - 3]
+        shares.append((inside < 250).any(axis=2).mean())
+    return shares
+
+
+def letters(figure):
+    return [title for ax in figure.axes if (title := ax.get_title(loc="left"))]
+
+
+@pytest.fixture(scope="module")
+def analysed(root, trained):
+    """`trained`, with quick analyses."""
+    few = {"lyapunov": ["--sequences", "2"], "jacobian_norm": ["--every", "8"]}
+    few["robustness"] = ["--amplitudes", "0", "1", "10", "--samples", "5"]
+    for name, module in report.ANALYSES.items():
+        assert module.main([str(root), *few[name]]) == 0
+    return trained
+
+
+PIXELS = report.PANELS.keys() - {"bits_per_character"}
+FOUND = {
+    "gamma2": PIXELS - {"n_t", "s_t", "h_t"},
+    "ANRU": PIXELS,
+    "LSTM": PIXELS - {"n", "s", "n_t", "s_t", "h_t"},
+    "text": {"bits_per_character", "gradient_norm", "lr", "n", "s", *DYNAMICS, "step"},
+}
+
+
+@pytest.mark.parametrize("names", [["text"], ["gamma2", "ANRU", "LSTM"]])
+def test_every_panel_that_applies_has_ink(analysed, names):
+    pictured = [report.gather(analysed[name]) for name in names]
+    assert [set(one.found) for one in pictured] == [FOUND[name] for name in names]
+    figure = report.draw(pictured)
+    count = len(set().union(*(one.found for one in pictured)))
+    count += len(names) - 1  # several spectra have a panel each
+    assert letters(figure) == list("abcdefghijklmnopqrst"[:count])
+    assert min(ink(figure)) > 0.002
+    caption, (legend,) = figure.get_supxlabel(), figure.legends
+    assert caption.startswith("pydoc: gamma-RNN" if names == ["text"] else "psDigits: gamma2-RNN, ")
+    assert f"8 units; 2 of 2 epochs; {len(names)} run" in caption
+    said = [text.get_text() for text in legend.get_texts()]
+    if len(names) > 1:
+        assert said == ["gamma2-RNN seed=400", "ANRU seed=400", "LSTM seed=401"]
+        colours = [handle.get_color() for handle in legend.get_lines()]
+        assert colours == [plots.COLOURS[name.split()[0]] for name in said]
+
+
+def test_a_page_shows_the_numbers_of_the_run(analysed):
+    run = analysed["gamma2"]
+    figure = report.draw([report.gather(run)])
+    axes = {letter: ax for ax in figure.axes if (letter := ax.get_title(loc="left"))}
+    validation, training, test, _ = axes["b"].lines
+    metrics, rows = metrics_of(run), run.rows("test_results.csv")
+    np.testing.assert_array_equal(validation.get_ydata(), metrics["validation_accuracy"])
+    np.testing.assert_array_equal(training.get_ydata(), metrics["train_accuracy"])
+    tested = [float(row["accuracy"]) for row in rows if row["condition"] == "as_is"]
+    np.testing.assert_array_equal(test.get_ydata(), tested)
+    model = torch.load(run.kept[2], weights_only=True)["state_dict"]
+    ends = [line.get_ydata()[-1] for line in axes["e"].lines[:8]]
+    np.testing.assert_array_equal(ends, model["rnn.n"])
+    assert axes["e"].get_ylim()[0] < 0 and axes["f"].get_ylim()[1] > 1
+    start, end = axes["i"].lines
+    expected = np.linalg.eigvals(model["rnn.V.weight"].numpy())
+    np.testing.assert_allclose(np.sort(end.get_xdata()), np.sort(expected.real), atol=1e-5)
+    radius = np.hypot(start.get_xdata(), start.get_ydata())
+    np.testing.assert_allclose(radius, 1, atol=1e-5)  # orthogonal at the start
+    assert list(axes["j"].lines[0].get_xdata()) == [0, 1, 10]
+    assert [list(axes[k].lines[1].get_ydata()) for k in "jk"] == [[0.1, 0.1]] * 2  # chance
+
+
+def test_steps_change_what_anru_does_from_their_start_on(analysed):
+    found = report.responses(analysed["ANRU"])
+    for values in found.values():
+        assert list(values) == [0, 1, 5, 20]
+        for size in (1, 5, 20):
+            changed = np.flatnonzero(values[size] != values[0])
+            assert changed[0] == 16  # the window of 64 steps is 16 to 32
+    sizes = [found["h_t"][size][16] for size in (0, 1, 5, 20)]
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_recurrent_matrix_is_that_of_the_step(name):
+    layer = NETWORKS[name](1, 6, generator=torch.Generator().manual_seed(0))
+    found = report.recurrent_matrix(layer)
+    h = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    x = torch.zeros(6, 1)
+    if name == "LSTM":
+        expected = layer.Wg(torch.cat([h, x], dim=1)) - layer.Wg.bias
+    elif name == "GRU":
+        expected = layer.Whn(h) - layer.Whn.bias
+    else:
+        h = torch.complex(h, h.flip(0)) if name == "EURNN" else h
+        expected = layer.preactivation(x, h) - layer.preactivation(x, 0 * h)
+    torch.testing.assert_close(h @ found.t(), expected)
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """Copies the gamma2 run without some of its files; returns the copy."""
+
+    def copy(*without):
+        path = tmp_path / "psDigits/400/RNN/copy"
+        ignored = shutil.ignore_patterns("analysis", "report.*", *without)
+        return Run(shutil.copytree(trained["gamma2"].path, path, ignore=ignored))
+
+    return copy
+
+
+def test_the_command_computes_what_is_missing_and_saves_the_page(copied, monkeypatch, capsys):
+    run = copied()
+    monkeypatch.setattr(report, "ANALYSES", {"jacobian_norm": jacobian_norm})
+    assert report.main([str(run.path)]) == 0
+    said = capsys.readouterr()
+    assert f"computing jacobian_norm of {run.path}" in said.err
+    assert said.out.split()[-2:] == [str(run.path / "report.png"), str(run.path / "report.pdf")]
+    assert (run.path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "jacobian_norm" in report.gather(run).found
+    report.compute([run])
+    assert "computing" not in capsys.readouterr().err
+
+
+def test_a_run_in_training_has_its_curves(copied, tmp_path, capsys, monkeypatch):
+    run = copied("e_1.*", "e_2.*", "test_results.csv")
+    report.compute([run])
+    assert not (run.path / "analysis").exists()
+    pictured = report.gather(run)
+    assert list(pictured.found) == LEARNING
+    assert min(ink(report.draw([pictured]))) > 0.002
+    monkeypatch.setattr(report, "compute", None)
+    flags = ["--no-compute", "--output", str(tmp_path / "a.page.png")]
+    assert report.main([str(run.path), *flags]) == 0
+    assert (tmp_path / "a.page.pdf").is_file() and not (run.path / "report.png").exists()
+    (run.path / "metrics.csv").unlink()
+    with pytest.raises(SystemExit):
+        report.main([str(run.path), *flags])
+    assert f"{run.path}: has no epoch yet" in capsys.readouterr().err
+
+
+def test_runs_that_do_not_fit_on_a_page_are_refused(root, trained, tmp_path, capsys):
+    with pytest.raises(RunError, match="of one task, got psDigits, pydoc"):
+        report.runs_at([root])
+    with pytest.raises(RunError, match="no runs found"):
+        report.runs_at([tmp_path])
+    with pytest.raises(RunError, match="at most 7 runs fit on a page, got 8"):
+        report.colours([trained["LSTM"]] * 8)
+    assert [run.path for run in report.runs_at([root], newest=True)] == [trained["text"].path]
+    same = report.colours([trained["LSTM"]] * 7)
+    assert len(set(same)) == 7 and same[0] == plots.COLOURS["LSTM"]
+
+
+def test_the_notebook_shows_the_page(copied, monkeypatch):
+    run = copied("e_1.*", "e_2.*")
+    book = nbformat.read(REPOSITORY / "Postprocessing" / "run.ipynb", as_version=4)
+    monkeypatch.setenv("RUNS", str(run.path.parents[2]))
+    monkeypatch.chdir(REPOSITORY)
+    names = {}
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    assert "figure" not in book.cells[-2].source  # the page is made and shown in one cell
+    assert min(ink(names["figure"])) > 0.002
+    assert (run.path / "report.png").is_file()
+
+
+def test_the_table_lists_the_runs_with_what_differs(root, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(root.parent)
+    assert runs.main([root.name]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    columns = ["task", "network", "seed", "epochs", "validation", "test", "hours", "path"]
+    assert header.split() == columns
+    assert [line.split()[:2] for line in lines] == [
+        ["psDigits", "ANRU"],
+        ["psDigits", "LSTM"],
+        ["psDigits", "gamma2-RNN"],
+        ["pydoc", "gamma-RNN"],
+    ]
+    assert all(line[header.index("path") :].startswith(f"{root.name}/p") for line in lines)
+    assert header.index("path") < 80 and " bpc " in lines[-1]
+
+    assert runs.main([str(root), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    for row, name in zip(rows, ("ANRU", "LSTM", "gamma2", "text"), strict=True):
+        run, metrics = trained[name], metrics_of(trained[name])
+        assert row["path"] == str(run.path) and row["epochs"] == row["of"] == "2"
+        kind, best = row["score"], max if row["score"] == "accuracy" else min
+        assert float(row["validation"]) == best(metrics[f"validation_{kind}"])
+        last = [r for r in run.rows("test_results.csv") if r["condition"] in ("as_is", "best")][-1]
+        assert float(row["test"]) == float(last[kind])
+        assert float(row["hours"]) == pytest.approx(metrics["seconds"].sum() / 3600)
+    assert [row["seed"] for row in rows] == ["400", "401", "400", ""]
+    with pytest.raises(SystemExit):
+        runs.main([str(tmp_path)])
+    assert f"no runs below {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_that_has_just_begun_is_listed(trained, tmp_path, capsys):
+    path = tmp_path / "psDigits/400/RNN/copy"
+    path.mkdir(parents=True)
+    shutil.copy(trained["LSTM"].path / "config.json", path)
+    assert runs.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        *("psDigits", "LSTM", "0/2", "0.00", str(path))
+    ]
+
+
+def test_the_diagram_is_drawn(tmp_path):
+    figure = diagram.draw()
+    assert [ax.get_title("left") for ax in figure.axes] == ["", "c", "d"]
+    assert min(ink(figure)) > 0.02
