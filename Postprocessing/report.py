@@ -257,7 +257,7 @@ def draw_gain(shown, ax, name, label):
     beside.tick_params(labelleft=False)
     beside.xaxis.set_major_locator(MaxNLocator(1, integer=True, prune="lower"))
     beside.set_xlabel("units")
-    return by_checkpoint(ax, label, marks=(1,))
+    return by_checkpoint(ax, label)
 
 
 def covering(ax, values):
@@ -291,13 +291,13 @@ def draw_jacobian(shown, ax, name, label):
     return by_checkpoint(in_decades(ax), label)
 
 
-def by_checkpoint(ax, label, marks=(1, 2, 5)):
+def by_checkpoint(ax, label):
     """Labels axes whose x is the epoch of a kept checkpoint: logarithmic from 1 on."""
     ax.set(xlabel="epoch", ylabel=label)
-    return from_zero(ax, marks)
+    return from_zero(ax, marks=(1,))
 
 
-def from_zero(ax, marks=(1, 2, 5)):
+def from_zero(ax, marks):
     """Makes the x axis linear from 0 to 1, then logarithmic with ticks at marks · 10^k."""
     ax.set_xscale("symlog", linthresh=1)
     ax.set_xlim(left=0)
@@ -324,7 +324,7 @@ def draw_score(shown, ax, name, label):
     text = grid.is_text(shown[0][0].run)
     ax.set(xlabel=label, ylabel="test bits per character" if text else "test accuracy")
     ax.set_ylim((0, None) if text else (0, 1))
-    return draw_chance(shown, from_zero(ax), left=True)
+    return draw_chance(shown, from_zero(ax, marks=(1, 2, 5)), left=True)
 
 
 def draw_chance(shown, ax, left=False):
