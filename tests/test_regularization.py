@@ -1,0 +1,172 @@
+"""Regularisation: adaptive and frozen exponents of hand-made ANRUs, command and notebook."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+from NetworkCreation.gamma_function import gamma, gamma_prime
+from NetworkCreation.Networks import ANRU
+from Postprocessing import analysis, regularization, spectra
+from Postprocessing.dynamics import freeze
+from Postprocessing.lyapunov import lyapunov_exponents
+from Postprocessing.regularization import frozen_step, in_a_row, leading_exponents, systems
+from tests.conftest import TOY
+from tests.test_notebooks import execute
+from Training.run_directory import Run
+
+T, B, H, M, ONSET = 12, 2, 4, 3, 5
+SIZES = (0.0, 2.0)
+
+
+def draw(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def make_layer(units=H):
+    layer = freeze(ANRU(1, units, M, generator=torch.Generator().manual_seed(0)))
+    layer.Wgn.bias.fill_(2.0)  # if γ is steep, rounding dominates the smallest exponents
+    layer.Wgs.bias.fill_(0.3)
+    return layer
+
+
+def with_constant_supervisor(units=H):
+    layer = make_layer(units)
+    layer.Wgn.weight.zero_()
+    layer.Wgs.weight.zero_()
+    return layer
+
+
+def supervisor_log_determinants(layer, x, drive):
+    """Σ over units of log |det ∂g_t/∂g_{t−1}|, (T, B): g_t = tanh(Wgg g_{t−1} + …)."""
+    _, _, trace = layer.trace(x, drive=drive, keep=("g",))
+    slopes = (1 - trace["g"] ** 2).log().sum((-2, -1))
+    return slopes + layer.hidden_size * torch.linalg.slogdet(layer.Wgg.weight)[1]
+
+
+def test_with_a_constant_supervisor_freezing_adds_and_removes_only_its_own_exponents():
+    layer, x = with_constant_supervisor(), draw(T, B, 1)
+    found = systems(layer, x, SIZES, ONSET)
+    adaptive = lyapunov_exponents(*found["adaptive"], H * (M + 1), ONSET).sum(1)
+    frozen = lyapunov_exponents(*found["frozen"], H, ONSET).sum(1)
+    for i, size in enumerate(SIZES):
+        drive = torch.zeros(T, B)
+        drive[ONSET:] = size
+        expected = supervisor_log_determinants(layer, x, drive)[ONSET:].mean(0)
+        difference = (adaptive - frozen).view(len(SIZES), B)[i]
+        torch.testing.assert_close(difference, expected)
+
+
+def with_faint_supervisor(units=H):
+    """The supervisor's part of a tangent, which would change its norm, is lost in rounding."""
+    layer = with_constant_supervisor(units)
+    layer.Uag.weight.mul_(1e-9)
+    layer.Wgg.weight.mul_(0.01)
+    return layer
+
+
+def test_with_a_constant_and_faint_supervisor_the_leading_exponents_agree():
+    layer = with_faint_supervisor()
+    layer.Whh.weight.mul_(0.05).add_(0.2)  # a gap, so that any first direction aligns in time
+    found = systems(layer, draw(22, B, 1), SIZES, 16)
+    adaptive, frozen = (lyapunov_exponents(*found[name], 1, 16) for name in found)
+    torch.testing.assert_close(adaptive, frozen, rtol=0, atol=1e-7)
+    frozen = frozen.view(len(SIZES), B)
+    assert frozen[0].ne(frozen[1]).all()  # ξ acts
+
+
+@pytest.mark.parametrize("name", ["adaptive", "frozen"])
+def test_a_linear_network_has_the_logarithms_of_its_eigenvalues(name):
+    layer = with_faint_supervisor(units=2)
+    layer.Whh.weight.copy_(torch.tensor([[0.5, 0.25], [0.25, 0.5]]))  # eigenvalues 3/4 and 1/4
+    layer.Uxh.weight.fill_(1)
+    layer.Wgs.bias.zero_()
+    layer.Wgn.bias.fill_(1000.0)  # γ(a) = a to the last bit for a > 0.04
+    system = systems(layer, draw(24, B, 1).abs() + 0.1, SIZES, 16)[name]
+    found = leading_exponents(system, 16, 24, 2, draws=2)
+    assert found.shape == (2, len(SIZES) * B, 2)
+    expected = torch.tensor([math.log(0.75), math.log(0.25)], dtype=torch.float64)
+    torch.testing.assert_close(found, expected.expand_as(found), rtol=0, atol=1e-9)
+
+
+def test_the_frozen_jacobian_is_the_slope_times_the_matrix():
+    layer, h = make_layer(), draw(B, H)
+    x_t, drive_t, n, s = draw(B, 1), draw(B), 3 + draw(B, H, seed=1), draw(B, H, seed=2)
+    found = jacobian(lambda h: frozen_step(layer)((x_t, drive_t, n, s), h).sum(0), h)
+    slope = gamma_prime(layer.preactivation(x_t, h, drive_t), n, s)
+    for b in range(B):
+        torch.testing.assert_close(found[:, b], slope[b].diag() @ layer.Whh.weight)
+
+
+def test_the_frozen_network_holds_n_and_s_from_the_onset_on():
+    layer, x = make_layer(), draw(T, B, 1)
+    found = systems(layer, x, SIZES, ONSET)
+    for i, size in enumerate(SIZES):
+        drive = size * (torch.arange(T) >= ONSET).double()
+        outputs, _, trace = layer.trace(x, drive=drive)
+        states = {name: system.state for name, system in found.items()}
+        h = outputs[ONSET - 1]
+        for t in range(T):
+            for name, system in found.items():
+                states[name] = system.step(system.inputs[t], states[name])
+            adaptive, frozen = (states[k].view(len(SIZES), B, -1)[i, :, :H] for k in found)
+            torch.testing.assert_close(adaptive, outputs[t])
+            expected = outputs[t]
+            if t >= ONSET:
+                n, s = trace["n"][ONSET - 1], trace["s"][ONSET - 1]
+                expected = h = gamma(layer.preactivation(x[t], h, drive[t]), n, s)
+            torch.testing.assert_close(frozen, expected)
+    assert not torch.allclose(adaptive, frozen)
+
+
+def test_every_draw_has_directions_of_its_own():
+    system = systems(make_layer(), draw(T, B, 1), SIZES, ONSET)["frozen"]
+    first, second = leading_exponents(system, ONSET, T, 1, draws=2)
+    assert first.ne(second).all()
+    torch.testing.assert_close(leading_exponents(system, ONSET, T, 1, draws=1)[0], first)
+
+
+def test_streams_are_sequences_one_after_the_other():
+    x = torch.arange(12).view(2, 6, 1)  # sequence b is (b, b + 6)
+    expected = [[0, 3], [6, 9], [1, 4], [7, 10], [2, 5], [8, 11]]
+    assert in_a_row(x, 2).squeeze(-1).tolist() == expected
+
+
+COMMON = [*TOY["sMNIST_task.py"], "-p", "--epochs", "1"]
+SMALL = [
+    *("--steps", "50", "--directions", "2", "--streams", "3"),
+    *("--draws", "1", "--sizes", "0", "5"),
+]
+
+
+def test_the_command_and_the_notebook(call, tmp_path, monkeypatch, capsys):
+    for network in (["--net-type", "ANRU"], ["--nonlin", "ReLU"]):
+        assert call("sMNIST_task.py", *COMMON, *network)[0] == 0
+    root = tmp_path / "SavedModels"
+    assert regularization.main([str(root), *SMALL]) == 1
+    assert "RNN_lr0.001_p0.0_hs8_ReLU" in (said := capsys.readouterr().err)
+    assert "only ANRU adapts n and s" in said
+    (run,) = (Run(path.parent) for path in root.rglob("config.json") if "ANRU" in str(path))
+    found = analysis.load(run, "regularization")
+    assert found["since"].tolist() == [0, 4, 8, 12, 16] and found["onset"] == 16
+    for name in ("adaptive", "frozen"):
+        assert found[name].shape == (2, 1, 3, 2)  # (X, R, S, K)
+        assert found[f"{name}_since"].shape == (4, 2, 1, 6)  # 66 steps: 2 of 64 steps in a row
+        assert found[f"{name}_h"].shape == (66, 2)
+        assert np.isfinite(found[name]).all() and np.isfinite(found[f"{name}_since"]).all()
+        # ξ and sequences: all different
+        assert len(np.unique(found[f"{name}_since"])) == found[f"{name}_since"].size
+        largest = found[name].max(-1)
+        np.testing.assert_allclose(found[f"{name}_mean"], largest.mean((1, 2)))
+        np.testing.assert_allclose(found[f"{name}_std"], largest.reshape(2, -1).std(1))
+    adaptive, frozen = found["adaptive_h"], found["frozen_h"]
+    np.testing.assert_allclose(adaptive[:16], frozen[:16])
+    np.testing.assert_array_equal(adaptive[:16, 0], adaptive[:16, 1])
+    assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
+
+    assert spectra.main([str(root)]) == 0
+    execute("regularization", tmp_path, monkeypatch, RUNS=root, TASK="psDigits")
+    assert (root / "figures" / "regularization_psDigits.png").stat().st_size > 5000
