@@ -132,6 +132,8 @@ def compute(run, args):
     (onset, _), last = step_window(length), args.steps
     count = args.streams * math.ceil((onset + last) / length)
     x = layer_input(run, model, count, args.data).double().to(args.device)
+    if x.shape[1] < count:
+        raise Unsuitable(f"{args.streams} streams need {count} test sequences, got {x.shape[1]}")
     row = in_a_row(x, args.streams)[: onset + last]
     since = [round(t * length / 784) for t in SINCE]
     arrays = {"sizes": np.array(args.sizes), "onset": onset, "steps": last, "since": since}

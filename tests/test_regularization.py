@@ -167,6 +167,9 @@ def test_the_command_and_the_notebook(call, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(adaptive[:16, 0], adaptive[:16, 1])
     assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
 
+    assert regularization.main([str(run.path), *SMALL, "--streams", "400", "--recompute"]) == 1
+    assert "400 streams need 800 test sequences, got" in capsys.readouterr().err
+
     assert spectra.main([str(root)]) == 0
     execute("regularization", tmp_path, monkeypatch, RUNS=root, TASK="psDigits")
     assert (root / "figures" / "regularization_psDigits.png").stat().st_size > 5000

@@ -72,7 +72,7 @@ def test_the_jacobian_is_that_of_each_step_with_g_held():
         state = layer.step(x_t, state)
 
 
-def test_the_command_leaves_the_spectra_of_the_start_and_the_end(call, only_run, capsys):
+def test_the_command_leaves_the_spectra_of_the_start_and_the_end(call, only_run):
     arguments = [*TOY["sMNIST_task.py"], "--epochs", 2, "--save-freq", 1, "--nonlin", "ReLU"]
     assert call("sMNIST_task.py", *arguments)[0] == 0
     run = Run(only_run())
@@ -85,9 +85,3 @@ def test_the_command_leaves_the_spectra_of_the_start_and_the_end(call, only_run,
         saved = torch.load(run.kept[epoch], weights_only=True)["state_dict"]["rnn.V.weight"]
         expected = np.sort(np.abs(np.linalg.eigvals(saved.double().numpy())))
         np.testing.assert_allclose(np.sort(np.abs(values)), expected)
-
-
-def test_the_command_says_why_a_network_has_no_spectrum(call, only_run, capsys):
-    call("sMNIST_task.py", *TOY["sMNIST_task.py"], "--epochs", 1, "--net-type", "GRU")
-    assert spectra.main([str(only_run())]) == 1
-    assert "GRU has a recurrent matrix for each gate" in capsys.readouterr().err
