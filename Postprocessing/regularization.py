@@ -195,11 +195,16 @@ def draw_since(runs, name, ax):
 
 
 def draw_amplitude(runs, ax):
-    """The root mean square of h_t against time, adaptive and frozen, one colour for each ξ."""
+    """The root mean square of h_t up to four times the length of the step window after the onset.
+
+    Adaptive and frozen, one colour for each ξ.
+    """
+    onset, window = runs[0]["onset"], runs[0]["since"][-1]
     for name, line in zip(COLOURS, ("-", ":"), strict=True):
         h = np.sqrt(np.mean([arrays[f"{name}_h"] ** 2 for arrays in runs], axis=0))
+        h = h[: onset + 4 * window]
         for i, (_, shade) in enumerate(_shades(runs)):
-            ax.plot(np.arange(len(h)) - runs[0]["onset"], h[:, i], line, color=shade)
+            ax.plot(np.arange(len(h)) - onset, h[:, i], line, color=shade)
         ax.plot([], [], line, color="k", label=name)
     ax.set_yscale("log")
     ax.set(xlabel="steps since the onset", ylabel="RMS of $h_t$")
