@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from Postprocessing.load_runs import FigureError, differing, duration, metrics_of, select_runs
-from Training import sweep
+from Training import once
 from Training.run_directory import find_runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ SMALL = ((1, 5, 20), (0, 0.5, 1), (400,))  # n, s and seeds of a grid to begin w
 PREFERRED = (5, 0)  # the n and s of the RNNs with γ among the networks compared
 
 # Arguments that do not change what is trained.
-ASIDE = sweep.ASIDE | {"save_freq", "save_epochs", "save", "transform", "log_interval"}
+ASIDE = once.ASIDE | {"save_freq", "save_epochs", "save", "transform", "log_interval"}
 GRID = {"net_type", "nonlin", "learn_params", "random", "n", "s", "seed"}  # varied by a grid
 NETWORK = {*GRID, "rinit", "iinit", "lr"}  # varied between the networks compared
 
@@ -118,20 +118,22 @@ def load_grid(root, task, **arguments):
     return found
 
 
-def load_networks(root, task, **arguments):
+def load_networks(root, task, names=(), **arguments):
     """The complete runs of the networks compared, {name: [Run of each seed]}.
 
-    arguments: more saved arguments of the runs; those of one network in a dictionary under its
-    name, as in {"nhid": 64, "ANRU": {"lr": 5e-4}}. Of a network with γ, the runs whose initial n
-    and s are nearest to `PREFERRED`. Missing networks are printed, with the command that creates
-    them. Raises FigureError if there is none, if the runs of a network differ in an argument other
-    than the seed, or those of two networks in one that is not the network's own.
+    names: the networks of a figure that needs them all; by default those of `COMPARED` that have
+    runs. arguments: more saved arguments of the runs; those of one network in a dictionary under
+    its name, as in {"nhid": 64, "ANRU": {"lr": 5e-4}}. Of a network with γ, the runs whose initial
+    n and s are nearest to `PREFERRED`. Missing networks are printed, with the command that creates
+    them. Raises FigureError if there is none, or not one of `names`, if the runs of a network
+    differ in an argument other than the seed, or those of two networks in one that is not the
+    network's own.
     """
     own = {name: arguments.pop(name) for name in COMPARED if name in arguments}
     runs = _complete(root, task, arguments)
-    found = {}
-    for name, selection in COMPARED.items():
-        group = _with(runs, selection | own.get(name, {}))
+    found, wanted = {}, names or COMPARED
+    for name in wanted:
+        group = _with(runs, COMPARED[name] | own.get(name, {}))
         if set_by_hand := [run for run in group if initial(run) and not _drawn(run)]:
             nearest = min(map(initial, set_by_hand), key=lambda at: math.dist(at, PREFERRED))
             group = [run for run in set_by_hand if initial(run) == nearest]
@@ -141,8 +143,9 @@ def load_networks(root, task, **arguments):
     runs = runs_of(found)
     _check_agreement(runs, NETWORK)
     seeds = sorted(set(map(seed, runs))) or [400]
-    missing = {name: len(seeds) - len(found.get(name, ())) for name in COMPARED}
-    _report(root, task, runs, missing, {"--seed": seeds}, NETWORK, [] if runs else ["network"])
+    missing = {name: len(seeds) - len(found.get(name, ())) for name in wanted}
+    absent = [name for name in names if name not in found] or ([] if runs else ["network"])
+    _report(root, task, runs, missing, {"--seed": seeds}, NETWORK, absent)
     return found
 
 

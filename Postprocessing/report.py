@@ -28,10 +28,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, Symmetrica
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import CheckpointError
-from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
+from NetworkCreation.Networks import ANRU
 from Postprocessing import adaptation, analysis, grid, jacobian_norm, lyapunov, plots, robustness
 from Postprocessing.load_runs import layer_input, load_run, metrics_of
 from Postprocessing.runs import in_short, network_name, task_of, varied
+from Postprocessing.spectra import recurrent_matrix
 from Training.datasets import DataError
 from Training.flags import Parser
 from Training.run_directory import Run, RunError, find_runs
@@ -127,22 +128,6 @@ def learning(run):
     epochs = metrics["epoch"]
     found = {n: (epochs, metrics.get(f"train_{n}"), metrics[f"validation_{n}"]) for n in names}
     return found | {name: (epochs, metrics[name]) for name in ("gradient_norm", "lr")}
-
-
-def recurrent_matrix(layer):
-    """The matrix (H, H) that takes h_{t−1} into a_t; complex for EURNN.
-
-    LSTM and GRU: that of the candidate, tanh(…).
-    """
-    if isinstance(layer, ANRU):
-        return layer.Whh.weight
-    if isinstance(layer, LSTM):
-        return layer.Wg.weight[:, : layer.hidden_size]
-    if isinstance(layer, GRU):
-        return layer.Whn.weight
-    if isinstance(layer, EURNN):
-        return layer.rotate(torch.eye(layer.hidden_size, dtype=torch.complex64)).t()
-    return layer.V.weight
 
 
 @torch.no_grad()
@@ -270,12 +255,13 @@ def covering(ax, values):
 
 
 def draw_exponent(shown, ax, name, label):
-    """The leading exponent at the kept checkpoints, mean and standard deviation."""
+    """The leading exponent at the kept checkpoints, mean and range."""
     for (_, found), colour in shown:
-        epochs, mean, spread = (found[name][k] for k in ("epochs", "mean", "std"))
-        mean, spread = mean[:, 0], spread[:, 0]
-        ax.plot(epochs, mean, ".-", color=colour)
-        ax.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        arrays = found[name]
+        epochs, leading = arrays["epochs"], arrays["leading"]  # (E, chains, draws)
+        low, high = leading.min(axis=(1, 2)), leading.max(axis=(1, 2))
+        ax.plot(epochs, arrays["leading_mean"], ".-", color=colour)
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.axhline(0, color="0.5", linewidth=0.6)
     return by_checkpoint(ax, label)
 
@@ -329,9 +315,7 @@ def draw_score(shown, ax, name, label):
 
 def draw_chance(shown, ax, left=False):
     """The score if all classes or all symbols are equally likely; its name at either end."""
-    spec = shown[0][0].run.config["model"]
-    text = spec["task"] == "characters"
-    chance = np.log2(len(spec["vocabulary"])) if text else 1 / spec["classes"]
+    chance = grid.chance(shown[0][0].run)
     ax.axhline(chance, color="0.4", linestyle=":", linewidth=0.8)
     place = {"x": 0.02, "ha": "left"} if left else {"x": 1, "ha": "right"}
     style = {"va": "bottom", "fontsize": 6, "color": "0.4"}
@@ -369,6 +353,7 @@ EIGENVALUES = (
     "eigenvalues of the recurrent matrix (LSTM, GRU: of the candidate) at the start (grey) and at "
     "the end"
 )
+RANGE = "mean and range over chains of test sequences and initial directions"
 CHANGED = "test set under a change of the input; dotted: chance"
 AROUND = (
     f"ANRU around steps of {', '.join(f'{size:g}' for size in SIZES)} (light to dark, in the grey "
@@ -382,7 +367,11 @@ PANELS = {
     "lr": (draw_log, "learning rate", ""),
     "n": (draw_gain, plots.GAIN, PATHS),
     "s": (draw_gain, plots.SATURATION, PATHS),
-    "lyapunov": (draw_exponent, r"$\lambda_1$ (nats/step)", "mean ± std over test sequences"),
+    "lyapunov": (
+        draw_exponent,
+        r"$\lambda_1$ (nats/step)",
+        RANGE,
+    ),
     "jacobian_norm": (
         draw_jacobian,
         r"$\|\partial h_t / \partial h_{t-1}\|_2$",

@@ -12,8 +12,8 @@ from pathlib import Path
 from Postprocessing import grid
 from Postprocessing.load_runs import differing, metrics_of
 from Training.flags import Parser
+from Training.once import ASIDE
 from Training.run_directory import RunError, find_runs
-from Training.sweep import ASIDE
 
 # Arguments that have a column of their own, or do not change what is learned.
 LEFT_OUT = ASIDE - {"note"} | {"net_type", "nonlin", "epochs", "random", "save_freq", "save_epochs"}

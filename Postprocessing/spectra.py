@@ -4,7 +4,8 @@
 
 Writes analysis/spectra.npz to each run, for its first and its newest kept checkpoint:
     epochs (E,)
-    matrix (E, H)               of the recurrent matrix: V of the RNN, Whh of ANRU
+    matrix (E, H)               of the recurrent matrix: V of the RNN, Whh of ANRU, that of the
+                                candidate of LSTM and GRU
     times (T',)                 evenly spaced, at most --times; t counts from 1
     jacobian (E, T', S, H)      of ∂h_t/∂h_{t−1} at these times along S test sequences, with the
                                 rest of the state (g of ANRU) held fixed; EURNN: 2H, of the real
@@ -22,8 +23,7 @@ import numpy as np
 import torch
 from matplotlib.patches import Circle
 
-from NetworkCreation.Networks import ANRU, EURNN
-from NetworkCreation.rnn import ElmanLayer
+from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
 from Postprocessing import analysis
 from Postprocessing.analysis import Unsuitable
 from Postprocessing.dynamics import flat_step, flatten, freeze, step_jacobian
@@ -35,17 +35,19 @@ def recurrent_matrix(layer):
     """The matrix (H, H) by which h_{t−1} enters a_t, without gradient; complex for EURNN.
 
     V of the RNN, Whh of ANRU, and the matrix that the parameters make of expRNN, nnRNN and EURNN.
-    Raises Unsuitable for other networks, whose gates have a matrix each.
+    LSTM and GRU, whose gates have a matrix each: that of the candidate, tanh(…).
     """
     with torch.no_grad():
         if isinstance(layer, ANRU):
             return layer.Whh.weight.detach()
-        if isinstance(layer, ElmanLayer):
-            return layer.V.weight.detach()
+        if isinstance(layer, LSTM):
+            return layer.Wg.weight[:, : layer.hidden_size].detach()
+        if isinstance(layer, GRU):
+            return layer.Whn.weight.detach()
         if isinstance(layer, EURNN):
             basis = torch.eye(layer.hidden_size).to(layer.theta)
             return layer.rotate(torch.complex(basis, torch.zeros_like(basis))).t()
-    raise Unsuitable(f"{type(layer).__name__} has a recurrent matrix for each gate, not one")
+        return layer.V.weight.detach()
 
 
 def jacobian_eigenvalues(layer, x, times):

@@ -1,4 +1,4 @@
-"""Runs and panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
+"""Panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
 
 Drives of all panels share one scale of colours, `XI`; ξ = 0 is grey. R runs, X drives ξ, T steps.
 """
@@ -12,47 +12,14 @@ from scipy.stats import t as student
 
 from NetworkCreation.gamma_function import gamma_prime
 from Postprocessing.gain_scaling import fit
-from Postprocessing.load_runs import differing, select_runs
 from Postprocessing.plots import COLOURS, GAIN, SATURATION
 from Postprocessing.step_response import ends
-from Training.run_directory import RunError
 
 XI = ScalarMappable(
     LogNorm(np.exp(-2), 30), ListedColormap(plt.get_cmap("plasma_r")(np.linspace(0.1, 1, 256)))
 )
 UNITS = {"connected": COLOURS["ANRU"], "isolated": "0.45"}
 UNIT_SLOPE = (0.9, 1.1, 1.5, 2.0, 3.0, 5.0, 30.0)  # the x* of the contours γ′(x*; n, s) = 1
-
-
-def anru_runs(root, task, **arguments):
-    """The complete ANRU runs of a task below root, the newest of each seed, by seed: [Run].
-
-    arguments: more saved arguments of the runs. Raises RunError, with the command that creates one,
-    if there is none, or if they differ in network or training.
-    """
-    folder = root / task
-    found = select_runs(folder, net_type="ANRU", **arguments) if folder.is_dir() else []
-    seeds = {run.config["arguments"]["seed"]: run for run in reversed(found) if run.complete}
-    runs = [seeds[seed] for seed in sorted(seeds)]
-    if not runs:
-        flags = " -p" * task.startswith("ps") + " --dataset digits" * task.endswith("Digits")
-        raise RunError(
-            f"no complete ANRU runs of {task} below {root}; create one with:\n"
-            f"python3 sMNIST_task.py --net-type ANRU{flags} --save-dir {root}"
-        )
-    names = {"nhid", "supervisor_size", "lr", "epochs", "batch", "shuffle", "rinit", "iinit"}
-    if differ := names.intersection(differing(runs)):
-        raise RunError(f"the ANRU runs differ in {', '.join(sorted(differ))}; set `arguments`")
-    return runs
-
-
-def describe(task, runs):
-    """A line for the caption: task, network, units, epochs, and the number of runs and seeds."""
-    saved = [run.config["arguments"] for run in runs]
-    seeds = ", ".join(str(one["seed"]) for one in saved)
-    units, epochs = saved[0]["nhid"], saved[0]["epochs"]
-    number = f"{len(runs)} runs (seeds {seeds})" if len(runs) > 1 else f"1 run (seed {seeds})"
-    return f"{task}, ANRU of {units} units, {epochs} epochs, {number}."
 
 
 def colour(xi):

@@ -13,7 +13,6 @@ import torch
 
 import PTB_task
 import sMNIST_task
-from NetworkCreation.Networks import NETWORKS
 from Postprocessing import diagram, jacobian_norm, plots, report, runs
 from Postprocessing.load_runs import metrics_of
 from tests.conftest import REPOSITORY, TOY
@@ -146,22 +145,6 @@ def test_steps_change_what_anru_does_from_their_start_on(analysed):
             assert changed[0] == 16  # the window of 64 steps is 16 to 32
     sizes = [found["h_t"][size][16] for size in (0, 1, 5, 20)]
     assert sizes == sorted(sizes)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_recurrent_matrix_is_that_of_the_step(name):
-    layer = NETWORKS[name](1, 6, generator=torch.Generator().manual_seed(0))
-    found = report.recurrent_matrix(layer)
-    h = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
-    x = torch.zeros(6, 1)
-    if name == "LSTM":
-        expected = layer.Wg(torch.cat([h, x], dim=1)) - layer.Wg.bias
-    elif name == "GRU":
-        expected = layer.Whn(h) - layer.Whn.bias
-    else:
-        h = torch.complex(h, h.flip(0)) if name == "EURNN" else h
-        expected = layer.preactivation(x, h) - layer.preactivation(x, 0 * h)
-    torch.testing.assert_close(h @ found.t(), expected)
 
 
 @pytest.fixture
