@@ -251,9 +251,9 @@ def test_the_commands_leave_their_arrays_once(toy_run, capsys):
     assert lyapunov.main([path, *flags]) == 0
     assert jacobian_norm.main([path, "--sequences", "3", "--every", "4"]) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert lyapunov.main([path, "--steps", "40"]) == 1
-    assert "use --recompute" in capsys.readouterr().err
+    capsys.readouterr()
     assert lyapunov.main([path, *flags, "--recompute"]) == 0
+    assert capsys.readouterr().err == ""
     again = analysis.load(toy_run, "lyapunov")
     np.testing.assert_array_equal(again["exponents"], exponents)
 

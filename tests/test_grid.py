@@ -11,7 +11,7 @@ import PTB_task
 import sMNIST_task
 from Postprocessing import grid
 from Postprocessing.load_runs import FigureError
-from Training import sweep
+from Training import once, sweep
 from Training.run_directory import MODE, plain
 
 COMMON = ["--dataset", "digits", "-p", "--nhid", "64", "--lr", "1e-3", "--epochs", "2"]
@@ -145,7 +145,7 @@ def commanded(text, script=sMNIST_task):
         words = shlex.split(line)
         assert words[:3] == ["python3", "-m", "Training.sweep"]
         _, _, lists, common = sweep.parse(words[3:])
-        found += [c.arguments for c in sweep.combinations(script.parse, lists, common)[0]]
+        found += [c.arguments for c in sweep.combinations(script.__file__, lists, common)[0]]
     return found
 
 
@@ -164,7 +164,7 @@ def test_one_command_makes_what_is_missing_of_a_grid(make, tmp_path, capsys):
     assert "homogeneous: 4 missing, about 4.0 minutes" in said
     assert said.count("create the runs with:") == 1
     arguments = commanded(said)
-    assert {k: v for k, v in config.items() if k not in sweep.ASIDE} in arguments
+    assert {k: v for k, v in config.items() if k not in once.ASIDE} in arguments
     assert len(arguments) == 2 * 3 * 2 * 2  # settings, n, s, seeds: none of the heterogeneous lack
 
 

@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import itertools
+import json
 
 import matplotlib.image
 import nbformat
@@ -41,6 +42,13 @@ def execute(name, folder, monkeypatch, **environment):
     book = nbformat.read(REPOSITORY / "Postprocessing" / f"{name}.ipynb", as_version=4)
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return book
+
+
+def rewrite(path, **arguments):
+    """Changes the saved arguments of a run."""
+    config = json.loads(path.read_text())
+    config["arguments"] |= arguments
+    path.write_text(json.dumps(config))
 
 
 def few_images(load):

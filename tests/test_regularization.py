@@ -14,7 +14,7 @@ from Postprocessing.dynamics import freeze
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.regularization import frozen_step, in_a_row, leading_exponents, systems
 from tests.conftest import TOY
-from tests.test_notebooks import execute
+from tests.test_notebooks import execute, rewrite
 from Training.run_directory import Run
 
 T, B, H, M, ONSET = 12, 2, 4, 3, 5
@@ -171,5 +171,7 @@ def test_the_command_and_the_notebook(call, tmp_path, monkeypatch, capsys):
     assert "400 streams need 800 test sequences, got" in capsys.readouterr().err
 
     assert spectra.main([str(root)]) == 0
+    for path in root.rglob("config.json"):
+        rewrite(path, limit_batches=None)  # no dry run
     execute("regularization", tmp_path, monkeypatch, RUNS=root, TASK="psDigits")
     assert (root / "figures" / "regularization_psDigits.png").stat().st_size > 5000

@@ -78,7 +78,7 @@ def letters(figure):
 @pytest.fixture(scope="module")
 def analysed(trained):
     """`trained`, with quick analyses of gamma2 and text."""
-    few = {"lyapunov": ["--sequences", "2"], "jacobian_norm": ["--every", "8"]}
+    few = {"lyapunov": ["--chains", "2", "--steps", "64"], "jacobian_norm": ["--every", "8"]}
     few["robustness"] = ["--amplitudes", "0", "1", "10", "--samples", "5"]
     for name, module in report.ANALYSES.items():
         runs = [str(trained[name].path) for name in ("gamma2", "text")]
@@ -194,11 +194,11 @@ def test_runs_that_do_not_fit_on_a_page_are_refused(root, trained, tmp_path, cap
         report.runs_at([root])
     with pytest.raises(RunError, match="no runs found"):
         report.runs_at([tmp_path])
-    with pytest.raises(RunError, match="at most 7 runs fit on a page, got 8"):
-        report.colours([trained["LSTM"]] * 8)
+    with pytest.raises(RunError, match="at most 8 runs fit on a page, got 9"):
+        report.colours([trained["LSTM"]] * 9)
     assert [run.path for run in report.runs_at([root], newest=True)] == [trained["text"].path]
-    same = report.colours([trained["LSTM"]] * 7)
-    assert len(set(same)) == 7 and same[0] == plots.COLOURS["LSTM"]
+    same = report.colours([trained["LSTM"]] * 8)
+    assert len(set(same)) == 8 and same[0] == plots.COLOURS["LSTM"]
 
 
 def test_the_notebook_shows_the_page(copied, monkeypatch):

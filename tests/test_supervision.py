@@ -1,7 +1,6 @@
 """What ANRU's supervisors do under noise, under a step and alone, and the commands that save it."""
 
 import argparse
-import json
 import math
 import shutil
 
@@ -25,7 +24,7 @@ from Postprocessing.supervisor_plane import plane, supervisor_states
 from Postprocessing.unit_plots import interval
 from tests.conftest import TOY
 from tests.layers import build, randn, seeded
-from tests.test_notebooks import execute, printed
+from tests.test_notebooks import execute, printed, rewrite
 from Training.run_directory import Run
 
 COMMANDS = (unit_responses, gain_scaling, step_response, supervisor_plane)
@@ -194,18 +193,12 @@ def test_the_commands_leave_their_arrays_and_the_notebook_draws_them(call, only_
     root, figures = run.path.parents[3], run.path.parents[3] / "figures"
     again = run.path.parents[2] / "401" / "again"  # a second seed
     shutil.copytree(run.path, again)
-    rewrite(again / "config.json", seed=401)
+    for one, seed in ((run.path, 400), (again, 401)):
+        rewrite(one / "config.json", seed=seed, limit_batches=None)  # no dry run
     book = execute("adaptation", root, monkeypatch, RUNS=root, TASK="sDigits", FIGURES=figures)
     assert printed(book).count("α, short protocol") == 4
     for name in ("adaptation", "fractional_order"):
         assert (figures / f"{name}_sDigits.png").stat().st_size > 5000
-
-
-def rewrite(path, **arguments):
-    """Changes the saved arguments of a run."""
-    config = json.loads(path.read_text())
-    config["arguments"] |= arguments
-    path.write_text(json.dumps(config))
 
 
 def test_the_interval_over_runs_is_students():
