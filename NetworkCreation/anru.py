@@ -20,14 +20,14 @@ from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, column, l
 
 
 class ANRU(RecurrentLayer):
-    """The adaptive nonlinearity recurrent unit: a supervisor sets n and s of every unit at a step.
+    """Adaptive nonlinearity recurrent unit: a supervisor sets n and s of every unit at each step.
 
-    Every main unit has a supervisor of M tanh units with a state of its own; all supervisors
-    share their weights. n_t and s_t are linear in g_t, neither squashed nor clamped.
+    Every main unit has a supervisor of M tanh units with its own state; all supervisors share
+    their weights. n_t and s_t are linear in g_t, neither squashed nor clamped.
 
-    supervisor_size: M. rinit: of Whh and Wgg. iinit: of Uxh and Uag. Their biases start at 0.
-    Wgn: xavier normal with gain 0.1 and bias 5 + 2u, one u ~ U(0, 1); Wgs: xavier normal with gain
-    0.01 and bias 0. Raises OptionError for an unknown name or a size below 1.
+    supervisor_size: M. rinit: of Whh and Wgg. iinit: of Uxh and Uag. Their biases are initially 0.
+    Wgn: xavier normal with gain 0.1, bias 5 + 2u with one u ~ U(0, 1); Wgs: xavier normal with gain
+    0.01, bias 0. Raises OptionError for an unknown name or a size below 1.
 
     State: (h, g), h (B, H) and g (B, H, M).
     """
@@ -91,7 +91,7 @@ class ANRU(RecurrentLayer):
     def _supervisor_maps(self):
         """E (M, M + 2) and N (2, M + 2): y_t = σ(E [y_{t−1}; a_t; 1]), [n_t; s_t] = N [y_t; ·; 1].
 
-        y = (g + 1)/2, which is σ(2 z) if g = tanh(z): the sigmoid takes a sixth of tanh's time.
+        y = (g + 1)/2 is σ(2 z) for g = tanh(z); the sigmoid takes a sixth of the time of tanh.
         """
         bias = (self.Uag.bias + self.Wgg.bias - self.Wgg.weight.sum(1)).unsqueeze(1)
         E = 2 * torch.cat([2 * self.Wgg.weight, self.Uag.weight, bias], dim=1)
@@ -105,7 +105,7 @@ class ANRU(RecurrentLayer):
 
 # Units of all samples whose supervisors a CPU works on together: 2 MB of them for M = 50.
 CHUNK = 10000
-# Steps from one kept state of the supervisors to the next; those between are computed again.
+# Every BLOCK-th state of the supervisors is kept; backward recomputes those in between.
 BLOCK = 14
 
 
@@ -118,7 +118,7 @@ def _chunks(h):
 
 
 def _blocks(steps):
-    """(first, last + 1) of the blocks of steps that begin with a kept y."""
+    """(first, last + 1) of the blocks of steps, each of which begins with a kept y."""
     return [(first, min(first + BLOCK, steps)) for first in range(0, steps, BLOCK)]
 
 
@@ -194,7 +194,7 @@ class _ANRU(torch.autograd.Function):
             chunk_doutputs = None if doutputs is None else doutputs[:, chunk]
             da_t = None
             for index, (first, last) in reversed(list(enumerate(blocks))):
-                if last < steps:  # what the last block began with is what this one ends with
+                if last < steps:  # the next block begins with the y that this one ends with
                     ys[BLOCK], ys[0] = ys[0], ys[BLOCK]
                 ys[0].copy_(kept[index, chunk])
                 for t in range(first, last if last == steps else last - 1):

@@ -1,4 +1,4 @@
-"""How a checkpoint file becomes a model, the files of the paper's own code included."""
+"""Loads models from checkpoint files, including those of the paper's own code."""
 
 import pickle
 import struct
@@ -12,7 +12,7 @@ from NetworkCreation.layer import OptionError
 from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
-# How a file of torch before version 1.6 begins; a later one is a zip archive.
+# The first bytes of a file of torch before 1.6; later files are zip archives.
 LEGACY_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
 
 
@@ -21,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint(path):
-    """The dictionary that a checkpoint file holds, its tensors on the CPU; no code is executed.
+    """The dictionary in a checkpoint file, its tensors on the CPU; no code is executed.
 
     Raises CheckpointError, with the file's name, for a file that is missing, damaged, not a
     checkpoint, or holds anything but tensors and plain values.
@@ -48,7 +48,7 @@ def read_checkpoint(path):
 
 
 def _check_archive(path):
-    """Compares the sizes and checksums of an archive's parts; torch does not look at them."""
+    """Checks the sizes and checksums of an archive's parts, which torch does not."""
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             if file.read(len(LEGACY_START)) != LEGACY_START:
@@ -64,16 +64,16 @@ def _check_archive(path):
 def load_model(checkpoint_path, config=None):
     """The trained model of a checkpoint, in eval mode on the CPU, and its config.
 
-    A checkpoint of this project holds its config, and needs no other; one that is given must
-    have the same `model`. A checkpoint of the paper's own code, {'state_dict', 'optimizer',
-    'epoch'}, holds none: give {'model': spec}, spec as for `build_model`.
+    A checkpoint of this project contains its config; a config that is given must have the same
+    `model`. A checkpoint of the paper's own code, {'state_dict', 'optimizer', 'epoch'}, has none:
+    give {'model': spec}, with spec as for `build_model`.
     Raises CheckpointError for a file that cannot be read or holds another network.
     """
     return model_of(read_checkpoint(checkpoint_path), checkpoint_path, config)
 
 
 def model_of(checkpoint, checkpoint_path, config=None):
-    """As `load_model`, of a checkpoint that has been read already."""
+    """As `load_model`, for a checkpoint that has been read already."""
     saved, state = checkpoint.get("config"), checkpoint["state_dict"]
     if saved is None and config is None:
         raise CheckpointError(f"{checkpoint_path}: holds no config; give one")
@@ -106,7 +106,7 @@ def model_of(checkpoint, checkpoint_path, config=None):
 
 
 def _check_size(spec, state):
-    """Raises OptionError for a network far larger than what is held, before memory is taken."""
+    """Raises OptionError for a network far larger than the file, before allocating it."""
     held = sum(tensor.numel() for tensor in state.values())
     claimed = sum(p.numel() for p in build_model(spec, device="meta").parameters())
     if claimed > 2 * held:  # the paper's files may lack biases, n and s
@@ -116,8 +116,8 @@ def _check_size(spec, state):
 def _from_paper(state, model):
     """The state_dict of the paper's own code in this project's names and shapes.
 
-    Its RNN may hold n and s twice, the second time within the activation's module, or not at all
-    where they were fixed; one number each even for gamma2; and it may lack a bias.
+    Its RNN may have n and s twice (the second time in the activation's module) or, if fixed, not at
+    all, as single numbers even for gamma2, and may lack a bias.
     """
     state = dict(state)
     for name in ("n", "s"):
@@ -139,7 +139,7 @@ def _from_paper(state, model):
 
 
 def _difference(saved, asked):
-    """One line that says in what two specs differ."""
+    """One line on how two specs differ."""
     names = [name for name in saved | asked if saved.get(name) != asked.get(name)]
     said = "; ".join(f"{n} is {saved.get(n)!r}, not {asked.get(n)!r}" for n in names)
     return f"holds another network: {said}"

@@ -1,14 +1,14 @@
 """EURNN, the efficient unitary network: h is complex, and W a product of L layers of rotations.
 
-    h_t = φ(U x_t + W h_{t−1} + drive_t)                 (B, H), O(L·H) a step
+    h_t = φ(U x_t + W h_{t−1} + drive_t)                 (B, H), O(L·H) per step
     W = D F_L … F_1
 
-F_1, F_3, … rotate the units (0, 1), (2, 3), …, and F_2, F_4, … the units (1, 2), (3, 4), …, every
-pair by a matrix of its own,
+F_1, F_3, … rotate the units (0, 1), (2, 3), …, and F_2, F_4, … the units (1, 2), (3, 4), …, each
+pair by its own matrix
 
     [[e^{iφ} cos θ, −e^{iφ} sin θ], [sin θ, cos θ]];
 
-a unit without a partner passes. D is diagonal with the phases e^{iω}.
+a unit without a partner is unchanged. D is diagonal with the phases e^{iω}.
 
 Letters: T time, B batch, I input, H units, L layers of rotations.
 Source: Jing et al., arXiv 1612.05231 (tunable-space implementation).
@@ -45,14 +45,12 @@ def complex_identity(z, bias):
 class EURNN(RecurrentLayer):
     """The efficient unitary network: h_t = φ(U x_t + W h_{t−1} + drive_t), W unitary.
 
-    capacity: L. θ and φ (one for each pair, layer after layer) and ω (H,) start at U(0, 2π).
-    U x = Ure x + i Uim x; the drive is real. nonlin: 'modrelu', of a complex number, with a bias b
-    as that of `RNN`, or 'none': then Ure has a bias, torch's. iinit: a key of
-    `initialization.INPUT` (Ure and Uim).
-    Raises OptionError for an unknown name, or a size or capacity below 1.
+    capacity: L. θ and φ (one per pair, layer by layer) and ω (H,) are initially U(0, 2π).
+    U x = Ure x + i Uim x; the drive is real. nonlin: 'modrelu' (complex, with a bias b as in `RNN`)
+    or 'none' (Ure then has a bias, as in torch). iinit: a key of `initialization.INPUT` (for Ure
+    and Uim). Raises OptionError for an unknown name, or a size or capacity below 1.
 
-    The outputs are the real parts of h, so that a read-out has one input per unit, as elsewhere;
-    the state is the whole of it.
+    The outputs are Re h, so that a read-out has one input per unit, as elsewhere.
     State: (Re h, Im h), each (B, H).
     """
 
@@ -79,7 +77,7 @@ class EURNN(RecurrentLayer):
         )
 
     def parameters_apart(self):
-        """'orthogonal': all that W is made of."""
+        """'orthogonal': the parameters of W."""
         return {"orthogonal": [self.theta, self.phi, self.omega]}
 
     def state_shapes(self, batch):
@@ -136,7 +134,7 @@ class EURNN(RecurrentLayer):
 
 
 def _factors(own, other, swaps, back=False):
-    """(own_l, other_l, swap_l) of the layers in turn; back: of the adjoint of their product."""
+    """(own_l, other_l, swap_l) of each layer; back: of the adjoint of their product."""
     factors = []
     for mine, others, swap in zip(own, other, swaps, strict=True):
         if back:
@@ -146,7 +144,7 @@ def _factors(own, other, swaps, back=False):
 
 
 def _turn(h, factors, outs, swapped):
-    """The product of the layers' rotations with h (H, B), each layer's result in one of outs."""
+    """The layers' rotations applied to h (H, B) in turn, each layer's result in one of outs."""
     for (own, other, swap), out in zip(factors, outs, strict=True):
         torch.index_select(h, 0, swap, out=swapped)
         h = torch.mul(own, h, out=out).addcmul_(swapped, other)
@@ -156,15 +154,15 @@ def _turn(h, factors, outs, swapped):
 def _stretch(size, bias):
     """|h|/|z| of the modReLU, from |z| and the bias as a column; changes size."""
     out = (size + bias).clamp_min_(0)
-    # |z| is made of squares, which are 0 below this
+    # |z| is computed from squares, which underflow below this
     return out.div_(size.clamp_min_(math.sqrt(torch.finfo(size.dtype).tiny)))
 
 
 class _Unitary(torch.autograd.Function):
     """All steps of an EURNN, z_t = entry_t + W h_{t−1} and h_t = φ(z_t).
 
-    Every tensor has the units on the last axis but one, (T, H, B) and (H, B), so that units change
-    places by whole rows. own, other, swaps: (L, H), of `EURNN.rotations`; bias: (H, 1) or None.
+    Units are on the second-last axis, (T, H, B) and (H, B), so that swapping units moves whole
+    rows. own, other, swaps: (L, H), of `EURNN.rotations`; bias: (H, 1) or None.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""expRNN: an Elman network whose recurrent matrix is orthogonal at any values of its parameters.
+"""expRNN: an Elman network whose recurrent matrix is orthogonal by parametrization.
 
     h_t = φ(U x_t + P h_{t−1} + drive_t)                 (B, H)
     P = P₀ Q(A),  Q(A) = exp(A) or (1 + A/2)(1 − A/2)⁻¹  (H, H), A skew-symmetric and learned
@@ -18,15 +18,15 @@ from NetworkCreation import initialization
 from NetworkCreation.layer import choose, linear_map
 from NetworkCreation.rnn import ElmanLayer
 
-# Q(A): names of ours and of torch's.
+# Q(A): our name and torch's.
 ORTHOGONAL_MAPS = {"exp": "matrix_exp", "cayley": "cayley"}
 
 
 class NewtonStep(nn.Module):
-    """P (3 − PᵀP)/2: brings an almost orthogonal P (H, H) as near to it as its numbers can be.
+    """P (3 − PᵀP)/2: makes an almost orthogonal P (H, H) orthogonal to rounding.
 
-    In float32 the exponential of a large matrix is off by more than 1e-5. An exactly orthogonal P
-    stays as it is, and the part of a gradient that would leave the orthogonal matrices is dropped.
+    In float32 the exponential of a large matrix is off by more than 1e-5. An orthogonal P is
+    unchanged, and gradients are projected onto the tangent space of the orthogonal matrices.
     Source: the Newton-Schulz iteration for the polar factor, Higham, Functions of Matrices, 2008.
     """
 
@@ -37,10 +37,10 @@ class NewtonStep(nn.Module):
 class ExpRNN(ElmanLayer):
     """expRNN: h_t = φ(U x_t + P h_{t−1} + drive_t), P orthogonal.
 
-    A is 0 at the start. ostep_method: Q(A) is 'exp' or 'cayley'. rinit: a key of
-    `initialization.ROTATIONS`, which draws P₀, so that det P is always +1. iinit: a key of
-    `initialization.INPUT` (U). With modrelu there is no bias but its own; with another φ U has
-    one, torch's. nonlin, n, s, learn_params: as for `RNN`. Raises OptionError for an unknown name,
+    A is initially 0. ostep_method: 'exp' or 'cayley', the map Q. rinit: a key of
+    `initialization.ROTATIONS`, which draws P₀; det P is always +1. iinit: a key of
+    `initialization.INPUT` (for U). modrelu has the only bias; with another φ, U has one, as in
+    torch. nonlin, n, s, learn_params: as for `RNN`. Raises OptionError for an unknown name,
     a size below 1 or n = 0.
 
     `V` is the linear map whose `weight` is the recurrent matrix: here P.
@@ -68,7 +68,7 @@ class ExpRNN(ElmanLayer):
         self.ostep_method = ostep_method
         self.U = linear_map(input_size, hidden_size, entry, bias=nonlin != "modrelu", **like)
         self.V = linear_map(hidden_size, hidden_size, start, bias=False, **like)
-        if self.V.weight.is_meta:  # `orthogonal` looks at the numbers, and there are none
+        if self.V.weight.is_meta:  # `orthogonal` needs values
             parametrize.register_parametrization(self.V, "weight", nn.Identity(), unsafe=True)
         else:
             orthogonal(self.V, "weight", orthogonal_map)
@@ -82,7 +82,7 @@ class ExpRNN(ElmanLayer):
         return step(to_orthogonal(self.V.parametrizations.weight.original))
 
     def parameters_apart(self):
-        """'orthogonal': the one that A is made of."""
+        """'orthogonal': the parameter of A."""
         return {"orthogonal": [self.V.parametrizations.weight.original]}
 
     def extra_repr(self):

@@ -16,8 +16,8 @@ from NetworkCreation.layer import RecurrentLayer, column, linear_map
 class GRU(RecurrentLayer):
     """The gated recurrent unit; a drive is added to the candidate.
 
-    Weights and biases start as those of `torch.nn.Linear`: U(±1/√I) for the maps of x, U(±1/√H)
-    for those of h.
+    Weights and biases are initially those of `torch.nn.Linear`: U(±1/√I) for the maps of x,
+    U(±1/√H) for those of h.
 
     State: h (B, H).
     """

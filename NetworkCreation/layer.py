@@ -45,11 +45,11 @@ def modrelu(a, bias, out=None):
 class Activation(NamedTuple):
     """φ(a), for a step of a layer and for its fast loop.
 
-    function(a, *parameters) is differentiable. The other functions are those of the loop, in which
-    autograd is off: value(a, *parameters, out) writes φ(a) into `out`; slope(z, *parameters)
-    returns φ'(a), a new tensor, with z = a if `from_a`, else z = φ(a); terms(z, *parameters) also
-    returns the terms that the derivatives by the parameters are made of, (slope, terms), and
-    combine(*parameters, terms) makes the derivatives of the terms or of sums of them.
+    function(a, *parameters) is differentiable. The other functions serve the loop, where autograd
+    is off: value(a, *parameters, out) writes φ(a) into `out`; slope(z, *parameters) returns φ'(a),
+    a new tensor, with z = a if `from_a`, else z = φ(a). terms(z, *parameters) returns the slope and
+    the terms of the derivatives by the parameters; combine(*parameters, terms) computes these
+    derivatives from the terms, or from sums of them.
     """
 
     function: Callable
@@ -113,7 +113,7 @@ def empty_linear(inputs, outputs, bias=True, device=None, dtype=None):
 def linear_map(
     inputs, outputs, initialise, bias=True, *, generator=None, device=None, dtype=None, **options
 ):
-    """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as torch's."""
+    """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as in torch."""
     linear = empty_linear(inputs, outputs, bias, device, dtype)
     initialise(linear.weight, generator, **options)
     if bias:
@@ -139,7 +139,7 @@ def column(drive):
 
 
 class RecurrentLayer(nn.Module):
-    """Base class of the recurrent layers: the time loop, the trace, and the checks of the input.
+    """Base class of the recurrent layers: calling, tracing, and checks of the input.
 
     A layer is called as `torch.nn.RNN` is,
 
@@ -149,8 +149,8 @@ class RecurrentLayer(nn.Module):
     to the pre-activation of every unit. x may be a `time_loop.Embedded`. A state is one tensor or
     a tuple of tensors, the hidden state h (B, H) first.
 
-    A network defines `state_shapes`, `step`, `quantities` and `_run`. `like` of its constructor
-    are the keywords generator (for the initial values; torch's own if None), device and dtype.
+    A network defines `state_shapes`, `step`, `quantities` and `_run`. `like` in its constructor
+    stands for the keywords generator (of the initial values; None: torch's own), device and dtype.
     Raises OptionError for a size below 1.
     """
 
@@ -169,11 +169,11 @@ class RecurrentLayer(nn.Module):
         raise NotImplementedError
 
     def quantities(self, x_t, before, after, drive_t=None):
-        """What analysis needs of the step from one state to the next, by name."""
+        """The quantities of one step that analyses need, by name."""
         raise NotImplementedError
 
     def _run(self, x, state, drive):
-        """All steps at once: `forward` after the checks."""
+        """The fast path: `forward` after the checks."""
         raise NotImplementedError
 
     def parameters_apart(self):
@@ -191,26 +191,26 @@ class RecurrentLayer(nn.Module):
         x: (T, B, I), or `Embedded`. state: as the layer returns it, or None for zeros. drive:
         (T,), (T, B) or None. Returns outputs (T, B, H) and the state. Raises ValueError for
         another shape.
-        It can be differentiated once, in reverse mode. For second derivatives, forward mode and
-        torch.func there is `loop`.
+        Differentiable once, in reverse mode; use `loop` for second derivatives, forward mode and
+        torch.func.
         """
         return self._run(x, *self._check(x, state, drive))
 
     def loop(self, x, state=None, drive=None):
-        """As `forward`, step by step: the definition, and slower."""
+        """As `forward`, but step by step: the definition, and slower."""
         outputs, state, _ = self.trace(x, state, drive, keep=())
         return outputs, state
 
     def trace(self, x, state=None, drive=None, keep=None):
-        """As `forward`, and what the units did: outputs, state, {name: (T, B, ...)}.
+        """As `loop`, with the quantities of every step: outputs, state, {name: (T, B, ...)}.
 
-        keep: the names to return, all of `quantities` if None (ANRU's g is M times as large as
-        the others). Raises ValueError for a name that the layer does not have.
+        keep: the names to return (None: all of `quantities`; ANRU's g is M times as large as the
+        others). Raises ValueError for a name that the layer does not have.
         """
         state, drive = self._check(x, state, drive)
         x = x.dense() if isinstance(x, Embedded) else x
         outputs, kept = [], {}
-        with parametrize.cached():  # a matrix that is made of parameters is made once
+        with parametrize.cached():  # a parametrized matrix is computed once
             for t, x_t in enumerate(x):
                 drive_t = None if drive is None else drive[t]
                 before, state = state, self.step(x_t, state, drive_t)
@@ -222,7 +222,7 @@ class RecurrentLayer(nn.Module):
         return torch.stack(outputs), state, {k: torch.stack(v) for k, v in kept.items()}
 
     def _check(self, x, state, drive):
-        """The state to start from and the drive, None or like x; ValueError for a wrong shape."""
+        """The initial state, and the drive converted to x's dtype; checks all shapes."""
         if len(x.shape) != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"the input must be (T, B, {self.input_size}) with T ≥ 1, got {tuple(x.shape)}"

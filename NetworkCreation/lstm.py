@@ -16,7 +16,7 @@ from NetworkCreation.layer import RecurrentLayer, column, linear_map
 class LSTM(RecurrentLayer):
     """The long short-term memory; a drive is added to the output gate.
 
-    Each gate is a linear map of [h, x] joined: weights xavier normal, biases torch's.
+    Each gate is a linear map of [h, x]: weights xavier normal, biases as in `torch.nn.Linear`.
 
     State: (h, c), each (B, H).
     """

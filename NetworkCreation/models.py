@@ -12,8 +12,8 @@ from NetworkCreation.time_loop import Embedded
 class PixelClassifier(nn.Module):
     """A recurrent layer that reads an image pixel by pixel, and a read-out of its last state.
 
-    `lin` maps h_T to the classes, and starts as torch's linear maps do. Raises OptionError for
-    classes < 1.
+    `lin` maps h_T to the classes; its initial values are those of `torch.nn.Linear`. Raises
+    OptionError for classes < 1.
     """
 
     def __init__(self, rnn, classes=10, generator=None, device=None):
@@ -24,7 +24,7 @@ class PixelClassifier(nn.Module):
         self.lin = linear_map(rnn.hidden_size, classes, initialization.torch_default, **like)
 
     def forward(self, x, drive=None):
-        """x (T, B, I), drive as the layer takes it; returns logits (B, classes)."""
+        """x (T, B, I), drive as for the layer; returns logits (B, classes)."""
         _, state = self.rnn(x, drive=drive)
         return self.lin(hidden(state))  # the gradient of outputs[-1] would be as large as outputs
 
@@ -70,7 +70,7 @@ def build_model(spec, generator=None, device=None):
     spec: `task` ('pixels' or 'characters'), `net_type` (a key of `NETWORKS`), `hidden_size`,
     `layer` (further arguments of that layer), and for pixels `classes`, for characters
     `embedding_size`, `vocabulary` (the list of symbols) and `tied`.
-    device: the CPU if None. On 'meta' a model of any size takes no memory, and has shapes alone.
+    device: the CPU if None. On 'meta' a model has shapes only, and takes no memory.
     Raises OptionError for a value that is not allowed.
     """
     network = choose("net_type", spec["net_type"], NETWORKS)
@@ -84,9 +84,9 @@ def build_model(spec, generator=None, device=None):
 
 
 def parameter_groups(model, options):
-    """The model's parameters as an optimiser takes them: the main group, then those set apart.
+    """Parameter groups for an optimiser: the main group, then those of `parameters_apart`.
 
-    options: {name of a group of `parameters_apart`: the optimiser's options for it}.
+    options: {name of a group: the optimiser's options for it}.
     """
     apart = model.rnn.parameters_apart()
     taken = {parameter for parameters in apart.values() for parameter in parameters}
@@ -97,7 +97,7 @@ def parameter_groups(model, options):
 
 @torch.no_grad()
 def gain_statistics(rnn, x):
-    """Mean and standard deviation of n and s: over units and, for ANRU, over the input x too.
+    """Mean and standard deviation of n and s over units and, for ANRU, over steps and samples of x.
 
     x: (T, B, I), a few sequences. Returns {'n_mean', 'n_std', 's_mean', 's_std'} of floats, each
     None for a layer without n and s.

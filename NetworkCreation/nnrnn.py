@@ -1,10 +1,10 @@
-"""nnRNN: an Elman network whose recurrent matrix departs from a normal one by its own parameters.
+"""nnRNN: an Elman network whose recurrent matrix, in Schur form, can become non-normal.
 
     h_t = φ(U x_t + V h_{t−1} + drive_t)                 (B, H)
     V = P (Λ + T) Pᵀ                                     (H, H), P orthogonal as in expRNN
 
 Λ is block-diagonal, its 2 × 2 blocks are α_j R(θ_j) with R(θ) = [[cos θ, −sin θ], [sin θ, cos θ]];
-T is what lies strictly above the blocks.
+T is zero except strictly above the blocks.
 
 Source: Kerg et al., arXiv 1905.12080.
 """
@@ -18,9 +18,9 @@ from NetworkCreation.layer import OptionError, random_angles
 
 
 class Schur(nn.Module):
-    """V = P (Λ + T) Pᵀ of an orthogonal P: the parametrization that makes expRNN nnRNN.
+    """V = P (Λ + T) Pᵀ of an orthogonal P: the parametrization that nnRNN adds to expRNN.
 
-    α (H/2,) starts at 1, θ (H/2,) at U(0, 2π), T (H, H) at 0.
+    Initially α (H/2,) is 1, θ (H/2,) ~ U(0, 2π) and T (H, H) 0.
     """
 
     def __init__(self, size, generator=None, device=None, dtype=None):
@@ -44,8 +44,8 @@ class Schur(nn.Module):
 class NonNormalRNN(ExpRNN):
     """nnRNN: h_t = φ(U x_t + V h_{t−1} + drive_t), V = P (Λ + T) Pᵀ: see `Schur`.
 
-    The arguments are those of `ExpRNN`; rinit and ostep_method are those of P. V starts
-    orthogonal. Raises OptionError as `ExpRNN` does, and for an odd number of units.
+    Arguments as for `ExpRNN`; rinit and ostep_method act on P. V is initially orthogonal. Raises
+    OptionError as `ExpRNN` does, and for an odd number of units.
 
     State: h (B, H).
     """
@@ -69,7 +69,7 @@ class NonNormalRNN(ExpRNN):
 
     @property
     def schur(self):
-        """The part that turns P into V, with `alpha`, `theta` and `T`."""
+        """The parametrization of V by P, with `alpha`, `theta` and `T`."""
         return self.V.parametrizations.weight[2]
 
     def parameters_apart(self):

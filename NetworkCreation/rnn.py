@@ -1,9 +1,9 @@
-"""RNN: an Elman network with a fixed or a learning activation.
+"""RNN: an Elman network whose activation may learn.
 
     a_t = U x_t + b_U + V h_{t−1} + b_V + drive_t        (B, H)
     h_t = φ(a_t)                                         (B, H)
 
-`ElmanLayer` is the base of all networks with this step: RNN, expRNN and nnRNN, which differ in V.
+`ElmanLayer` is the base class of RNN, expRNN and nnRNN, which differ in V.
 
 Letters: T time, B batch, I input, H units.
 """
@@ -27,16 +27,16 @@ from NetworkCreation.layer import (
 class ElmanLayer(RecurrentLayer):
     """h_t = φ(U x_t + V h_{t−1} + drive_t): base class of the layers with one recurrent matrix.
 
-    A subclass makes the linear maps U and V, in this order, and then calls `_add_activation`.
+    A subclass creates the linear maps U and V, in this order, and then calls `_add_activation`.
 
     State: h (B, H).
     """
 
     def _add_activation(self, nonlin, n, s, learn_params, generator=None, device=None, dtype=None):
-        """φ, a key of `NONLINEARITIES`, and what it learns: n and s, or b, or nothing.
+        """Sets φ, a key of `NONLINEARITIES`, and adds its parameters: n and s, b, or none.
 
-        n, s: initial values, parameters (learn_params) or buffers; one each for the layer (gamma)
-        or for every unit (gamma2). b, of modrelu: U(−0.01, 0.01) at the start.
+        n, s: initial values, of parameters (learn_params) or buffers; one each for the layer
+        (gamma) or for every unit (gamma2). b, of modrelu: initially U(−0.01, 0.01).
         Raises OptionError for an unknown name or n = 0.
         """
         choose("nonlin", nonlin, NONLINEARITIES)
@@ -53,7 +53,7 @@ class ElmanLayer(RecurrentLayer):
 
     @property
     def activation(self):
-        """φ, an `Activation`, and what it learns, a list of tensors."""
+        """φ, an `Activation`, and the list of its parameters."""
         phi = NONLINEARITIES[self.nonlin]
         return phi, [getattr(self, name) for name in phi.parameters]
 
@@ -70,7 +70,7 @@ class ElmanLayer(RecurrentLayer):
         return phi.function(a, *parameters)
 
     def quantities(self, x_t, before, after, drive_t=None):
-        """a and h, and n and s where φ has them; each (B, H)."""
+        """a and h, and n and s of γ; each (B, H)."""
         found = {"a": self.preactivation(x_t, before, drive_t), "h": after}
         if self.nonlin in ("gamma", "gamma2"):
             found |= {"n": self.n.expand_as(after), "s": self.s.expand_as(after)}
@@ -89,14 +89,14 @@ class ElmanLayer(RecurrentLayer):
 
 
 class RNN(ElmanLayer):
-    """h_t = φ(U x_t + V h_{t−1} + drive_t), φ a fixed or a learning activation.
+    """h_t = φ(U x_t + V h_{t−1} + drive_t).
 
-    nonlin: a key of `NONLINEARITIES`. `gamma` has one n and one s for the layer, `gamma2` one of
-    each for every unit; they start at n and s, and are parameters (learn_params) or buffers.
-    `modrelu` learns a bias b for every unit, U(−0.01, 0.01) at the start.
-    rinit, iinit: keys of `initialization.RECURRENT` (V) and `initialization.INPUT` (U). Biases
-    start as torch's: U(±1/√I) for U, U(±1/√H) for V. Raises OptionError for an unknown name, a
-    size below 1 or n = 0.
+    nonlin: φ, a key of `NONLINEARITIES`. `gamma` has one n and s for the layer, `gamma2` one pair
+    per unit; n and s are the initial values, of parameters (learn_params) or buffers. `modrelu` has
+    one bias b per unit, initially U(−0.01, 0.01).
+    rinit, iinit: keys of `initialization.RECURRENT` (for V) and `initialization.INPUT` (for U).
+    Biases are initially U(±1/√I) for U and U(±1/√H) for V, as in torch. Raises OptionError for an
+    unknown name, a size below 1 or n = 0.
 
     State: h (B, H).
     """
@@ -128,7 +128,7 @@ class _RNN(torch.autograd.Function):
     def forward(ctx, phi, learns, x, h, U, b, V, *parameters):
         outputs = h.new_empty(*x.shape[:2], len(V))
         a = torch.empty_like(outputs) if learns and phi.from_a else outputs
-        recurrent = V.t().contiguous()  # a view is slower, at each product
+        recurrent = V.t().contiguous()  # products with a view are slower
         state = h
         for first, last in time_loop.passes(outputs):
             time_loop.input_product(x[first:last], U, b, out=a[first:last])

@@ -9,10 +9,7 @@ same values and gradients in less time and memory:
   is done for several steps at a time (`passes`): on a CPU few enough that they stay in the cache,
   on a GPU all of them, for the fewest kernel launches;
 - only what the backward pass needs is kept, and what is cheap is computed again;
-- an input that is made of few symbols costs as much as there are symbols (`Embedded`).
-
-The large buffers are plain tensors. glibc gives every block above 32 MB out in fresh pages, which
-take a good part of a training step to fault in; the scripts tell it to keep them.
+- the input product of a text is computed once per distinct symbol (`Embedded`).
 """
 
 from dataclasses import dataclass
@@ -26,10 +23,10 @@ PASS = 3 << 18
 
 @dataclass(frozen=True)
 class Embedded:
-    """An input x that is made of symbols: x[t, b] is table[symbols[t, b]].
+    """An input given as symbols: x[t, b] is table[symbols[t, b]].
 
-    symbols: (T, B), integers. table: (number of symbols, I). A layer takes it in place of
-    x (T, B, I), and is faster with it if there are fewer symbols than inputs.
+    symbols: (T, B), integers. table: (number of symbols, I). Layers accept it in place of
+    x (T, B, I), and are faster with it if there are fewer symbols than inputs.
     """
 
     symbols: torch.Tensor
@@ -45,9 +42,9 @@ class Embedded:
 
 
 def joined_input(x, drive, U, driven=slice(None)):
-    """x (T, B, ·) and U (units, ·), such that U x_t is all that enters step t.
+    """x (T, B, ·) and U (units, ·) such that U x_t is the whole input of step t.
 
-    Of `Embedded` symbols x are their one-hot vectors e_k, with U x = (U tableᵀ) e_k. A drive, (T,)
+    For `Embedded` symbols, x are one-hot vectors e_k, and U x = (U tableᵀ) e_k. A drive, (T,)
     or (T, B), is one more input, with weight 1 into the `driven` units and 0 into the others.
     """
     if isinstance(x, Embedded):
@@ -94,10 +91,10 @@ def input_product(x, U, b, out):
 
 
 def direct_gradient(first, last, doutputs, dstate, steps, like):
-    """dL/dh of the steps first … last − 1 as far as L itself contains h, a new tensor.
+    """The direct part of dL/dh of the steps first … last − 1, a new tensor.
 
     doutputs (T, B, H), dstate (B, H): the gradients of the outputs and of the final state, or
-    None. What comes from later steps is added in the loop.
+    None. The loop adds the part that comes from later steps.
     """
     delta = torch.zeros_like(like) if doutputs is None else doutputs[first:last].clone()
     if last == steps and dstate is not None:
