@@ -117,7 +117,7 @@ def _busy(lock):
 
 def _end_with_stdin():
     """Sends SIGTERM to this process when nobody can write to its standard input any more."""
-    os.read(sys.__stdin__.fileno(), 1)
+    os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

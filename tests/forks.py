@@ -1,42 +1,114 @@
-"""Preload of the Dask workers in tests: makes a run a fork, which has imported everything already.
+"""Processes that start at once: forks of a server that has imported what takes seconds.
 
-A worker otherwise starts an interpreter per run, which takes as long as hundreds of toy epochs.
+At toy size a run takes less time than `import torch`. The server has run no code of torch, whose
+threads and GPUs do not survive a fork.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
-import sklearn.datasets  # noqa: F401
-import torch._dynamo  # noqa: F401 — torch.optim imports it when it is first used
-
-import sMNIST_task  # noqa: F401
-from Training import once
-
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["torch._dynamo", "torch.utils.tensorboard", "sklearn.datasets", "torchvision", "distributed"]
+)
+SECONDS = 300  # time limit of a process
 Popen = subprocess.Popen
 
 
-def popen(command, *args, **options):
+class Fork:
+    """A process that calls function(*arguments) in a folder and exits with what it returns.
+
+    What it prints goes to the files `out` and `err`. `python -m Training.once` in a process of its
+    own, which it may start, is a fork of it.
+    """
+
+    def __init__(self, function, *arguments, folder="."):
+        self.out, self.err = (
+            tempfile.NamedTemporaryFile("r", encoding="utf-8")  # noqa: SIM115 — closed when dropped
+            for _ in range(2)
+        )
+        arguments = (self.out.name, self.err.name, os.path.abspath(folder), function, arguments)
+        self.process = SERVER.Process(target=_run, args=arguments, daemon=True)
+        self.process.start()
+
+    @property
+    def ended(self):
+        return self.process.exitcode is not None
+
+    def send_signal(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def finish(self):
+        """Waits for the end: exit code, and what was printed to stdout and stderr."""
+        self.process.join(SECONDS)
+        assert self.ended, f"has not ended:\n{self.out.read()}{self.err.read()}"
+        return self.process.exitcode, self.out.read(), self.err.read()
+
+
+def wait_for(condition, *processes):
+    """Waits until a condition holds; all the while these processes must not end."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        ended = [process for process in processes if process.ended]
+        assert not ended, f"ended too early: {[process.finish() for process in ended]}"
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def _run(out, err, folder, function, arguments):
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.chdir(folder)
+    subprocess.Popen = _popen
+    sys.exit(function(*arguments))
+
+
+def _popen(command, *arguments, **options):
     """Popen, but a fork in place of `python -m Training.once WORD ...`."""
     if "Training.once" not in command:
-        return Popen(command, *args, **options)
+        return Popen(command, *arguments, **options)
 
     def run():
-        os.closerange(3, 256)
+        os.closerange(3, 256)  # among them the pipe on which Popen waits for the other program
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(options["env"])
         code = 1
         with contextlib.suppress(Exception):
-            code = once.main(command[3:])
+            code = train_once(command[3:])
         sys.stdout.flush()
         os._exit(code)
 
-    return Popen(command, *args, preexec_fn=run, **options)
+    return Popen(command, *arguments, preexec_fn=run, **options)
 
 
-def dask_setup(worker):
-    """Called by a worker when it starts."""
-    subprocess.Popen = popen
+def train_once(words):
+    """`Training.once`, held up after an epoch while there is a file hold<seed>."""
+    from Training import once
+    from Training.trainer import Trainer
+
+    finish = Trainer.finish_epoch
+
+    def finish_and_wait(trainer, *arguments, **options):
+        finish(trainer, *arguments, **options)
+        while Path(f"hold{trainer.args.seed}").exists() and trainer._signum is None:
+            time.sleep(0.02)
+
+    Trainer.finish_epoch = finish_and_wait
+    return once.main(words)
+
+
+def dask(*words):
+    """The command `dask`."""
+    from dask.cli import run_cli
+
+    sys.argv = ["dask", *words]
+    run_cli()

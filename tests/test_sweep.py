@@ -3,21 +3,22 @@
 import contextlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import joblib
 import pytest
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.forks import Fork, dask, wait_for
 from Training import once, sweep, workers
-from Training.run_directory import LAST, LOCK, Run, find_runs
+from Training.run_directory import LAST, LOCK, find_runs
 
 SCRIPT = str(REPOSITORY / "sMNIST_task.py")
 TOY = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
@@ -53,25 +54,6 @@ def in_this_process(monkeypatch):
     """For tests that are not about processes."""
     monkeypatch.setattr(workers, "processes", one_after_the_other)
     monkeypatch.setattr(sweep, "TICK", 0.01)
-
-
-def soon(condition, act):
-    """Does something in a thread, which is returned, as soon as a condition holds."""
-
-    def run():
-        wait_for(condition)
-        act()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
-
-
-def wait_for(condition, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.1)
 
 
 def back_to_start(run):
@@ -182,12 +164,13 @@ def test_a_run_that_another_process_trains_is_left_to_it_until_it_ends(
         return any(r.complete for r in find_runs("SavedModels", seed=2))
 
     def release():
-        assert not run.complete
+        wait_for(other_is_trained)
         lock.close()
 
-    thread = soon(other_is_trained, release)
-    assert call(*words) == 0
-    thread.join()
+    with ThreadPoolExecutor() as pool:
+        released = pool.submit(release)
+        assert call(*words) == 0
+        released.result()
     out = capsys.readouterr().out
     assert f"left to another process, which trains it: {SCRIPT} --seed 1" in out
     assert "2 runs: 2 trained to the end" in out
@@ -263,35 +246,38 @@ def log(path):
     return (path / "log.txt").read_text()
 
 
-def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, monkeypatch):
-    """The run in progress saves and ends after SIGKILL of the sweep, as it does after Ctrl-C."""
-    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--limit-batches", "50"]
-    words += ["--batch", "1", "--epochs", "8"]
-    command = [sys.executable, "-m", "Training.sweep", SCRIPT, *words]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL)
-    wait_for(lambda: any(path.read_text() for path in folder.rglob("metrics.csv")))
-    process.kill()
-    process.wait()
-    (config,) = folder.rglob("config.json")
-    path = config.parent
-    wait_for(lambda: once.is_free(path / LOCK))
-    assert "SIGTERM: saved" in log(path) and not Run(path).complete
+def rows(seed):
+    """The number of epochs that the run with this seed has finished."""
+    return sum(len(run.rows("metrics.csv")) for run in find_runs("SavedModels", seed=seed))
 
-    began = (path / LAST).stat().st_mtime_ns
-    thread = soon(
-        lambda: "resumed after" in log(path) and (path / LAST).stat().st_mtime_ns > began,
-        lambda: os.kill(os.getpid(), signal.SIGINT),
-    )
-    assert call(*words) == 130
-    thread.join()
-    assert log(path).count("SIGTERM: saved") == 2 and not Run(path).complete
+
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, in_this_process):
+    """The run in progress saves and ends after SIGKILL of the sweep, as it does after Ctrl-C."""
+    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--no-cuda", "--epochs", "3"]
+    (folder / "hold1").touch()
+    first = Fork(sweep.main, [SCRIPT, *words], folder=folder)
+    wait_for(lambda: rows(1) == 1, first)
+    first.send_signal(signal.SIGKILL)
+    (run,) = find_runs("SavedModels")
+    wait_for(lambda: once.is_free(run.path / LOCK))
+    assert log(run.path).count("SIGTERM: saved") == 1 and rows(1) == 1
+
+    second = Fork(sweep.main, [SCRIPT, *words], folder=folder)
+    wait_for(lambda: rows(1) == 2, second)
+    second.send_signal(signal.SIGINT)
+    code, out, _ = second.finish()
+    assert code == 130 and "2 runs: 2 not trained to the end" in out
+    assert log(run.path).count("SIGTERM: saved") == 2 and rows(1) == 2
     assert len(find_runs("SavedModels")) == 1
 
-    monkeypatch.setattr(workers, "processes", one_after_the_other)
     assert call(*words) == 0
     found = find_runs("SavedModels")
     assert len(found) == 2 and all(run.complete for run in found)
+
+
+def test_a_run_is_a_process_that_needs_no_directory(folder):
+    code, said = workers.attend([SCRIPT, "--nhdi", "1"], lambda: False, 1, workers.REPOSITORY)
+    assert code == 2 and said.endswith("unrecognized argument --nhdi: did you mean --nhid?")
 
 
 # On a Dask cluster
@@ -306,42 +292,30 @@ def test_without_distributed_a_line_says_what_to_install(folder, monkeypatch, ca
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(folder):
     """The address of a scheduler, and its two workers, which are processes of one thread each."""
     distributed = pytest.importorskip("distributed")
-    file = tmp_path / "scheduler.json"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-
-    def dask(*words):
-        return subprocess.Popen(
-            [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file), "--no-dashboard"],
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    here = ("--host", "127.0.0.1")
-    started = [dask("scheduler", *here, "--port", "0")]
-    options = ("--nthreads", "1", "--no-nanny", "--preload", "tests.forks")
-    started += [dask("worker", *here, *options) for _ in range(2)]
-    wait_for(lambda: file.exists() and file.stat().st_size)
+    file = folder / "scheduler.json"
+    options = ("--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard")
+    started = [Fork(dask, "scheduler", *options, "--port", "0")]
+    wait_for(lambda: file.exists() and file.stat().st_size, *started)
+    options += ("--nthreads", "1", "--no-nanny")
+    started += [Fork(dask, "worker", *options) for _ in range(2)]
     address = json.loads(file.read_text())["address"]
     with distributed.Client(address) as client:
         client.wait_for_workers(2, timeout=240)
     yield address, started[1:]
     for process in started:
-        process.kill()  # a worker whose scheduler is gone may not heed SIGTERM
-    for process in started:
-        process.wait()
+        process.send_signal(signal.SIGKILL)
+        process.finish()
 
 
 def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(
-    cluster, folder, in_this_process, capsys
+    cluster, folder, in_this_process
 ):
     psutil = pytest.importorskip("psutil")
     address, started = cluster
-    words = ["--seed", *"123456", "--", *TOY, "--epochs", "8"]
+    words = ["--seed", *"123456", "--", *TOY, "--no-cuda", "--epochs", "3"]
     assert call(*words, "--save-dir", "undisturbed") == 0
     expected = {r.config["arguments"]["seed"]: without_times(r) for r in find_runs("undisturbed")}
     assert len(expected) == 6
@@ -352,47 +326,34 @@ def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(
     ):
         pass
 
-    def in_progress():
-        """{path of a run: process that trains it, of those that have finished an epoch}."""
-        found = {}
-        for worker in started:
-            if worker.poll() is not None:
-                continue
-            for process in psutil.Process(worker.pid).children():
-                with contextlib.suppress(psutil.Error):
-                    locks = [f.path for f in process.open_files() if f.path.endswith(f"/{LOCK}")]
-                    found |= {
-                        Run(lock.removesuffix(LOCK)).path: (worker, process) for lock in locks
-                    }
-        return {p: both for p, both in found.items() if 1 <= len(Run(p).rows("metrics.csv")) < 6}
+    def begin(held):
+        """A sweep on the cluster whose two workers wait with runs of these seeds, half trained."""
+        for path in folder.glob("hold*"):
+            path.unlink()
+        for seed in held:
+            (folder / f"hold{seed}").touch()
+        process = Fork(sweep.main, [SCRIPT, "--scheduler", address, *words], folder=folder)
+        wait_for(lambda: [rows(seed) for seed in held].count(1) == 2, process, *started)
+        return process
 
-    # Ctrl-C
-    thread = soon(in_progress, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert call("--scheduler", address, *words) == 130
-    thread.join()
+    interrupted = begin(range(1, 7))
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.finish()[0] == 130
     begun = find_runs("SavedModels")
-    wait_for(lambda: all(once.is_free(run.path / LOCK) for run in begun))
-    assert any("SIGTERM: saved" in log(run.path) for run in begun)
-    assert 1 <= len(begun) <= 2 and not all(run.complete for run in begun)
+    wait_for(lambda: all(once.is_free(run.path / LOCK) for run in begun), *started)
+    assert len(begun) == 2 and all("SIGTERM: saved" in log(run.path) for run in begun)
 
-    # the death of a worker's machine
-    lost = []
-
-    def kill():
-        path, (worker, process) = next(iter(in_progress().items()))
-        worker.kill()
-        process.kill()
-        lost.append(path)
-
-    def halfway():
-        return sum(run.complete for run in find_runs("SavedModels")) >= 2 and in_progress()
-
-    thread = soon(halfway, kill)
-    capsys.readouterr()
-    assert call("--scheduler", address, *words) == 0
-    thread.join()
-    assert "6 trained to the end" in capsys.readouterr().out
-    assert "resumed after" in log(lost[0])
+    untouched = {*range(1, 7)} - {run.config["arguments"]["seed"] for run in begun}
+    process = begin(sorted(untouched)[:3])
+    (lost,) = psutil.Process(started[0].process.pid).children()
+    (path,) = {file.path for file in lost.open_files() if file.path.endswith(f"/{LOCK}")}
+    started[0].send_signal(signal.SIGKILL)
+    lost.kill()
+    for held in folder.glob("hold*"):
+        held.unlink()
+    code, out, err = process.finish()
+    assert code == 0 and "6 runs: 6 trained to the end" in out, err
+    assert "resumed after" in log(Path(path).parent)
     found = find_runs("SavedModels")
     assert {r.config["arguments"]["seed"]: without_times(r) for r in found} == expected
     assert len(found) == 6 and all(run.complete for run in found)
