@@ -25,7 +25,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -40,7 +39,8 @@ import torch
 import PTB_task
 import sMNIST_task
 from NetworkCreation.checkpoints import CheckpointError, load_model
-from tests.conftest import REPOSITORY, TOY
+from tests.conftest import TOY
+from tests.forks import Fork
 from tests.test_scripts import assert_same_result
 from Training import datasets, run_directory
 from Training.datasets import DataError, columns, load_pixels, load_text
@@ -58,7 +58,6 @@ OF_TASK = {"sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5"], "P
 CASES = [(script, flags + OF_TASK[script]) for flags in NETWORKS for script in TOY]
 SNAPSHOTS = ("0", "0.002")  # minutes
 SIZE = ["--limit-batches", "8", "--epochs", "4", "--save-freq", "2"]
-SECONDS = 300  # time limit of a process
 READING_SECONDS = 30
 MEMORY = 2**30  # bytes for reading damaged files; torch itself takes up to half as much
 
@@ -67,31 +66,28 @@ class Hang(BaseException):
     """Reading takes too long. A BaseException: an Exception might be caught as an error."""
 
 
-def start(script, *arguments, limit=None):
-    """Starts a script in its own process. limit: maximum size of a file it writes, in bytes."""
-
-    def cap():
+def train(script, arguments, limit):
+    """A script with a maximum size of a file that it writes, in bytes, if there is a limit."""
+    if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)},
-        preexec_fn=None if limit is None else cap,
-    )
+    return MAINS[script](arguments)
 
 
-def finish(process):
-    """Exit code, stdout and stderr of a process."""
-    out, err = process.communicate(timeout=SECONDS)
-    return process.returncode, out, err
+def start(script, *arguments, limit=None):
+    """Starts a script in its own process."""
+    return Fork(train, script, [str(a) for a in arguments], limit)
 
 
 def until_it_runs(process):
     """Waits for the line that precedes training; False if the process ends before it."""
-    return any(line.startswith(("device:", "resumed")) for line in process.stdout)
+
+    def runs():
+        with open(process.out.name, encoding="utf-8") as file:
+            return re.search("^(device:|resumed).*\n", file.read(), re.MULTILINE)
+
+    while not (found := runs()) and not process.ended:
+        time.sleep(0.01)
+    return bool(found)
 
 
 def only_run(folder):
@@ -111,7 +107,7 @@ def undisturbed(folder, case):
         process = start(case[0], *flags_of(case), "--save-dir", place)
         until_it_runs(process)
         begun = time.monotonic()
-        code, _, err = finish(process)
+        code, _, err = process.finish()
         assert code == 0, err
         (place / "seconds").write_text(str(time.monotonic() - begun))
     return only_run(place), float((place / "seconds").read_text())
@@ -126,7 +122,7 @@ def assert_nothing_lost(whole, torn):
 
 
 def resume(script, run):
-    code, _, err = finish(start(script, "--resume", run))
+    code, _, err = start(script, "--resume", run).finish()
     assert code == 0, err
 
 
@@ -140,10 +136,10 @@ def kill_round(folder, number, draw, counts):
     for _ in range(draw.randint(1, 4)):
         runs_now = draw.random() < 0.9 and until_it_runs(process)
         time.sleep(draw.uniform(0, seconds))
-        ended = process.poll() is not None
+        ended = process.ended
         stop = draw.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
         process.send_signal(stop)
-        code, _, err = finish(process)
+        code, _, err = process.finish()
         if not ended:
             counts[f"kill: {stop.name}"] += 1
             if runs_now:  # before that, the signal may hit Python's start-up
@@ -155,7 +151,7 @@ def kill_round(folder, number, draw, counts):
             process = start(case[0], *new)
         else:
             process = start(case[0], "--resume", only_run(place))
-    code, _, err = finish(process)
+    code, _, err = process.finish()
     assert code == 0, err
     assert_nothing_lost(whole, only_run(place))
     shutil.rmtree(place)
@@ -170,7 +166,7 @@ def disk_round(folder, number, draw, counts):
     if (number + number // len(CASES)) % 2 == 0:
         counts["disk: full"] += 1
         limit = draw.randint(0, (whole / run_directory.LAST).stat().st_size)
-        code, _, err = finish(start(script, *arguments, limit=limit))
+        code, _, err = start(script, *arguments, limit=limit).finish()
         assert (code, err.count("\n")) in ((1, 1), (2, 1)), f"{code} {err}"
         assert "cannot be written (File too large)" in err and str(place) in err, err
         if not any(place.rglob(run_directory.LAST)):
@@ -183,11 +179,11 @@ def disk_round(folder, number, draw, counts):
         until_it_runs(process)
         time.sleep(draw.uniform(0, seconds))
         gone, run = only_run(place), folder / f"disk{number}_kept"
-        ended = process.poll() is not None
+        ended = process.ended
         gone.rename(run)
         if draw.random() < 0.5:
             gone.write_text("in the way")
-        code, _, err = finish(process)
+        code, _, err = process.finish()
         if not ended and code:
             assert code == 1 and err.count("\n") == 1, f"{code} {err}"
             assert "cannot be" in err and str(gone) in err, err
@@ -203,20 +199,20 @@ def together_round(folder, number, draw, counts):
     """Eight runs start at once; two processes resume the same run."""
     place, script = folder / f"together{number}", draw.choice(list(TOY))
     small = [*TOY[script], "--epochs", "1", "--save-dir", place]
-    codes = [finish(process)[0] for process in [start(script, *small) for _ in range(8)]]
+    codes = [process.finish()[0] for process in [start(script, *small) for _ in range(8)]]
     assert codes == [0] * 8 and len(list(place.rglob("config.json"))) == 8, codes
     counts["together: eight runs at once"] += 1
     run = draw.choice(list(place.rglob("config.json"))).parent
     first = start(script, "--resume", run, "--epochs", "100000")
     until_it_runs(first)
-    code, _, err = finish(start(script, "--resume", run))
+    code, _, err = start(script, "--resume", run).finish()
     assert code == 2 and err.count("\n") == 1 and "another process" in err, err
-    first.kill()
-    finish(first)
+    first.send_signal(signal.SIGKILL)
+    first.finish()
     third = start(script, "--resume", run)
-    assert until_it_runs(third), finish(third)
-    third.kill()
-    finish(third)
+    assert until_it_runs(third), third.finish()
+    third.send_signal(signal.SIGKILL)
+    third.finish()
     counts["together: second process rejected"] += 1
     shutil.rmtree(place)
 
