@@ -54,7 +54,10 @@ NETWORKS = [
     ["--net-type", "LSTM"],
     ["--net-type", "expRNN"],
 ]
-OF_TASK = {"sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5"], "PTB_task.py": []}
+OF_TASK = {
+    "sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5", "--batch", "10"],
+    "PTB_task.py": [],
+}
 CASES = [(script, flags + OF_TASK[script]) for flags in NETWORKS for script in TOY]
 SNAPSHOTS = ("0", "0.002")  # minutes
 SIZE = ["--limit-batches", "8", "--epochs", "4", "--save-freq", "2"]

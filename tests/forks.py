@@ -11,8 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+from tqdm import tqdm
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -67,6 +70,9 @@ def _run(out, err, folder, function, arguments):
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(folder)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore, which outlives a process that is killed
     subprocess.Popen = _popen
     sys.exit(function(*arguments))
 
