@@ -4,6 +4,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from NetworkCreation.rnn import RNN
 
 # The first bytes of a file of torch before 1.6; later files are zip archives.
 LEGACY_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
+# What zipfile and torch raise for a file that is damaged.
+DAMAGED = (RuntimeError, EOFError, IndexError, UnicodeDecodeError)
+DAMAGED += (struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class CheckpointError(ValueError):
@@ -37,7 +41,7 @@ def read_checkpoint(path):
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: damaged, or holds more than tensors and values") from error
-    except (RuntimeError, EOFError, IndexError, struct.error, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         reason = _first_line(error)
         if "weights_only" in reason:  # torch's advice to let the file run code
             reason = "not made of tensors and values alone"

@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 
 from Training.flags import Parser, entry_point
+from Training.output import say
 from Training.run_directory import HOW, LAST, LOCK, MODE, fcntl, find_runs, plain
 
 BUSY = os.EX_TEMPFAIL
@@ -70,7 +71,7 @@ def task_script(typed):
 
 def check_mode(parser, words):
     """An error if the words ask for something other than training."""
-    if mode := {f"--{name}" for name in MODE} & {*words}:
+    if mode := {f"--{name}" for name in MODE} & {word.split("=")[0] for word in words}:
         parser.error(f"argument {mode.pop()}: does not train a new run")
 
 
@@ -101,7 +102,7 @@ def main(argv=None):
         runs = find_runs(wanted.save_dir, args.script.name, **identity(wanted))
         for run in runs:
             if run.complete:
-                print(f"{FINISHED}: {run.path}")
+                say(f"{FINISHED}: {run.path}")
                 return 0
         for run in runs:
             if not is_free(run.path / LOCK):
@@ -111,7 +112,7 @@ def main(argv=None):
 
 
 def _busy(lock):
-    print(f"another process is training this run; it holds the lock\n{lock}")
+    say(f"another process is training this run; it holds the lock\n{lock}")
     return BUSY
 
 

@@ -35,8 +35,9 @@ import torch
 from tqdm import tqdm
 
 from Training import workers
-from Training.flags import Parser, positive_int
+from Training.flags import Parser, entry_point, positive_int
 from Training.once import BUSY, FINISHED, LOCKS, check_mode, identity, is_free, task_script
+from Training.output import report, say
 from Training.run_directory import RunError, find_runs, has_arguments
 
 OUTCOMES = {
@@ -111,7 +112,7 @@ def train(runs, submit, stopped):
             except Exception as error:  # of a Dask worker
                 code, said = None, str(error)
             if code == BUSY:
-                tqdm.write(f"left to another process, which trains it: {shlex.join(run.words)}")
+                report(f"left to another process, which trains it: {shlex.join(run.words)}")
                 elsewhere[said] = run
             elif stopped.is_set():
                 yield "stopped", ""
@@ -182,13 +183,14 @@ def place(parser, args, runs, cuda, stopped):
     return workers.cluster(args.scheduler, needed)
 
 
+@entry_point
 def main(argv=None):
     parser, args, lists, common = parse(sys.argv[1:] if argv is None else argv)
     runs, cuda = combinations(args.script, lists, common)
     left = unfinished(runs, args.script)
     if args.commands:
         for run in left:
-            print(shlex.join(["python3", "-m", "Training.once", *run.words]))
+            say(shlex.join(["python3", "-m", "Training.once", *run.words]))
         return 0
     stopped, signum = threading.Event(), []
 
@@ -213,13 +215,13 @@ def main(argv=None):
                 count[outcome] += 1
                 if outcome == "failed":
                     failures.append(f"failed: {remark}")
-                    tqdm.write(failures[-1])
+                    report(failures[-1])
                 bar.update(outcome != "stopped")
         except CancelledError:
             failures.append("the connection to the scheduler is lost; its runs save and end")
     count["stopped"] = len(runs) - sum(count[o] for o in OUTCOMES if o != "stopped")
     said = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in count.items() if number)
-    print("\n".join([f"{len(runs)} runs: {said}", *failures]))
+    say("\n".join([f"{len(runs)} runs: {said}", *failures]))
     if signum:
         return 128 + signum[0]
     return 1 if failures else 0

@@ -173,6 +173,14 @@ def test_a_flipped_bit_and_a_network_too_large_are_found(call, only_run, tmp_pat
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"flipped\.pth\.tar.*checksum"):
         load_model(path)
+    data = bytearray(sound.read_bytes())
+    directory = data.index(b"PK\x01\x02")  # of the archive
+    for place, value in ((directory + 10, 8), (30, 0xFF)):  # compressed; the first part's name
+        damaged = data.copy()
+        damaged[place] = value
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"flipped\.pth\.tar.*damaged"):
+            load_model(path)
     for name, size in (("hidden_size", 10**9), ("classes", 10**9)):
         changed = checkpoint["config"] | {"model": checkpoint["config"]["model"] | {name: size}}
         torch.save(checkpoint | {"config": changed}, path)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,6 +126,7 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_pro
         (["--jobs", "0", "--gain", "1"], "--jobs"),
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
         (["--seed", "1", "--", "--test"], "--test: does not train"),
+        (["--seed", "1", "--", "--resume=x"], "--resume: does not train"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_run(folder, capsys, words, said):
@@ -171,8 +171,8 @@ def test_a_run_that_another_process_trains_is_left_to_it_until_it_ends(
         released = pool.submit(release)
         assert call(*words) == 0
         released.result()
-    out = capsys.readouterr().out
-    assert f"left to another process, which trains it: {SCRIPT} --seed 1" in out
+    out, err = capsys.readouterr()
+    assert f"left to another process, which trains it: {SCRIPT} --seed 1" in err
     assert "2 runs: 2 trained to the end" in out
     assert len(find_runs("SavedModels")) == 2 and run.complete
 
@@ -201,6 +201,22 @@ def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
     assert len(find_runs("SavedModels")) == 2
 
 
+def test_a_standard_output_that_takes_nothing_costs_no_run(
+    folder, in_this_process, capsys, monkeypatch
+):
+    words = ["--seed", "1", "--", *TOY, "--note", "γ"]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert call("--commands", *words) == 0
+    assert b"--note '\\u03b3'" in sys.stdout.buffer.getvalue()
+    for number, more in enumerate([["--commands"], []]):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert call(*more, *words) == 1
+        said = "sweep.py: error: /dev/full: cannot be written (No space left on device)\n"
+        assert capsys.readouterr().err.endswith(said)
+        assert len(find_runs("SavedModels")) == number
+
+
 @pytest.mark.parametrize("visible", [None, "5,GPU-7,9"])
 def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
     """The GPUs are an imitation: two of them."""
@@ -211,14 +227,14 @@ def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    in_use, seen, lock = [], [], threading.Lock()
+    in_use, seen, lock, together = [], [], threading.Lock(), threading.Barrier(2)
 
     def attend(words, stopped, threads, repository, **environment):
         device = environment.get("CUDA_VISIBLE_DEVICES")
         with lock:
             in_use.append(device)
             seen.append((device, threads, len(in_use), in_use.count(device)))
-        time.sleep(0.05)
+        together.wait(timeout=60)
         with lock:
             in_use.remove(device)
         return 0, ""
@@ -229,7 +245,7 @@ def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
     names = {"0", "1"} if visible is None else {"5", "GPU-7"}
     assert {device for device, *_ in seen} == names and len(seen) == 6
     assert all(threads == 3 and alike == 1 for _, threads, _, alike in seen)
-    assert max(together for _, _, together, _ in seen) == 2
+    assert max(number for _, _, number, _ in seen) == 2
 
     seen.clear()
     assert call("--jobs", "4", *seeds, "--", *TOY) == 0  # two runs on each
@@ -237,9 +253,10 @@ def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
     assert all(threads == 1 and alike <= 2 for _, threads, _, alike in seen)
 
     seen.clear()
+    together = threading.Barrier(6)
     assert call(*seeds, "--", *TOY, "--no-cuda") == 0
     assert {(device, threads) for device, threads, _, _ in seen} == {(None, 1)}
-    assert max(together for _, _, together, _ in seen) == 6
+    assert max(number for _, _, number, _ in seen) == 6
 
 
 def log(path):
