@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from Training.machine import allow_tf32
-from Training.output import OutputError, flush, printable, report
+from Training.output import OutputError, printable, report, writing
 from Training.parser import Parser as Parser
 from Training.parser import (
     activation,
@@ -31,14 +31,7 @@ from Training.parser import (
     text,
 )
 from Training.parser import not_negative_int as not_negative_int
-from Training.run_directory import (
-    HOW,
-    Run,
-    RunError,
-    current_names,
-    find_runs,
-    plain,
-)
+from Training.run_directory import HOW, Run, RunError, current_names, find_runs, plain
 from Training.trainer import Interrupted, TrainingStopped
 
 GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamma2
@@ -60,7 +53,8 @@ def entry_point(main):
             try:
                 return main(argv)
             except SystemExit:  # after --help
-                flush(sys.stdout)
+                with writing(sys.stdout):
+                    pass
                 raise
         except (RunError, OutputError) as error:
             report(f"{Path(main.__globals__['__file__']).name}: error: {printable(str(error))}")
@@ -410,8 +404,9 @@ def newest_checkpoint(parser, args):
             return run.scored_checkpoint()
         except RunError as error:
             report(f"skipped: {printable(str(error))}")
-    flags = ", ".join(f"{name} {value}" for name, value in asked.items()) or "any arguments"
-    parser.error(f"argument --test: no run with {flags} in {args.save_dir}; see --checkpoint")
+    given = ", ".join(f"{name} {value}" for name, value in asked.items())
+    found = f"no run with {given}" if given else "no run"
+    parser.error(f"argument --test: {found} in {args.save_dir}; see --checkpoint")
 
 
 def tested_arguments(parser, args, config, path):

@@ -1,7 +1,6 @@
 """What a person sees: lines on standard output and stderr, and the way through a set of batches."""
 
 import contextlib
-import functools
 import os
 import sys
 import time
@@ -22,19 +21,21 @@ def printable(text):
 
 def say(text):
     """Prints a line, above a progress bar if there is one. Raises OutputError."""
-    flush(sys.stdout, functools.partial(tqdm.write, text))
+    with writing(sys.stdout):
+        tqdm.write(text)
 
 
 def report(text):
     """Prints a line to stderr, if there still is one."""
-    with contextlib.suppress(OutputError):
-        flush(sys.stderr, functools.partial(tqdm.write, text, file=sys.stderr))
+    with contextlib.suppress(OutputError), writing(sys.stderr):
+        tqdm.write(text, file=sys.stderr)
 
 
-def flush(stream, write=str):
-    """Flushes standard output or stderr, after a call of `write`. Raises OutputError."""
+@contextlib.contextmanager
+def writing(stream):
+    """Flushes standard output or stderr after the block. Raises OutputError if that fails."""
     try:
-        write()
+        yield
         stream.flush()
     except OSError as error:
         # What is still in the buffer would fail again when Python exits.
@@ -63,7 +64,7 @@ class Progress:
     def __exit__(self, *error):
         self.bar.close()
 
-    def update(self, state=str):
+    def update(self, state=lambda: ""):
         """After a batch. state: function that returns what else to show."""
         self.done += 1
         if not self.bar.disable:
