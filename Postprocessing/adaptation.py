@@ -1,9 +1,9 @@
-"""n and s during training, and unit activity along test sequences with and without a step drive.
+"""n and s during training, and unit activity along test sequences, with and without a step drive.
 
     python3 -m Postprocessing.adaptation RUN... [--size 1 2.5]
 
-Writes analysis/adaptation.npz to each run, for E kept checkpoints, R rows of metrics.csv, Z sizes
-of the drive, U units:
+Writes analysis/adaptation.npz to each run, for E kept checkpoints, R rows of metrics.csv, Z drive
+sizes, U units:
     metrics_epochs, n_mean, n_std, s_mean, s_std (R,)   as in metrics.csv, NaN without n and s
     epochs (E,), n, s (E, 1 or H)   RNN only: of the layer or of each unit, at each kept checkpoint
     sizes (Z,), drive (Z, T)        step drives of these sizes, in the step window of the test
@@ -12,9 +12,9 @@ of the drive, U units:
     a_driven, h_driven (Z, T, U)    the same with each drive
     a_as_is_mean, a_as_is_std, h_... (T,), a_driven_mean, ... (Z, T)
                                     over all units and the first --sequences test sequences
-ANRU only: n_t and s_t as n_as_is, s_as_is, n_driven, s_driven, with their mean and std.
-a is the pre-activation that receives the drive; LSTM: the output gate's, GRU: the candidate's.
-The network is that of the newest checkpoint.
+For ANRU also n_t and s_t, as n_as_is, s_as_is, n_driven, s_driven, with mean and std.
+a is the pre-activation that receives the drive: for LSTM the output gate's, for GRU the
+candidate's. The network is that of the newest checkpoint.
 """
 
 import sys
@@ -25,35 +25,21 @@ import torch
 from NetworkCreation.Networks import ANRU
 from Postprocessing import analysis
 from Postprocessing.load_runs import layer_input, load_run
-from Training import flags
+from Training.flags import finite, positive_int
 from Training.transforms import step_drive, step_window
 
 
 def make_parser():
     parser = analysis.make_parser("adaptation", __doc__)
-    parser.add_argument(
-        "--size",
-        type=flags.finite,
-        nargs="+",
-        metavar="Z",
-        default=(1.0, 5.0, 20.0),
-        help="sizes of the step drive",
-    )
-    parser.add_argument(
-        "--sequences",
-        type=flags.positive_int,
-        default=16,
-        metavar="S",
-        help="number of test sequences of mean and std",
-    )
-    parser.add_argument(
-        "--units", type=flags.positive_int, default=16, help="maximum number of recorded units"
-    )
+    flag, sizes = parser.add_argument, (1.0, 5.0, 20.0)
+    flag("--size", type=finite, nargs="+", metavar="Z", default=sizes, help="step drive sizes")
+    flag("--sequences", type=positive_int, default=16, metavar="S", help="number of test sequences")
+    flag("--units", type=positive_int, default=16, help="maximum number of recorded units")
     return parser
 
 
 def learned(run):
-    """n and s at the kept checkpoints, {'epochs': (E,), 'n', 's': (E, 1 or H)}; {} if none."""
+    """n and s at the kept checkpoints, {'epochs': (E,), 'n', 's': (E, 1 or H)}; {} without n, s."""
     layers = {epoch: load_run(run.path, epoch).model.rnn for epoch in run.kept}
     if not all(hasattr(layer, "n") for layer in layers.values()):
         return {}
@@ -65,11 +51,10 @@ def learned(run):
 
 @torch.no_grad()
 def along(layer, x, drive, units):
-    """Activity along sequences x (T, S, I): of units in the first, and its mean and std over all.
+    """Activity along sequences x (T, S, I), {quantity: (T, U), quantity_mean, quantity_std: (T,)}.
 
-    drive: (T,) or None. units: (U,) indices. Returns {quantity: (T, U), quantity_mean and
-    quantity_std: (T,)}, the latter over all units and sequences; the quantities are a and h, for
-    ANRU also n and s.
+    Of units (U,) in the first sequence; mean and std are over all units and sequences. Quantities:
+    a and h, for ANRU also n and s. drive: (T,) or None.
     """
     names = ("a", "n", "s", "h") if isinstance(layer, ANRU) else ("a", "h")
     _, _, trace = layer.trace(x, drive=drive, keep=names)

@@ -1,10 +1,11 @@
 """Common code of the analysis commands, `python3 -m Postprocessing.<name> RUN...`.
 
-A command does a slow computation once per run and saves the arrays as analysis/<name>.npz in the
-run's directory, with the settings, the checkpoints that they come from, and the seconds that it
-took. A file that no longer fits its run is computed again. The notebooks only load and draw.
+A command does a slow computation once per run and saves analysis/<name>.npz in the run's directory:
+the arrays, the settings, the checkpoints they come from, and the seconds it took. Stale files are
+recomputed. The notebooks only load and draw.
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -20,28 +21,38 @@ import torch
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import CheckpointError
-from Postprocessing.load_runs import FigureError, duration, select_runs
+from Postprocessing.load_runs import FigureError, duration, runs_at
 from Training.datasets import DataError
 from Training.flags import Parser
-from Training.run_directory import LAST, Run, RunError, plain
+from Training.run_directory import LAST, RunError, plain
+
+ASIDE = ("runs", "recompute", "data", "device")  # flags that do not change the result
+STALE = {"settings": "with other settings", "source": "from other checkpoints"}
 
 
 def make_parser(name, description):
     """A parser with the flags common to all analysis commands."""
     parser = Parser(f"python3 -m Postprocessing.{name}", description)
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="run directory, or a folder to search for runs",
-    )
-    parser.add_argument("--recompute", action="store_true", help="overwrite existing results")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)"
-    )
-    parser.add_argument("--device", type=torch.device, default="cpu", help="such as cpu or cuda")
+    flag = parser.add_argument
+    flag("runs", type=Path, nargs="+", metavar="RUN", help="run directory, or a folder of runs")
+    flag("--recompute", action="store_true", help="overwrite existing results")
+    add_place_flags(parser)
     return parser
+
+
+def add_place_flags(parser):
+    """Adds --data and --device."""
+    flag = parser.add_argument
+    flag("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)")
+    flag("--device", type=_device, default="cpu", help="such as cpu or cuda")
+
+
+def _device(typed):
+    try:
+        return torch.zeros(1, device=typed).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot compute on {typed}: {reason}") from None
 
 
 class Unsuitable(Exception):
@@ -52,31 +63,29 @@ def main(name, parser, compute, argv=None):
     """Computes analysis/<name>.npz for every requested run; returns the exit code.
 
     name: a string, or a function of args if some settings have a file of their own. compute:
-    function of (run, args) that returns {name: array} or raises Unsuitable. A run is skipped if it
-    has the file, computed with these settings from its present checkpoints; a file that is damaged,
-    stale or of other settings is computed again, which is said on stderr. Runs that cannot be
-    analysed are reported there too, and the exit code is 1.
+    function of (run, args) that returns {name: array} or raises Unsuitable. Runs whose file has
+    these settings and comes from their present checkpoints are skipped. Files that are recomputed,
+    and runs that cannot be analysed, are reported on stderr; the latter set the exit code to 1.
     """
     torch.set_flush_denormal(True)  # as the scripts do, for the same results
     args = parser.parse_args(argv)
     name = name(args) if callable(name) else name
-    aside = ("runs", "recompute", "data", "device")
-    settings = plain({k: v for k, v in vars(args).items() if k not in aside})
+    settings = plain({k: v for k, v in vars(args).items() if k not in ASIDE})
     try:
-        found = _asked_for(args.runs)
+        found = runs_at(args.runs)
     except RunError as error:
         parser.error(f"argument RUN: {error}")
     code = 0
     for run in tqdm(found, desc=name, disable=None if len(found) > 1 else True):
-        path = _file(run, name)
+        path = file_of(run, name)
         try:
+            about = {"settings": settings, "source": source(run)}
             if path.exists() and not args.recompute:
                 try:
-                    _read(path, source=source(run), settings=settings)
+                    _read(path, **about)
                     continue
                 except RunError as error:
-                    tqdm.write(f"computed again: {error}", file=sys.stderr)
-            about = {"settings": settings, "source": source(run)}
+                    tqdm.write(f"recomputed: {error}", file=sys.stderr)
             begun = time.perf_counter()
             arrays = compute(run, args)
             data = io.BytesIO()
@@ -90,10 +99,10 @@ def main(name, parser, compute, argv=None):
 
 
 def source(run):
-    """What identifies the checkpoints that an analysis of a run may come from, as plain values.
+    """The identity of the checkpoints that an analysis of a run may use, as plain values.
 
-    The epochs of the kept checkpoints, and the digests of the checkpoints that are replaced during
-    training: the best model of a text, and the last state of a run that has kept none.
+    The epochs of the kept checkpoints, and the digests of the checkpoints that training overwrites:
+    the best model of a text, and the last state of a run that has kept none.
     """
     replaced = {run.config["arguments"].get("save")} | (set() if any(run.kept) else {LAST})
     paths = {name: run.path / name for name in sorted(replaced - {None})}
@@ -105,33 +114,31 @@ def source(run):
 def load(run, name):
     """The arrays in analysis/<name>.npz of a run, {name: array}.
 
-    Raises RunError, with the command that computes it, if the file is missing or damaged, or comes
-    from other checkpoints than the run has now.
+    Raises RunError, with the command that computes it, if the file is missing, damaged or stale.
     """
     try:
-        return _read(_file(run, name), source=source(run))
+        return _read(file_of(run, name), source=source(run))
     except RunError as error:
         raise RunError(f"{error}; run {_command(name, run.path)}") from error
 
 
 def load_all(wanted):
-    """The arrays of all analyses of a figure.
+    """The arrays of all analyses of a figure, {name: {path of the run: arrays}}.
 
-    wanted: {name of the analysis: [Run]}. Returns {name: {path of the run: arrays}}. Raises
-    FigureError, with one command for all that is missing or stale, also if runs were analysed with
-    different settings.
+    wanted: {name of the analysis: [Run]}. Raises FigureError, with one command for all of them, if
+    analyses are missing, damaged or stale, or the runs were analysed with different settings.
     """
     found, problems, commands = {}, [], []
     for name, runs in wanted.items():
         arrays, errors, settings = {}, {}, {}
         for run in runs:
             try:
-                arrays[run.path] = _read(_file(run, name), source=source(run))
+                arrays[run.path] = _read(file_of(run, name), source=source(run))
                 settings.setdefault(str(arrays[run.path]["settings"]), []).append(run.path)
             except RunError as error:
                 errors[run.path] = error
         if errors:
-            said = f"{name}: not there for {len(errors)} of {len(runs)} runs"
+            said = f"{name}: missing or stale for {len(errors)} of {len(runs)} runs"
             if arrays:
                 each = np.mean([one["seconds"] for one in arrays.values()])
                 said += f" ({duration(each * len(errors))})"
@@ -147,11 +154,13 @@ def load_all(wanted):
     return found
 
 
-def _file(run, name):
+def file_of(run, name):
+    """The path of analysis/<name>.npz of a run."""
     return run.path / "analysis" / f"{name}.npz"
 
 
 def _command(name, path):
+    name = {"lyapunov_autonomous": "lyapunov --autonomous"}.get(name, name)
     return f"python3 -m Postprocessing.{name} {shlex.quote(str(path))}"
 
 
@@ -172,16 +181,5 @@ def _read(path, **expected):
         changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
         if changed:
             said = ", ".join(f"{key} {was.get(key)}, now {now.get(key)}" for key in changed)
-            raise RunError(f"{path}: stale, computed with another {name} ({said})")
+            raise RunError(f"{path}: stale, computed {STALE[name]} ({said})")
     return arrays
-
-
-def _asked_for(paths):
-    """The runs at or below these paths, without duplicates."""
-    found = {}
-    for path in paths:
-        here = [Run(path)] if (path / "config.json").is_file() else select_runs(path)
-        if not here:
-            raise RunError(f"{path}: no runs found")
-        found |= {run.path.resolve(): run for run in here}
-    return list(found.values())

@@ -1,7 +1,7 @@
-"""ANRU as a diagram beside the family of γ: python3 -m Postprocessing.diagram
+"""Draws ANRU as a diagram, and the family of γ: python3 -m Postprocessing.diagram
 
 Writes figures/overview.png and .pdf: a network, one of its units with the supervisor that sets its
-n_t and s_t, and what n and s do to γ.
+n_t and s_t, and γ for several n and s.
 """
 
 import sys
@@ -9,69 +9,57 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 
 from NetworkCreation.gamma_function import gamma
 from Postprocessing import plots
+from Postprocessing.plots import tint
 
-HEIGHT = 2.7  # inches, as all lengths of the diagram
-LEFT = 4.75  # width of the diagram; the curves have the rest of the page
+HEIGHT = 2.7  # in inches, like all lengths of the diagram
+LEFT = 4.75  # width of the diagram; the rest of the page is for the curves
 GAIN, SATURATION = plots.COLOURS["heterogeneous"], plots.COLOURS["ReLU-RNN"]
 SUPERVISOR, UNIT, FAINT = plots.COLOURS["ANRU"], "0.15", "0.7"
 
 
-def tint(colour, amount):
-    """A colour mixed with white: amount 1 is the colour, 0 white."""
-    return tuple(1 - amount * (1 - np.array(to_rgb(colour))))
-
-
 def arrow(ax, start, end, colour=UNIT, bend=0.0, width=1.0):
     """An arrow between two points."""
-    ax.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>,head_length=3,head_width=1.6",
-            connectionstyle=f"arc3,rad={bend}",
-            color=colour,
-            linewidth=width,
-            shrinkA=0,
-            shrinkB=0,
-        )
-    )
+    style = {"arrowstyle": "-|>,head_length=3,head_width=1.6", "shrinkA": 0, "shrinkB": 0}
+    style |= {"connectionstyle": f"arc3,rad={bend}", "color": colour, "linewidth": width}
+    ax.add_patch(FancyArrowPatch(start, end, **style))
 
 
 def box(ax, x, y, width, height, edge, face):
     """A box with round corners; x, y: its lower left corner."""
-    style = "round,pad=0,rounding_size=0.08"
-    ax.add_patch(
-        FancyBboxPatch((x, y), width, height, style, edgecolor=edge, facecolor=face, linewidth=0.8)
-    )
+    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "linewidth": 0.8}
+    ax.add_patch(FancyBboxPatch((x, y), width, height, edgecolor=edge, facecolor=face, **style))
+
+
+def circle(ax, centre, size, edge, face="white", **style):
+    """A circle on top of the lines."""
+    ax.add_patch(Circle(centre, size, edgecolor=edge, facecolor=face, **{"zorder": 3} | style))
 
 
 def draw_network(ax, centre, radius, size):
-    """Units in a ring with their connections; returns the centre of the one that is enlarged."""
+    """Units in a ring and their connections; returns the centre of the unit drawn enlarged."""
     angles = 2 * np.pi * np.arange(7) / 7
     units = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for i, j in ((0, 2), (2, 4), (4, 1), (1, 6), (6, 3), (3, 0), (5, 2), (1, 5), (3, 5), (4, 6)):
         way = (units[j] - units[i]) / np.linalg.norm(units[j] - units[i])
         arrow(ax, units[i] + size * way, units[j] - size * way, FAINT, bend=0.12, width=0.7)
-    for i, unit in enumerate(units):
-        chosen = i == 0
-        edge, face = (SUPERVISOR, tint(SUPERVISOR, 0.25)) if chosen else (UNIT, "white")
-        ax.add_patch(Circle(unit, size, edgecolor=edge, facecolor=face, linewidth=1.0, zorder=3))
+    circle(ax, units[0], size, SUPERVISOR, tint(SUPERVISOR, 0.25))
+    for unit in units[1:]:
+        circle(ax, unit, size, UNIT)
     return units[0]
 
 
 def draw_unit(ax, x, y, width, height):
-    """A unit i: a_t → γ → h_t, and the supervisor that reads a_t and sets n_t and s_t."""
+    """Unit i: a_t → γ → h_t, and the supervisor that reads a_t and sets n_t and s_t."""
     box(ax, x, y, width, height, FAINT, "0.97")
     middle, base, size = x + width / 2, y + 0.72, 0.33
     a, h = (x + 0.3, base), (x + width - 0.28, base)
     curve = np.linspace(-1, 1, 50)
     values = gamma(torch.tensor(4 * curve), 1.5, 0.55).numpy()
-    ax.add_patch(Circle((middle, base), size, edgecolor=UNIT, facecolor="white", zorder=2))
+    circle(ax, (middle, base), size, UNIT, zorder=2)
     ax.plot(middle + 0.22 * curve, base - 0.17 + 0.13 * values, color=UNIT, zorder=3)
     arrow(ax, (a[0] + 0.17, base), (middle - size, base))
     arrow(ax, (middle + size, base), (h[0] - 0.16, base))
@@ -82,11 +70,8 @@ def draw_unit(ax, x, y, width, height):
 
     low, left, wide, high = y + 1.5, middle - 0.66, 1.32, 0.5
     box(ax, left, low, wide, high, SUPERVISOR, tint(SUPERVISOR, 0.15))
-    centres = left + wide * (np.arange(5) + 0.5) / 5
-    for centre in centres:
-        ax.add_patch(
-            Circle((centre, low + 0.17), 0.08, edgecolor=SUPERVISOR, facecolor="white", zorder=3)
-        )
+    for centre in left + wide * (np.arange(5) + 0.5) / 5:
+        circle(ax, (centre, low + 0.17), 0.08, SUPERVISOR)
     ax.text(middle, low + 0.385, "supervisor $g_t^i$", **named | {"fontsize": 8}, color=SUPERVISOR)
     ax.plot([a[0], a[0]], [base + 0.14, low + high / 2], color=UNIT, linewidth=1)
     arrow(ax, (a[0], low + high / 2), (left, low + high / 2))
@@ -100,14 +85,13 @@ def draw_unit(ax, x, y, width, height):
 
 
 def draw_family(ax, pairs, colour, which):
-    """γ for pairs (n, s) from light to dark, labelled by the one of which = 0 (n) or 1 (s)."""
+    """γ for pairs (n, s) from light to dark, labelled by n (which = 0) or s (which = 1)."""
     x = torch.linspace(-2, 2, 401)
     for pair, amount in zip(pairs, np.linspace(0.3, 1, len(pairs)), strict=True):
         ax.plot(x, gamma(x, *pair), color=tint(colour, amount), label=f"{pair[which]:g}")
     ax.legend(loc="upper left", handlelength=1, labelspacing=0.15, borderaxespad=0)
-    ax.set(
-        xlim=(-2, 2), ylim=(-0.05, 2.25), xticks=(-2, 0, 2), yticks=(0, 1, 2), ylabel="activity $h$"
-    )
+    ax.set(xlim=(-2, 2), xticks=(-2, 0, 2), ylim=(-0.05, 2.25), yticks=(0, 1, 2))
+    ax.set_ylabel("activity $h$")
     return ax
 
 
@@ -152,7 +136,7 @@ def draw():
 
 def main():
     plots.use_style()
-    plt.rcParams["figure.constrained_layout.use"] = False  # everything has its place
+    plt.rcParams["figure.constrained_layout.use"] = False  # positions are given
     for path in plots.save(draw(), "overview"):
         print(path)
     return 0

@@ -1,4 +1,4 @@
-"""A trained layer as a map from state to state: common code of the analyses of the dynamics.
+"""Trained layers as maps from state to state: common code of the analyses of the dynamics.
 
 Letters: T time, B batch, I input, H main units, D size of a state, k directions.
 """
@@ -18,18 +18,18 @@ from Postprocessing.load_runs import layer_input, load_run, test_set
 from Training.datasets import columns
 
 
-def trained_layers(run, sequences, data=None, device="cpu", least=0):
+def trained_layers(run, sequences, data=None, device="cpu", least=0, ends=False):
     """Yields (epoch, layer, x) for every kept checkpoint of a run.
 
     The layer is frozen and in float64, on the device. x (T, B, I) is its input for the first
-    B = `sequences` test sequences. least: the smallest T; if a sequence is shorter, x goes on with
-    as many further test sequences, one after the other (text: with the text itself). data and
-    errors: as for `layer_input`; also raises Unsuitable if the run has no kept checkpoint or its
-    test set is too small.
+    B = `sequences` test sequences. least: minimum T; shorter sequences are continued by further
+    test sequences, or by the text. ends: only the first and the last checkpoint. data and errors:
+    as for `layer_input`; also raises Unsuitable if the run has no kept checkpoint or its test set
+    is too small.
     """
     if not run.kept:
         raise Unsuitable("has no kept checkpoint")
-    for epoch in run.kept:
+    for epoch in sorted({min(run.kept), max(run.kept)}) if ends else run.kept:
         model = load_run(run.path, epoch).model
         x = layer_input(run, model, sequences, data)
         if len(x) < least:
@@ -42,8 +42,7 @@ def _long_input(run, model, sequences, data, least, length):
     """x (T, B, I), T ≥ least, of B chains of test sequences of this length, or columns of text."""
     if run.config["model"]["task"] == "pixels":
         x = layer_input(run, model, math.ceil(least / length) * sequences, data)
-        whole = x.shape[1] // sequences * sequences
-        x = torch.cat(x[:, :whole].split(sequences, dim=1))
+        x = chains(x, sequences)
     else:
         x = model.encoder(columns(test_set(run, data), sequences)[:least])
     if len(x) < least:
@@ -54,8 +53,13 @@ def _long_input(run, model, sequences, data, least, length):
     return x
 
 
+def chains(x, count):
+    """Sequences x (T, N, I) as chains of N // count sequences each, (T N // count, count, I)."""
+    return torch.cat(x[:, : x.shape[1] // count * count].split(count, dim=1))
+
+
 def freeze(layer):
-    """Converts a layer to float64 in place, without gradients and parametrizations; returns it."""
+    """Converts a layer to float64 in place, removes parametrizations and gradients; returns it."""
     layer.double().requires_grad_(False)
     for module in list(layer.modules()):
         if parametrize.is_parametrized(module):
@@ -88,8 +92,8 @@ def push(step, x_t, state, tangents):
     step: (x_t, state (B, D)) → state (B, D), twice differentiable in reverse mode and independent
     across the batch. tangents: (B, D, k). Returns (B, D) and (B, D, k).
 
-    The pullback Jᵀ v is linear in v, and its own pullback is J. In torch this is several times as
-    fast as forward mode.
+    The pullback Jᵀ v is linear in v, and its own pullback is J. In torch this is several times
+    faster than forward mode.
     """
     with torch.enable_grad():
         before = state.detach().requires_grad_()
@@ -103,7 +107,7 @@ def push(step, x_t, state, tangents):
 def tangent_step(layer):
     """`push` along `layer.step`: (x_t, state (B, D), tangents (B, D, k)) → both after the step.
 
-    In closed form, which is faster, for ElmanLayer and ANRU.
+    Uses the closed form, which is faster, for ElmanLayer and ANRU.
     """
     if isinstance(layer, ElmanLayer):
         return functools.partial(_push_elman, layer)
@@ -123,7 +127,7 @@ def _push_elman(layer, x_t, h, tangents):
 def _push_anru(layer, x_t, state, tangents):
     size, shape = layer.hidden_size, (layer.hidden_size, layer.supervisor_size)
     h, g = state[:, :size], state[:, size:].unflatten(1, shape)
-    tangents = tangents.mT  # (B, k, D): the products below are several times as fast
+    tangents = tangents.mT  # (B, k, D): makes the products below several times faster
     dh, dg = tangents[..., :size], tangents[..., size:].unflatten(2, shape)
     a = layer.preactivation(x_t, h)
     h, g = layer.step(x_t, (h, g))
@@ -139,10 +143,9 @@ def _push_anru(layer, x_t, state, tangents):
 def step_jacobian(layer, x_t, state):
     """∂h_t/∂h_{t−1} of one step, (B, H, H), with the rest of the state (g, c) held fixed.
 
-    x_t: (B, I). state: (B, D), as returned by `flatten`. If h_{t−1} acts only through a_t, unit by
-    unit, this is diag(∂h_t/∂a_t) V: γ′(a_t) V for the RNN; for ANRU V is Whh, and ∂h_t/∂a_t
-    includes the dependence of n_t and s_t on a_t. EURNN: the Jacobian of the real and imaginary
-    parts together, (B, 2H, 2H).
+    x_t: (B, I). state: (B, D), as returned by `flatten`. If h_{t−1} enters only through a_t, this
+    is diag(∂h_t/∂a_t) V: diag(γ′(a_t)) V for the RNN; for ANRU V is Whh, and ∂h_t/∂a_t includes the
+    dependence of n_t and s_t on a_t. EURNN: the Jacobian of real and imaginary parts, (B, 2H, 2H).
     """
     step, size = flat_step(layer), layer.hidden_size
     if isinstance(layer, (ElmanLayer, ANRU)):
@@ -154,3 +157,18 @@ def step_jacobian(layer, x_t, state):
     size *= 2 if isinstance(layer, EURNN) else 1
     basis = torch.eye(state.shape[1], size).to(state).expand(len(state), -1, -1)
     return push(step, x_t, state, basis)[1][:, :size]
+
+
+def jacobians(layer, state, inputs, times):
+    """Yields `step_jacobian` at these times of a trajectory; t counts from 1.
+
+    state: (B, D), before the first input, as returned by `flatten`. inputs: iterable of x_t (B, I).
+    Raises ValueError if a state is not finite.
+    """
+    step = flat_step(layer)
+    for t, x_t in enumerate(inputs, start=1):
+        before, state = state, step(x_t, state)
+        if not state.isfinite().all():
+            raise ValueError(f"the state is not finite after {t} steps")
+        if t in times:
+            yield step_jacobian(layer, x_t, before)

@@ -2,16 +2,15 @@
 
 A current ~ N(0, ξ²), independent for every unit and step, is added to the pre-activations from step
 100 on, while the network reads test sequences; n(ξ) and s(ξ) are the means of n_t and s_t over
-sequences, units and 110 ≤ t < 200. Sequences of fewer than 200 steps are read one after another.
+sequences, units and 110 ≤ t < 200. Sequences shorter than 200 steps are concatenated.
 
-Writes analysis/gain_scaling.npz to each run: xi, n, s (X,), and the least-squares fits of its own n
-and s, n_fit and s_fit (2, 3): the parameters a, b, c and their standard errors,
+Writes analysis/gain_scaling.npz to each run: xi, n, s (X,), and the least-squares fits n_fit and
+s_fit (2, 3): the parameters a, b, c and their standard errors, of
     n = a ξ^(−b) + c        s = a e^(−b ξ) + c
-The search starts from (1, 1, 1), as the paper's, and from the ends of the curve: see `fit`.
 
-Source: Geadah et al., PLOS Computational Biology 2024. The script of its figure 3 averages three
-seeds and fits the same curves, from (1, 1, 1) only; it gives no errors of the parameters, and the
-program that made its data is not published.
+Source: Geadah et al., PLOS Computational Biology 2024, figure 3. Its script averages three seeds
+and starts the fits from (1, 1, 1) only, without errors of the parameters; the program that
+generated its data is not published. For the starting points used here see `fit`.
 """
 
 import contextlib
@@ -24,6 +23,7 @@ import torch
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from Postprocessing import analysis
+from Postprocessing.dynamics import chains
 from Postprocessing.load_runs import layer_input
 from Postprocessing.unit_responses import trained_anru, with_weights
 from Training.flags import positive_int
@@ -34,10 +34,7 @@ STEPS, ONSET, WINDOW = 200, 100, slice(110, 200)
 
 @torch.no_grad()
 def gain_and_saturation(layer, x, xi=XI, generator=None):
-    """n(ξ) and s(ξ) of an ANRU that reads x (200, B, I), each (X,).
-
-    generator: draws the currents, torch's own if None.
-    """
+    """n(ξ) and s(ξ) of an ANRU that reads x (200, B, I), each (X,); generator: of the currents."""
     size = layer.hidden_size
     identity = torch.eye(size).to(x)
     noisy = with_weights(layer, torch.cat([layer.Uxh.weight, identity], dim=1))  # inputs x, current
@@ -65,13 +62,13 @@ def exponential(xi, a, b, c):
 def fit(curve, xi, values):
     """Least-squares parameters of a curve and their standard errors, (2, 3).
 
-    curve: `power` or `exponential`. The better of two searches, from (1, 1, 1) and from the ends of
-    the curve: the first may end where the curve is a step between two ξ. Errors that cannot be
-    estimated are infinite. NaN if no search converges.
+    curve: `power` or `exponential`. The better of two fits: started from (1, 1, 1), which may end
+    in a step between two ξ, and from the ends of the curve. Errors that cannot be estimated are
+    infinite. NaN if neither fit converges.
     """
     found, xi = [], np.asarray(xi)
     for start in ((1, 1, 1), (values[0] - values[-1], 0.1, values[-1])):
-        with warnings.catch_warnings(), contextlib.suppress(RuntimeError):  # it did not converge
+        with warnings.catch_warnings(), contextlib.suppress(RuntimeError):  # no convergence
             warnings.simplefilter("ignore", OptimizeWarning)  # the errors are infinite
             parameters, covariance = curve_fit(curve, xi, values, p0=start)
             residual = ((curve(xi, *parameters) - values) ** 2).sum()
@@ -79,18 +76,12 @@ def fit(curve, xi, values):
     return min(found, key=lambda one: one[0])[1] if found else np.full((2, 3), np.nan)
 
 
-def one_after_another(x, copies):
-    """Sequences x (T, N, I) as fewer and longer ones, (copies T, N // copies, I)."""
-    rows = x.shape[1] // copies
-    return torch.cat(x[:, : copies * rows].chunk(copies, dim=1))
-
-
 def compute(run, args):
     """The arrays of analysis/gain_scaling.npz; raises Unsuitable if they cannot be computed."""
     model, layer = trained_anru(run, args.device)
     copies = math.ceil(STEPS / len(layer_input(run, model, 1, args.data)))
-    x = one_after_another(layer_input(run, model, copies * args.sequences, args.data), copies)
-    x = x[:STEPS].to(args.device, torch.float64)
+    x = layer_input(run, model, copies * args.sequences, args.data)
+    x = chains(x, x.shape[1] // copies)[:STEPS].to(args.device, torch.float64)
     generator = torch.Generator().manual_seed(run.config["arguments"]["seed"])
     n, s = gain_and_saturation(layer, x, generator=generator)
     fits = {"n_fit": fit(power, XI, n), "s_fit": fit(exponential, XI, s)}
@@ -99,7 +90,9 @@ def compute(run, args):
 
 def main(argv=None):
     parser = analysis.make_parser("gain_scaling", __doc__)
-    parser.add_argument("--sequences", type=positive_int, default=32, metavar="B", help="batch")
+    parser.add_argument(
+        "--sequences", type=positive_int, default=32, metavar="B", help="test sequences"
+    )
     return analysis.main("gain_scaling", parser, compute, argv)
 
 

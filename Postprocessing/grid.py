@@ -1,10 +1,10 @@
-"""The runs behind the figures: three settings of γ over a grid of initial n and s, and networks.
+"""Selects and summarises the runs of a figure: three settings of γ over initial n and s, networks.
 
 static: n and s are fixed. homogeneous: one learned pair for the layer. heterogeneous: a learned
 pair for each unit. Source: Geadah et al., arXiv 2006.12253.
 
-The runs of one figure agree in every argument but those that the figure varies. Dry runs
-(--limit-batches) are ignored, and so are unfinished ones.
+The runs of a figure agree in every argument that it does not vary. Unfinished runs and dry runs
+(--limit-batches) are ignored.
 """
 
 import functools
@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import bootstrap
 
-from Postprocessing.load_runs import FigureError, differing, duration, metrics_of, select_runs
+from Postprocessing.load_runs import (
+    FigureError,
+    differing,
+    duration,
+    metrics_of,
+    network_name,
+    select_runs,
+    tests_of,
+)
 from Training import once
 from Training.run_directory import find_runs
 
@@ -28,12 +36,8 @@ SETTINGS = {
     "homogeneous": {"net_type": "RNN", "nonlin": "gamma", "learn_params": True},
     "heterogeneous": {"net_type": "RNN", "nonlin": "gamma2", "learn_params": True},
 }
-# The pairs of settings compared by n, s and seed.
-PAIRS = (
-    ("heterogeneous", "static"),
-    ("homogeneous", "static"),
-    ("heterogeneous", "homogeneous"),
-)
+# Settings whose runs are compared in pairs of the same n, s and seed.
+PAIRS = (("heterogeneous", "static"), ("homogeneous", "static"), ("heterogeneous", "homogeneous"))
 # The networks compared, with the arguments that select their runs.
 COMPARED = {
     "ANRU": {"net_type": "ANRU"},
@@ -43,8 +47,8 @@ COMPARED = {
     "LSTM": {"net_type": "LSTM"},
     "GRU": {"net_type": "GRU"},
 }
-SMALL = ((1, 5, 20), (0, 0.5, 1), (400,))  # n, s and seeds of a grid to begin with
-PREFERRED = (5, 0)  # the n and s of the RNNs with γ among the networks compared
+SMALL = ((1, 5, 20), (0, 0.5, 1), (400,))  # n, s and seeds of a small grid
+PREFERRED = (5, 0)  # n and s of the RNNs with γ among the networks compared
 
 # Arguments that do not change what is trained.
 ASIDE = once.ASIDE | {"save_freq", "save_epochs", "save", "transform", "log_interval"}
@@ -54,23 +58,23 @@ NETWORK = {*GRID, "rinit", "iinit", "lr"}  # varied between the networks compare
 TEXTS = ("PTB", "pydoc", "corpus")  # tasks of PTB_task.py
 
 
-# Where
+# Folders and tasks
 
 
 def folders():
     """The folder of the runs and that of the figures.
 
-    RUNS and FIGURES in the environment set them, relative to the repository; otherwise they are
-    SavedModels and the folder figures in that of the runs.
+    Environment variables RUNS and FIGURES, relative to the repository; by default SavedModels, and
+    the folder figures in that of the runs.
     """
     root = REPOSITORY / os.environ.get("RUNS", "SavedModels")
     return root, REPOSITORY / os.environ.get("FIGURES", root / "figures")
 
 
 def find_task(root):
-    """The task of a figure: TASK in the environment, or else the only one below root.
+    """The task of a figure: environment variable TASK, or else the only task below root.
 
-    Raises FigureError, with what there is, if it cannot be told.
+    Raises FigureError, with the tasks found, if there are none or several.
     """
     found = tasks(root)
     if "TASK" in os.environ or len(found) == 1:
@@ -80,10 +84,8 @@ def find_task(root):
 
 def tasks(root):
     """The number of runs of every task below root, {task: number}."""
-    if not root.is_dir():
-        return {}
-    counts = {path.name: len(find_runs(path)) for path in sorted(root.iterdir()) if path.is_dir()}
-    return {task: number for task, number in counts.items() if number}
+    paths = sorted(path for path in root.glob("*") if path.is_dir())
+    return {path.name: number for path in paths if (number := len(find_runs(path)))}
 
 
 def _tasks_in_words(root):
@@ -91,18 +93,18 @@ def _tasks_in_words(root):
     return f"found below {root}: {said or 'no runs'}"
 
 
-# Which runs
+# Selecting runs
 
 
 def load_grid(root, task, **arguments):
-    """The complete runs of a task over the grid, {setting: {(n, s): [Run of each seed]}}.
+    """The finished runs of a task over the grid, {setting: {(n, s): [Run of each seed]}}.
 
-    arguments: more saved arguments of the runs. Of several equal runs, the newest is used. What is
-    missing is printed, with the command that creates it. Raises FigureError if a setting has no
-    runs, or if the runs differ in an argument that the grid does not vary. Runs whose n was drawn
-    (--random) are not on the grid.
+    arguments: further saved arguments of the runs. Of several equal runs, the newest is used; runs
+    with a random n (--random) are ignored. Prints what is missing, with the command that trains it.
+    Raises FigureError if a setting has no runs, or the runs differ in an argument that the grid
+    does not vary.
     """
-    runs = [run for run in _complete(root, task, arguments) if not _drawn(run)]
+    runs = [run for run in _finished(root, task, arguments) if not _drawn(run)]
     chosen = {name: _with(runs, own) for name, own in SETTINGS.items()}
     _check_agreement(runs_of(chosen), GRID)
     found = {}
@@ -119,18 +121,17 @@ def load_grid(root, task, **arguments):
 
 
 def load_networks(root, task, names=(), **arguments):
-    """The complete runs of the networks compared, {name: [Run of each seed]}.
+    """The finished runs of the networks compared, {name: [Run of each seed]}.
 
-    names: the networks of a figure that needs them all; by default those of `COMPARED` that have
-    runs. arguments: more saved arguments of the runs; those of one network in a dictionary under
-    its name, as in {"nhid": 64, "ANRU": {"lr": 5e-4}}. Of a network with γ, the runs whose initial
-    n and s are nearest to `PREFERRED`. Missing networks are printed, with the command that creates
-    them. Raises FigureError if there is none, or not one of `names`, if the runs of a network
-    differ in an argument other than the seed, or those of two networks in one that is not the
-    network's own.
+    names: networks that the figure needs; by default those of `COMPARED` that have runs. arguments:
+    further saved arguments, of all runs or of a network, as in {"nhid": 64, "ANRU": {"lr": 5e-4}}.
+    Of a network with γ, the runs with the initial n and s nearest to `PREFERRED` are used. Prints
+    which networks are missing, with the command that trains them. Raises FigureError if there are
+    none, or one of `names` is missing; if runs of one network differ in anything but the seed, or
+    two networks in an argument that is not the network's own.
     """
     own = {name: arguments.pop(name) for name in COMPARED if name in arguments}
-    runs = _complete(root, task, arguments)
+    runs = _finished(root, task, arguments)
     found, wanted = {}, names or COMPARED
     for name in wanted:
         group = _with(runs, COMPARED[name] | own.get(name, {}))
@@ -149,24 +150,20 @@ def load_networks(root, task, names=(), **arguments):
     return found
 
 
-def _complete(root, task, arguments):
-    """The complete runs of a task that are no dry runs, newest first."""
-    folder = root / task
-    found = select_runs(folder) if folder.is_dir() else []
-    for name in arguments:
-        if found and not any(name in run.config["arguments"] for run in found):
-            raise FigureError(f"no run of {task} has an argument {name}")
-    return [run for run in _with(found, {**arguments, "limit_batches": None}) if run.complete]
+def _finished(root, task, arguments):
+    """The finished runs of a task, without dry runs, newest first."""
+    found = select_runs(root / task, **arguments) if (root / task).is_dir() else []
+    return [run for run in _with(found, {"limit_batches": None}) if run.complete]
 
 
 def _with(runs, arguments):
-    """Those with these arguments; None stands for one that a run does not have."""
+    """The runs with these arguments; None also matches a run without the argument."""
     saved = [(run, run.config["arguments"]) for run in runs]
     return [run for run, has in saved if all(has.get(k) == v for k, v in arguments.items())]
 
 
 def _newest(runs):
-    """The first of the runs of each seed, by seed; the newest come first."""
+    """The first run of each seed, ordered by seed; runs are newest first."""
     found = {}
     for run in runs:
         found.setdefault(seed(run), run)
@@ -188,22 +185,23 @@ def _check_agreement(runs, varied, network=None):
         counts = [f"{value!r} ({_runs(values.count(value))})" for value in different]
         lines.append(f"  {name}: {', '.join(counts)}")
     choice = dict(zip(names, max(rows, key=rows.count), strict=True))
-    choice = choice if network is None else {network: choice}
+    which, choice = ("", choice) if network is None else (f" of {network}", {network: choice})
     raise FigureError(
-        f"the runs{'' if network is None else f' of {network}'} differ in arguments that a figure "
-        "does not vary:\n" + "\n".join(lines) + f"\nchoose some of them, as in arguments = {choice}"
+        f"the runs{which} differ in arguments that the figure does not vary:\n"
+        + "\n".join(lines)
+        + f"\nselect some, as in arguments = {choice}"
     )
 
 
-# What is missing
+# Missing runs
 
 
 def _report(root, task, runs, missing, lists, varied, absent):
-    """Prints what is missing of a figure, with one command that creates it.
+    """Prints which runs of a figure are missing, with one command that trains them.
 
-    runs: those that there are. missing: {setting or network: number of missing runs}. lists:
-    {flag: values} of the sweep. varied: arguments that the figure varies. absent: without these
-    there is no figure, and FigureError is raised.
+    runs: those found. missing: {setting or network: number of missing runs}. lists: {flag: values}
+    of the sweep. varied: arguments that the figure varies. absent: settings or networks without
+    which the figure cannot be drawn; FigureError if there are any.
     """
     said, commands = [], []
     for name, number in missing.items():
@@ -219,18 +217,18 @@ def _report(root, task, runs, missing, lists, varied, absent):
             at = initial(same[0]) if same else PREFERRED
             values |= {"--n": at[:1], "--s": at[1:]}
         commands.append(_sweep(root, task, values, own, (same or runs or [None])[-1], varied))
-    text = "\n".join([*said, "create the runs with:", " && \\\n".join(commands)]) if said else ""
+    text = "\n".join([*said, "train them with:", " && \\\n".join(commands)]) if said else ""
     if absent:
         absent = " and ".join(absent)
-        raise FigureError(f"no complete {absent} runs of {task}; {_tasks_in_words(root)}\n{text}")
+        raise FigureError(f"no finished {absent} runs of {task}; {_tasks_in_words(root)}\n{text}")
     if text:
         print(text)
 
 
 def _sweep(root, task, lists, own, like, varied):
-    """The command of a sweep that creates runs of a task below root.
+    """The command of a sweep that trains runs of a task below root.
 
-    lists: {flag: values}. own: arguments of a setting or network. like: a run that has the other
+    lists: {flag: values}. own: arguments of a setting or network. like: a run with the other
     arguments, None for the defaults. varied: arguments not to take from it.
     """
     words = ["python3", "-m", "Training.sweep"]
@@ -252,7 +250,7 @@ def _sweep(root, task, lists, own, like, varied):
 
 
 def _typed(run, varied):
-    """The words of a run's command but for the arguments that are varied."""
+    """The words of a run's command, without the arguments that are varied."""
     dropped = {"gain", "saturation", "lp", "no-learn_params", "no-random", "net-type", "save-dir"}
     dropped |= {"epochs", *varied} - {"lr"}
     kept, keep = [], True
@@ -263,7 +261,7 @@ def _typed(run, varied):
     return [*kept, "--epochs", str(run.config["arguments"]["epochs"])]  # a resumed run has more
 
 
-# What a run has
+# Properties of a run
 
 
 def seed(run):
@@ -272,7 +270,7 @@ def seed(run):
 
 
 def _drawn(run):
-    """Whether the initial n of a run was drawn at random."""
+    """Whether the initial n of a run is random."""
     return run.config["arguments"].get("random") is True
 
 
@@ -287,38 +285,40 @@ def is_text(run):
     return run.config["model"]["task"] == "characters"
 
 
+def metric(run):
+    """The column of a run's score in its tables."""
+    return "bits_per_character" if is_text(run) else "accuracy"
+
+
 def score_name(run):
-    """What `score` is, in words; that of `validation` begins with another word."""
-    return "test bits per character" if is_text(run) else "test accuracy"
+    """The name of `score` on an axis; with "validation" for "test", that of `validation`."""
+    return f"test {metric(run).replace('_', ' ')}"
 
 
 def chance(run):
-    """The score of a guess: accuracy 1/classes, or log₂ of the number of symbols in bits."""
+    """The score of a random guess: accuracy 1/classes, or log₂ of the number of symbols in bits."""
     spec = run.config["model"]
     return math.log2(len(spec["vocabulary"])) if is_text(run) else 1 / spec["classes"]
 
 
 def score(run):
     """The last score on the unmodified test set: accuracy in [0, 1], or bits per character."""
-    name = "bits_per_character" if is_text(run) else "accuracy"
-    rows = [row for row in run.rows("test_results.csv") if row["condition"] in ("as_is", "best")]
-    return float(rows[-1][name])
+    return float(tests_of(run)[metric(run)][-1])
 
 
 def validation(run):
     """The validation curve, (epochs,): accuracy in [0, 1], or bits per character."""
-    name = "bits_per_character" if is_text(run) else "accuracy"
-    return metrics_of(run)[f"validation_{name}"]
+    return metrics_of(run)[f"validation_{metric(run)}"]
 
 
 def trajectory(run):
-    """The mean n and s of a run at the start and after each epoch, (epochs + 1, 2)."""
+    """The mean n and s of a run, initially and after each epoch, (epochs + 1, 2)."""
     metrics = metrics_of(run)
     learned = np.stack([metrics["n_mean"], metrics["s_mean"]], axis=1)
     return np.concatenate([[initial(run)], learned])
 
 
-# Over runs
+# Statistics over runs
 
 
 def runs_of(groups):
@@ -327,12 +327,11 @@ def runs_of(groups):
 
 
 def plane(cells, value):
-    """The mean of value(run) over seeds, on the grid: n (N,), s (S,), means (S, N).
+    """The mean of value(run) over seeds on the grid of a setting: n (N,), s (S,), means (S, N).
 
-    cells: those of one setting. Cells without runs are NaN.
+    Cells without runs are NaN.
     """
-    n = np.array(sorted({key[0] for key in cells}))
-    s = np.array(sorted({key[1] for key in cells}))
+    n, s = (np.unique(values) for values in zip(*cells, strict=True))
     values = np.full((len(s), len(n)), np.nan)
     for (n_0, s_0), runs in cells.items():
         at = np.searchsorted(s, s_0), np.searchsorted(n, n_0)
@@ -355,7 +354,7 @@ def paired(cells, others, value):
 def interval(values):
     """The mean of values (cells, ...) over cells and its 95 % bootstrap interval: mean, low, high.
 
-    The cells are resampled (percentile method). One cell has no interval: NaN.
+    Percentile method, resampling the cells. NaN for a single cell.
     """
     mean = values.mean(axis=0)
     if len(values) < 2:
@@ -367,15 +366,15 @@ def interval(values):
 
 
 def has_learned(run):
-    """Whether the paper's learning curves count a run: its last validation score is above 12 %
+    """Whether the paper's learning curves include a run: its last validation score is above 12 %
     accuracy, or below 5 bits per character."""
     last = validation(run)[-1]
     return last < 5 if is_text(run) else last > 0.12
 
 
 def best_quarter(runs):
-    """The runs with the best last validation scores, a quarter of them and at least one: those
-    that the paper's dynamics are over."""
+    """The quarter of the runs with the best last validation score, at least one; the paper's
+    analyses of the dynamics are over these."""
     ordered = sorted(runs, key=lambda run: validation(run)[-1], reverse=not is_text(runs[0]))
     return ordered[: math.ceil(len(runs) / 4)]
 
@@ -385,22 +384,25 @@ def common_epochs(arrays):
     return functools.reduce(np.intersect1d, [one["epochs"] for one in arrays])
 
 
-# In words
+# Captions
 
 
 def caption(task, runs, *more):
-    """Lines for below a figure: task, networks, units, epochs, numbers of runs and of seeds."""
+    """The lines below a figure: task, networks, units, epochs, runs and seeds, then `more`."""
     saved = [run.config["arguments"] for run in runs]
 
-    def values(name):
-        return ", ".join(str(v) for v in sorted({one[name] for one in saved}))
+    def every(values):
+        return ", ".join(dict.fromkeys(map(str, values)))
 
-    seeds = len({one["seed"] for one in saved})
+    done = [len(run.rows("metrics.csv")) for run in runs]
+    epochs = [a["epochs"] for a in saved]
+    epochs = [n if n == of else f"{n} of {of}" for n, of in zip(done, epochs, strict=True)]
+    seeds = every(map(seed, runs))
     said = (
-        f"{task}, {values('net_type')}, {values('nhid')} units, {values('epochs')} epochs; "
-        f"{_runs(len(runs))}, {seeds} seed{'s' * (seeds != 1)}."
+        f"{task}: {every(map(network_name, runs))}; {every(a['nhid'] for a in saved)} units; "
+        f"{every(epochs)} epochs; {_runs(len(runs))}, seed{'s' * (',' in seeds)} {seeds}."
     )
-    return textwrap.fill(" ".join([said, *more]), 165)
+    return textwrap.fill(" ".join([said, *more]), 160)
 
 
 def _runs(number):
@@ -412,12 +414,13 @@ def count(grid):
 
     The grid consists of all n and s that occur.
     """
-    n = {key[0] for cells in grid.values() for key in cells}
-    s = {key[1] for cells in grid.values() for key in cells}
+    n, s = (
+        set(values) for values in zip(*(key for one in grid.values() for key in one), strict=True)
+    )
     said = []
     for setting, cells in grid.items():
         missing = len(n) * len(s) - len(cells)
-        said.append(f"{setting} {sum(map(len, cells.values()))} runs, {missing} cells missing")
+        said.append(f"{setting} {len(runs_of(cells))} runs, {missing} cells missing")
     return f"Grid of {len(n)} n × {len(s)} s: " + "; ".join(said) + "."
 
 

@@ -4,8 +4,8 @@ Writes analysis/jacobian_norm.npz to each run: epochs (E,) of the kept checkpoin
 the norms of ∂h_t/∂h_{t−1} at these times for S test sequences: spectral (E, T', S) and infinity
 (E, T', S), the maximum absolute row sum. t counts from 1; h_0 is the state before the first input.
 
-∂h_t/∂h_{t−1} is the full matrix, with the rest of the state (g of ANRU, c of the LSTM) held fixed,
-along the network's own trajectory as driven by the sequence.
+∂h_t/∂h_{t−1} is the full matrix along the network's trajectory, with the rest of the state (g of
+ANRU, c of the LSTM) held fixed.
 """
 
 import math
@@ -17,29 +17,17 @@ from tqdm import tqdm
 
 from Postprocessing import analysis
 from Postprocessing.analysis import Unsuitable
-from Postprocessing.dynamics import flat_step, flatten, step_jacobian, trained_layers
+from Postprocessing.dynamics import flatten, jacobians, trained_layers
 from Training.flags import positive_int
 
 TIMES = 64  # at most, per sequence, if --every is not given
 
 
 def jacobian_norms(layer, state, inputs, times):
-    """The spectral and the infinity norm of ∂h_t/∂h_{t−1}, each (T', B).
-
-    state: (B, D), the initial state (h_0 first), as returned by `flatten`. inputs: iterable of x_t
-    (B, I), starting with x_1. times: the t at which to take the norms; T' of them are reached.
-    Raises ValueError if a state is not finite.
-    """
-    step, spectral, infinity = flat_step(layer), [], []
-    for t, x_t in enumerate(inputs, start=1):
-        before, state = state, step(x_t, state)
-        if not state.isfinite().all():
-            raise ValueError(f"the state is not finite after {t} steps")
-        if t in times:
-            J = step_jacobian(layer, x_t, before)
-            spectral.append(torch.linalg.matrix_norm(J, 2))
-            infinity.append(torch.linalg.matrix_norm(J, torch.inf))
-    return torch.stack(spectral), torch.stack(infinity)
+    """Spectral and infinity norm of ∂h_t/∂h_{t−1}, each (T', B); arguments as for `jacobians`."""
+    norm, orders = torch.linalg.matrix_norm, (2, torch.inf)
+    norms = [[norm(J, order) for order in orders] for J in jacobians(layer, state, inputs, times)]
+    return tuple(map(torch.stack, zip(*norms, strict=True)))
 
 
 def compute(run, args):
@@ -66,12 +54,8 @@ def main(argv=None):
     parser = analysis.make_parser("jacobian_norm", __doc__)
     flag = parser.add_argument
     flag("--sequences", type=positive_int, default=8, metavar="S", help="number of test sequences")
-    flag(
-        "--every",
-        type=positive_int,
-        metavar="N",
-        help=f"compute the norms at every Nth step (default: at most {TIMES} times)",
-    )
+    every = f"compute the norms at every Nth step (default: at most {TIMES} times)"
+    flag("--every", type=positive_int, metavar="N", help=every)
     return analysis.main("jacobian_norm", parser, compute, argv)
 
 

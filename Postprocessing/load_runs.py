@@ -1,4 +1,4 @@
-"""Finds saved runs by their arguments, and loads config, metrics and model.
+"""Finds saved runs by their arguments, and loads their config, metrics, model and data.
 
 runs = select_runs("SavedModels", nonlin="gamma", learn_params=False)
 config, metrics, model = load_run(runs[0].path)
@@ -13,21 +13,19 @@ import torch
 from torch import nn
 
 from NetworkCreation.checkpoints import load_model
-from Training import run_directory
 from Training.datasets import columns, load_pixels, load_text
-from Training.run_directory import Run, RunError
+from Training.run_directory import Run, RunError, find_runs, has_arguments
 
 
 class FigureError(RunError):
-    """The runs or the analyses of a figure are missing, or do not belong together."""
+    """The runs or analyses of a figure are missing or inconsistent."""
 
-    def _render_traceback_(self):  # a notebook shows only the message
+    def _render_traceback_(self):  # notebooks show only the message
         return [f"{type(self).__name__}: {self}"]
 
 
 class LoadedRun(NamedTuple):
-    """config: from config.json. metrics: {column: (epochs,) float64}, NaN for missing values.
-    model: from a checkpoint, in eval mode on the CPU."""
+    """config: of config.json. metrics: as from `metrics_of`. model: in eval mode on the CPU."""
 
     config: dict
     metrics: dict
@@ -39,33 +37,53 @@ def select_runs(root, script=None, **arguments):
 
     script: file name of the task script, None for either. Directories without a readable config or
     without a checkpoint are reported on stderr and skipped.
-    Raises RunError if root is not a directory, or no run below it has an argument of that name.
+    Raises FigureError if root is not a directory, or no run below it has an argument of that name.
     """
-    found = _readable(root, script)
+    if not Path(root).is_dir():
+        raise FigureError(f"{root}: no such directory")
+    found = []
+    for run in find_runs(root, script):
+        try:
+            run.newest_checkpoint()
+        except RunError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+        else:
+            found.append(run)
     for name in arguments:
         if found and not any(name in run.config["arguments"] for run in found):
-            raise RunError(f"no run below {root} has an argument {name}")
-    return [run for run in found if run_directory.has_arguments(run, arguments)]
+            raise FigureError(f"no run below {root} has an argument {name}")
+    return [run for run in found if has_arguments(run, arguments)]
 
 
-def select_run(root, script=None, **arguments):
-    """The only run below root with these saved arguments.
+def runs_at(paths, find=select_runs):
+    """The runs at or below these paths, without duplicates: a list of Run.
 
-    Raises RunError, with a list of candidates, if there is none or more than one.
+    find: called with a folder. Raises RunError for a path without runs.
     """
-    found = select_runs(root, script, **arguments)
-    if len(found) == 1:
-        return found[0]
-    asked = ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "any arguments"
-    number, shown = (len(found), found) if found else ("no", _readable(root, script))
-    shown = _listed(shown) or "  none"
-    raise RunError(f"{number} runs below {root} with {asked}, expected one; candidates:\n{shown}")
+    found = {}
+    for path in paths:
+        here = [Run(path)] if (path / "config.json").is_file() else find(path)
+        if not here:
+            raise RunError(f"{path}: no runs found")
+        found |= {run.path.resolve(): run for run in here}
+    return list(found.values())
+
+
+def task_of(run):
+    """The name of a run's task, that of its first folder: psMNIST, sDigits, PTB, …"""
+    return run.path.resolve().parents[2].name
+
+
+def network_name(run):
+    """The network and its activation, such as gamma2-RNN, LSTM or modrelu-EURNN."""
+    saved = run.config["arguments"]
+    return "-".join(filter(None, (saved["nonlin"], saved["net_type"])))
 
 
 def differing(found):
     """The names of the arguments in which the runs differ, in their saved order.
 
-    An argument that a run does not have, because it is of an earlier version, counts as None.
+    Arguments that runs of an earlier version lack count as None.
     """
     saved = [run.config["arguments"] for run in found]
     names = dict.fromkeys(name for arguments in saved for name in arguments)
@@ -81,29 +99,31 @@ def duration(seconds):
 
 
 def load_run(path, epoch=None):
-    """Loads a run's config, metrics and model, from its newest checkpoint or that of an epoch.
+    """A run's config, metrics and model, of its newest checkpoint or that of an epoch: a LoadedRun.
 
-    Returns a LoadedRun. Raises RunError if path is not a run or has no such checkpoint, and
-    CheckpointError if the checkpoint cannot be read.
+    Raises RunError if path is not a run or has no such checkpoint, and CheckpointError if the
+    checkpoint cannot be read.
     """
     run = Run(path)
-    model, config = load_model(checkpoint_of(run, epoch))
-    return LoadedRun(config, metrics_of(run), model)
-
-
-def checkpoint_of(run, epoch=None):
-    """The path of the newest checkpoint or that of an epoch; raises RunError if it is missing."""
-    if epoch is None:
-        return run.newest_checkpoint()
-    if epoch not in run.kept:
+    if epoch is not None and epoch not in run.kept:
         kept = ", ".join(map(str, run.kept)) or "none"
         raise RunError(f"{run.path}: has no checkpoint of epoch {epoch}; kept epochs: {kept}")
-    return run.kept[epoch]
+    model, config = load_model(run.newest_checkpoint() if epoch is None else run.kept[epoch])
+    return LoadedRun(config, metrics_of(run), model)
 
 
 def metrics_of(run):
     """The columns of metrics.csv, {name: (epochs,) float64}, NaN for empty fields."""
-    rows = run.rows("metrics.csv")
+    return _columns(run.rows("metrics.csv"))
+
+
+def tests_of(run):
+    """The columns of test_results.csv for the unmodified test set, {name: (tests,) float64}."""
+    rows = [r for r in run.rows("test_results.csv") if r.pop("condition") in ("as_is", "best")]
+    return _columns(rows)
+
+
+def _columns(rows):
     names = rows[0] if rows else ()
     return {k: np.array([float(row[k]) if row[k] else np.nan for row in rows]) for k in names}
 
@@ -112,7 +132,7 @@ def data_set(run, data=None):
     """The data set of a run: PixelData or TextData.
 
     data: the data folder, None for that of the run. Raises DataError if the data cannot be loaded,
-    RunError if they are not the data of the run.
+    and RunError if the run was trained on other data.
     """
     saved = run.config["arguments"]
     root = saved["data"] if data is None else data
@@ -125,7 +145,7 @@ def data_set(run, data=None):
 
 
 def test_set(run, data=None):
-    """The test set of a run: a PixelSet, or the stream (N,) of a text; as for `data_set`."""
+    """The test set of a run, a PixelSet or the stream (N,) of a text; arguments of `data_set`."""
     return data_set(run, data).test
 
 
@@ -133,35 +153,10 @@ def test_set(run, data=None):
 def layer_input(run, model, count, data=None):
     """The input of the recurrent layer for the first B = `count` test sequences, x (T, B, I).
 
-    For text, the first --bptt steps of B columns. data and errors: as for `test_set`.
+    For text, the first --bptt steps of B columns. data and errors: as for `data_set`.
     """
     found = test_set(run, data)
     if run.config["model"]["task"] == "pixels":
         return found.batch(slice(0, count))[0]
     symbols = columns(found, count)[: run.config["arguments"]["bptt"]]
     return model.encoder(symbols)
-
-
-def _readable(root, script):
-    """All runs below root that have a checkpoint."""
-    if not Path(root).is_dir():
-        raise RunError(f"{root}: no such directory")
-    found = []
-    for run in run_directory.find_runs(root, script):
-        try:
-            run.newest_checkpoint()
-        except RunError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-        else:
-            found.append(run)
-    return found
-
-
-def _listed(found):
-    names = differing(found)
-    lines = []
-    for run in found:
-        saved = run.config["arguments"]
-        said = " ".join(f"{name}={saved[name]!r}" for name in names if name in saved)
-        lines.append(f"  {run.path} {said}".rstrip())
-    return "\n".join(lines)

@@ -9,16 +9,16 @@ Writes analysis/lyapunov.npz to each run, natural log per step:
     leading_spread (E,)     the range (largest minus smallest) over chains and draws
     steps, warm_up ()       of a chain; the exponents are averages over steps − warm_up steps
 
-The spread is the resolution of λ₁: a difference smaller than it, between epochs or networks, must
-not be reported. It includes what a finite drive leaves open (chains) and directions that are not
-yet aligned (draws).
+The spread is the resolution of λ₁: smaller differences, between epochs or networks, must not be
+reported. It covers the choice of test sequences (chains) and directions that have not aligned yet
+(draws).
 
-The exponents are those of the network as it runs, with its biases, along the trajectory driven by
-the test set: a chain is as many test sequences, one after the other without a reset of the state,
-as at least 1,000 counted steps need; for text, the text itself. They cover the full state: h of the
-RNN, (h, g) of ANRU, (h, c) of the LSTM.
+The exponents are those of the network with its biases, along the trajectory driven by the test set.
+A chain is a number of test sequences without a reset of the state in between, enough for 1,000
+counted steps; for text, the text itself. The exponents cover the full state: h of the RNN, (h, g)
+of ANRU, (h, c) of the LSTM.
 On one core a checkpoint of a digits run with 64 units takes 1 s (RNN), 4 s (LSTM, GRU) or 14 s
-(ANRU, whose state has 51 numbers a unit); of a psMNIST run with 400 units 9 s, 35 s and 145 s.
+(ANRU, whose state has 51 numbers per unit); of a psMNIST run with 400 units 9 s, 35 s and 145 s.
 --autonomous: without input (x_t = 0, biases included), from initial states ~ N(0, 1), in
 analysis/lyapunov_autonomous.npz.
 """
@@ -45,12 +45,12 @@ def lyapunov_exponents(step, state, inputs, k=1, warm_up=0, generator=None, adva
     The mean of log |R_jj| (natural logarithm, per step) over the steps after the warm-up, where
     Q R is the QR decomposition of the step's Jacobian times the previous Q. The first Q is random;
     during the warm-up it aligns with the leading directions. The exponents are in the order of the
-    columns of Q, which is descending for long trajectories. A vanishing direction gives −∞.
+    columns of Q, which is descending for long trajectories; −∞ for a direction that vanishes.
 
-    step: (x_t, state (B, D)) → state (B, D), as for `push`. inputs: the x_t in order, with a
-    length. generator: draws the first Q. advance: what computes (x_t, state, tangents) → both
-    after the step, such as `tangent_step`; None: `push` of step. Raises ValueError if k is not in
-    1 … D, no step is left after the warm-up, or a state is not finite.
+    step: (x_t, state (B, D)) → state (B, D), as for `push`. inputs: sequence of x_t. generator: of
+    the first Q. advance: (x_t, state, tangents) → both after the step, such as `tangent_step`;
+    None: `push` of step. Raises ValueError if k is not in 1 … D, no step is left after the warm-up,
+    or a state is not finite.
     Source: Benettin et al., Meccanica 15 (1980); Geist et al., Prog. Theor. Phys. 83 (1990).
     """
     batch, size = state.shape
@@ -111,28 +111,19 @@ def compute(run, args):
 
 def main(argv=None):
     parser = analysis.make_parser("lyapunov", __doc__)
-    flag = parser.add_argument
+    flag, default = parser.add_argument, f"whole sequences, at least {STEPS} steps"
     flag(
         "--exponents",
         type=positive_int,
         metavar="K",
-        help=f"the K leading exponents (default: {EXPONENTS}, or all if there are fewer)",
+        help=f"the K leading exponents (default: {EXPONENTS}, or all if fewer)",
     )
     flag("--chains", type=positive_int, default=4, metavar="S", help="chains of test sequences")
     flag("--draws", type=positive_int, default=3, metavar="R", help="draws of the directions")
     flag("--autonomous", action="store_true", help="run the network without input")
-    flag(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        help=f"length of a chain (default: whole sequences, at least {STEPS} steps)",
-    )
-    flag(
-        "--warm-up",
-        type=not_negative_int,
-        metavar="N",
-        help="steps of a chain to discard (default: a tenth)",
-    )
+    flag("--steps", type=positive_int, metavar="N", help=f"length of a chain (default: {default})")
+    warm_up = "steps of a chain to discard (default: a tenth)"
+    flag("--warm-up", type=not_negative_int, metavar="N", help=warm_up)
 
     def name(args):
         return "lyapunov_autonomous" if args.autonomous else "lyapunov"

@@ -3,7 +3,7 @@
     python3 -m Postprocessing.mutual_information RUN... [--all-epochs]
 
 Writes analysis/mutual_information.npz to each run, from N sequences of its data set:
-    epochs (E,)          of the checkpoints, only the newest without --all-epochs
+    epochs (E,)          of the checkpoints; without --all-epochs only the newest
     times (A,)           numbers of steps read, 1 … T; the read-out of pixels sees h_T
     information (E, A)   estimate of I(x_{t−w+1} … x_t; h_t) in nats
     gaussian_estimate, gaussian_truth (A,)   pixels only, else NaN: the same estimate, in nats, from
@@ -14,16 +14,16 @@ Writes analysis/mutual_information.npz to each run, from N sequences of its data
 Only rankings of networks with the same w, N and components are claimed: the estimator's bias is
 the difference between gaussian_estimate and gaussian_truth, and can be as large as the estimate.
 
-The N sequences are images of the whole data set, test, validation, training, in this order: the
-information between input and state is a property of the network and of the distribution of its
-inputs, and needs no held-out set. For text they are columns of the test text.
+The N sequences are the first images of the test, validation and training sets, in this order:
+mutual information is a property of the network and its input distribution, and needs no held-out
+set. For text they are columns of the test text.
 
 x is the input of the network: on a permuted task, the permuted pixels. A window of text is one
 discrete value. h is projected onto its --components leading principal components over the samples
 at that time, because the estimator is biased low in high dimension; for the same reason the result
 is a lower bound in practice, and less informative for wide windows. The grey levels of pixels form
-a lattice, on which the estimator is biased high, so noise within a level is added; this does not
-change the information (after Kraskov et al., arXiv cond-mat/0305641).
+a lattice, on which the estimator is biased high; uniform noise within a level is added, which does
+not change the information (after Kraskov et al., arXiv cond-mat/0305641).
 """
 
 import sys
@@ -37,40 +37,24 @@ from tqdm import tqdm
 from NetworkCreation.checkpoints import model_of, read_checkpoint
 from Postprocessing import analysis
 from Postprocessing.load_runs import data_set
-from Training import flags
 from Training.datasets import columns
+from Training.flags import positive_int
 
-BATCH = 100  # sequences at a time: the outputs of all steps are in memory
-FAR = 1e6  # distance between different windows of symbols, beyond any distance in a scaled h
+BATCH = 100  # sequences at a time; the outputs of all their steps are in memory
+FAR = 1e6  # distance between different windows of symbols, larger than any in a scaled h
 
 
 def make_parser():
     parser = analysis.make_parser("mutual_information", __doc__)
-    parser.add_argument(
-        "--window", type=flags.positive_int, help="w in steps (default: 5 pixels or 1 symbol)"
-    )
-    parser.add_argument(
-        "--times",
-        type=flags.positive_int,
-        nargs="+",
-        metavar="T",
-        help="numbers of steps read (default: 8 values, evenly spaced up to the last step)",
-    )
-    parser.add_argument(
-        "--components", type=flags.positive_int, default=3, help="principal components of h to use"
-    )
-    parser.add_argument(
-        "--samples",
-        type=flags.positive_int,
-        metavar="N",
-        help="maximum number of sequences (default: 10000 images or 1000 columns of text)",
-    )
-    parser.add_argument(
-        "--neighbours", type=flags.positive_int, default=5, help="k of the estimator"
-    )
-    parser.add_argument(
-        "--all-epochs", action="store_true", help="every kept checkpoint, not only the newest"
-    )
+    flag, newest = parser.add_argument, "every kept checkpoint, not only the newest"
+    times = "numbers of steps read (default: 8 values, evenly spaced up to the last step)"
+    samples = "maximum number of sequences (default: 10000 images or 1000 columns of text)"
+    flag("--window", type=positive_int, help="w in steps (default: 5 pixels or 1 symbol)")
+    flag("--times", type=positive_int, nargs="+", metavar="T", help=times)
+    flag("--components", type=positive_int, default=3, help="principal components of h to use")
+    flag("--samples", type=positive_int, metavar="N", help=samples)
+    flag("--neighbours", type=positive_int, default=5, help="k of the estimator")
+    flag("--all-epochs", action="store_true", help=newest)
     return parser
 
 
@@ -81,8 +65,7 @@ def mutual_information(x, y, neighbours=5):
     y should have similar scales. The estimate may be slightly negative near independence. It is
     biased low in high dimension and for strong dependence, more so with fewer samples, and biased
     high if x or y is on a lattice so fine that the neighbours are distinct lattice points.
-    Raises ValueError for arrays of other shapes, for neighbours outside 1 … N − 1, or for values
-    that are not finite.
+    Raises ValueError for other shapes, neighbours outside 1 … N − 1, or values that are not finite.
     Source: Gao et al. 2017, arXiv 1709.06212, as in their code: digamma throughout, and marginal
     neighbours counted strictly within the distance if it is positive.
     """
@@ -95,18 +78,17 @@ def mutual_information(x, y, neighbours=5):
     if not np.isfinite(joint).all():
         raise ValueError("the samples contain values that are not finite")
     tree = cKDTree(joint)
-    distance = tree.query(joint, [neighbours + 1], p=np.inf)[0][:, 0]  # the first is itself
-    k = np.full(len(x), neighbours)
+    distance = tree.query(joint, [neighbours + 1], p=np.inf)[0][:, 0]  # the nearest is itself
     tied = distance == 0
-    if tied.any():
-        k[tied] = _within(tree, joint[tied], 0.0)
+    k = np.full(len(x), neighbours)
+    k[tied] = _within(tree, joint[tied], 0.0)
     inside = np.nextafter(distance, 0.0)
     counts = (_within(cKDTree(part), part, inside) for part in (x, y))
     return float(np.log(len(x)) + np.mean(digamma(k) - sum(map(digamma, counts))))
 
 
 def _within(tree, points, radius):
-    """The number of points of the tree within this radius of each point, itself included."""
+    """The number of points of the tree within this radius of each point, including itself."""
     return tree.query_ball_point(points, radius, p=np.inf, return_length=True)
 
 
@@ -142,13 +124,13 @@ def _bias(x, y, neighbours):
 
 
 def _scaled(x):
-    """x with root mean square 1 about the mean, so that neither x nor h dominates distances."""
+    """x scaled to unit standard deviation over all columns, so that no variable dominates."""
     spread = np.sqrt(np.mean((x - x.mean(axis=0)) ** 2))
     return x / spread if spread > 0 else x
 
 
 def _sequences(run, args):
-    """The input, x (T, N, 1) or symbols (T, N), w, and the windows as a function t → (N, ·)."""
+    """The input x (T, N, 1) or symbols (T, N), w, and the windows as a function t → (N, ·)."""
     found = data_set(run, args.data)
     if run.config["model"]["task"] == "pixels":
         few = slice(0, args.samples or 10000)

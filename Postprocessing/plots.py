@@ -1,6 +1,6 @@
-"""Style of the figures (colours, names, order), and functions that draw data on axes.
+"""Style of the figures, and functions that draw data on axes.
 
-Every draw function takes data and `ax` and returns `ax`. Widths are those of a printed page.
+Every draw function takes data and `ax`, and returns `ax`. Widths are those of a printed page.
 Colours: Okabe & Ito, https://jfly.uni-koeln.de/color, safe for colour-blind readers.
 """
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from NetworkCreation.gamma_function import gamma, gamma_prime
 
 FIGURES = Path(__file__).resolve().parent / "figures"
-COLUMN, PAGE = 3.5, 7.2  # inches
+PAGE = 7.2  # width in inches
 COLOURS = {
     "static": "#000000",
     "homogeneous": "#56B4E9",
@@ -37,7 +38,7 @@ MARKERS = {
     "LSTM": "D",
     "GRU": "v",
 }
-SCALE = "viridis"  # colour map of accuracies, bits and nats
+SCALE = "viridis"  # colour map
 GAIN, SATURATION = "gain $n$", "saturation $s$"
 
 
@@ -61,18 +62,25 @@ def use_style():
     )
 
 
-def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
-    """A figure and its axes, labelled a, b, c, … from left to right and top to bottom.
+def tint(colour, amount):
+    """A colour mixed with white: amount 1 is the colour, 0 white."""
+    return tuple(1 - amount * (1 - np.array(to_rgb(colour))))
 
-    caption: lines below the axes, such as the number of runs and what the bands are.
-    """
+
+def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
+    """A figure and its axes, labelled a, b, c, … from left to right and top to bottom."""
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * height), squeeze=False, **options
     )
     for letter, ax in zip("abcdefghij", axes.flat, strict=False):
         ax.set_title(rf"$\mathbf{{{letter}}}$")
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=6, color="0.3")
+    add_caption(figure, caption)
     return figure, axes
+
+
+def add_caption(figure, text):
+    """Adds lines below the axes, such as the number of runs and the meaning of the bands."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6, color="0.3")
 
 
 def entitle(ax, text):
@@ -88,7 +96,7 @@ def save(figure, name, folder=FIGURES):
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
     for path in paths:
         stamp = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-        figure.savefig(path, metadata=stamp)  # reproducible: the same figure, the same file
+        figure.savefig(path, metadata=stamp)  # equal figures make equal files
     return paths
 
 
@@ -99,28 +107,28 @@ def draw_family(x, pairs, ax, derivative=False):
     x = torch.as_tensor(x)
     for (n, s), shade in zip(pairs, shades, strict=True):
         ax.plot(x, function(x, n, s), color=shade, label=f"$n={n:g}$, $s={s:g}$")
-    ax.set_xlabel("pre-activation $x$")
-    ax.set_ylabel(r"$\partial\gamma/\partial x$" if derivative else r"$\gamma(x; n, s)$")
+    label = r"$\partial\gamma/\partial x$" if derivative else r"$\gamma(x; n, s)$"
+    ax.set(xlabel="pre-activation $x$", ylabel=label)
     ax.legend(handlelength=1)
     return ax
 
 
 def limits_of(*values):
-    """The lowest and the highest of several arrays, NaN ignored: one scale for several panels."""
+    """The minimum and maximum over several arrays, ignoring NaN: one scale for several panels."""
     values = np.concatenate([np.ravel(part) for part in values])
     return np.nanmin(values), np.nanmax(values)
 
 
-def draw_plane(n, s, values, ax, label, levels=10, limits=None):
+def draw_plane(n, s, values, ax, label, limits=None):
     """Filled contours of values (S, N) over n (N,) and s (S,); NaN is blank.
 
-    Dots mark the measured points. A grid with fewer than two n or s has no area, and is drawn as
-    points; so are values that are all equal. label: of the colour bar, None for no bar. limits: of
-    the colours, those of the values if None.
+    Dots mark the measured points. Grids with fewer than two n or s, and equal values, are drawn as
+    points only. label: of the colour bar, None for no bar. limits: of the colours, those of the
+    values if None.
     """
     n_at, s_at = np.meshgrid(n, s)
     there = np.isfinite(values)
-    edges = _levels(limits or limits_of(values), levels)
+    edges = _levels(limits or limits_of(values))
     if min(values.shape) > 1 and np.ptp(values[there]) > 0:
         shown = ax.contourf(n, s, np.ma.masked_invalid(values), edges, cmap=SCALE)
         dots = {"markersize": 3, "markeredgecolor": "0.2", "markeredgewidth": 0.3}
@@ -134,7 +142,7 @@ def draw_plane(n, s, values, ax, label, levels=10, limits=None):
 
 
 def draw_trajectories(paths, scores, ax, label, limits=None):
-    """Trajectories (epochs, 2) of (n, s) during learning; end points coloured by scores (R,).
+    """Trajectories (epochs, 2) of (n, s) during training; end points coloured by scores (R,).
 
     limits: of the colours, those of the scores if None.
     """
@@ -149,12 +157,12 @@ def draw_trajectories(paths, scores, ax, label, limits=None):
     return _name_plane(ax)
 
 
-def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
-    """The n and s (units,) of a heterogeneous network, with their start and centre.
+def draw_cloud(n, s, start, ax):
+    """The n and s (units,) of a heterogeneous network, with their initial value and mean.
 
     The axes cover at least a tenth of the paper's range of n (1 to 20) and of s (0 to 1).
     """
-    ax.scatter(n, s, s=8, color=colour, alpha=0.6, linewidth=0, label="units")
+    ax.scatter(n, s, s=8, color=COLOURS["heterogeneous"], alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
     ax.legend(fontsize=6, handlelength=1)
@@ -165,18 +173,17 @@ def draw_cloud(n, s, start, ax, colour=COLOURS["heterogeneous"]):
     return _name_plane(ax)
 
 
-def draw_band(x, middle, low, high, ax, name, label=None):
+def draw_band(x, middle, low, high, ax, colour, alpha=0.2, style="-", **line):
     """A curve with a band, each (len(x),); the caption says what the band is."""
-    ax.plot(x, middle, color=COLOURS[name], label=label or name)
-    ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+    ax.plot(x, middle, style, color=colour, **line)
+    ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
     return ax
 
 
 def draw_bars(x, middle, spread, ax, name, label=None):
-    """A curve with error bars of ± spread, each (len(x),): for several that would overlap."""
-    ax.errorbar(
-        x, middle, spread, color=COLOURS[name], label=label or name, elinewidth=0.6, capsize=1.5
-    )
+    """A curve with error bars of ± spread, each (len(x),), where bands would overlap."""
+    style = {"color": COLOURS[name], "elinewidth": 0.6, "capsize": 1.5}
+    ax.errorbar(x, middle, spread, label=label or name, **style)
     return ax
 
 
@@ -202,16 +209,16 @@ def draw_reference(value, ax, label=None, vertical=False):
 
 
 def leave_empty(ax, reason):
-    """A panel without data, with the reason in its place."""
+    """Replaces a panel by the reason why it has no data."""
     ax.text(0.5, 0.5, reason, ha="center", transform=ax.transAxes)
     ax.set_axis_off()
     return ax
 
 
 def true_scale(ax, values):
-    """A horizontal axis for values (A,) that are 0 or span orders of magnitude, ticks at them.
+    """A symlog x axis for values (A,) that include 0 or span orders of magnitude, with ticks there.
 
-    It is linear up to the smallest positive value and logarithmic beyond (symlog).
+    It is linear up to the smallest positive value.
     """
     values = np.unique(values)
     positive = np.abs(values[values != 0])
@@ -230,36 +237,32 @@ def true_scale(ax, values):
 
 def draw_robustness(amplitudes, scores, ax, name):
     """Scores (R, A) against amplitudes (A,): mean and, if R > 1, range over runs."""
-    style = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 3}
-    ax.plot(amplitudes, scores.mean(axis=0), **style, label=f"{name} ({len(scores)})")
-    low, high = scores.min(axis=0), scores.max(axis=0)
-    ax.fill_between(amplitudes, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    curves = scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
+    style = {"marker": MARKERS[name], "markersize": 3, "label": f"{name} ({len(scores)})"}
+    draw_band(amplitudes, *curves, ax, COLOURS[name], alpha=0.15, **style)
     return true_scale(ax, amplitudes)
 
 
-def draw_response(without, driven, window, ax, label, means=None):
-    """A quantity (T, units) without and with a step drive: thin driven units, thick means.
+def draw_response(driven, means, window, ax, label):
+    """A quantity of ANRU with a step drive: single units (thin), and the mean over all (thick).
 
-    window: the steps (first, end) of the drive, shaded. means: those without and with the drive,
-    (T,) each, over more units than are drawn; None for the means of these.
+    driven: (T, units). means: without and with the drive, two (T,). window: the first driven step
+    and the first after it, shaded.
     """
-    steps = np.arange(len(driven))
-    still, moved = (without.mean(axis=1), driven.mean(axis=1)) if means is None else means
+    still, moved = means
     ax.axvspan(*window, color="0.9", linewidth=0)
-    ax.plot(steps, driven, color=COLOURS["ANRU"], linewidth=0.4, alpha=0.4)
-    ax.plot(steps, moved, color=COLOURS["ANRU"], linewidth=1.5, label="drive, mean")
-    ax.plot(steps, still, color="k", linewidth=1, linestyle="--", label="no drive, mean")
-    ax.set_xlabel("step $t$")
-    ax.set_ylabel(label)
+    ax.plot(driven, color=COLOURS["ANRU"], linewidth=0.4, alpha=0.4)
+    ax.plot(moved, color=COLOURS["ANRU"], linewidth=1.5, label="drive, mean")
+    ax.plot(still, color="k", linewidth=1, linestyle="--", label="no drive, mean")
+    ax.set(xlabel="step $t$", ylabel=label)
     return ax
 
 
-def _levels(limits, number=10):
-    """Round edges of about this number of levels that cover the limits."""
-    return MaxNLocator(number).tick_values(*limits)
+def _levels(limits):
+    """About ten round levels that cover the limits."""
+    return MaxNLocator(10).tick_values(*limits)
 
 
 def _name_plane(ax):
-    ax.set_xlabel(GAIN)
-    ax.set_ylabel(SATURATION)
+    ax.set(xlabel=GAIN, ylabel=SATURATION)
     return ax

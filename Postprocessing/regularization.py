@@ -3,28 +3,28 @@
     python3 -m Postprocessing.regularization RUN...
 
 Writes analysis/regularization.npz to each run, for its newest checkpoint, X currents ξ, R draws of
-the first directions, S streams of test sequences one after the other, P periods:
-    sizes (X,), onset, steps                 ξ is on from step `onset` to the end, `steps` in all
+the first directions, S streams of concatenated test sequences, P periods:
+    sizes (X,), onset, steps                 ξ is on from step `onset` to the end, for `steps` steps
     adaptive, frozen (X, R, S, K)            K leading exponents over these steps, nats per step
     since (P + 1,)                           edges of the periods, in steps since the onset
     adaptive_since, frozen_since (P, X, R, all S sequences)      λ₁ over each period
     adaptive_h, frozen_h (onset + steps, X)  root mean square of h_t over units and streams
     ..._mean, ..._std                        of λ₁, the largest of the K, over all but P and X
 
-Adaptive: the state is (h, g). Frozen: the state is h; n_t and s_t are those of the adaptive network
-before the onset, and keep their last values from the onset on, those of each unit and sequence. The
-inputs and ξ are the same, and so is h_t up to the onset; then each network follows its own
-trajectory. The steps before the onset align the directions.
+Adaptive: the state is (h, g). Frozen: the state is h; up to the onset n_t and s_t are those of the
+adaptive network, and from then on keep their last values, for each unit and sequence. Inputs and ξ
+are the same, and so is h_t up to the onset; then each network follows its own trajectory. The
+directions align in the steps before the onset.
 
-The onset is that of the test's step drive, 200 of 784 steps, and the periods begin 0, 50, 100 and
-150 of 784 steps after it and end with the next; both are in proportion for other lengths T
+The onset is that of the test's step drive, 200 of 784 steps. The periods are four quarters of its
+window, from 0, 50, 100 and 150 of 784 steps after the onset; all in proportion for other lengths T
 (digits, T = 64: onset 16, periods of 4 steps). λ₁ over a period is the growth of one direction.
 
-Source: Geadah et al., PLOS Computational Biology 2024. The paper's figure scripts draw saved
-exponents, and the program that made them is not published. Here the directions, draws and streams
-are several, and the spread is saved: a difference within it means nothing. A frozen network with
-λ₁ > 0 may leave every bound, which the root mean square of h_t shows. An ANRU of 64 units on the
-digits takes about two minutes on one core.
+Source: Geadah et al., PLOS Computational Biology 2024. Its figure scripts draw saved exponents; the
+program that computed them is not published. Here there are several directions, draws and streams,
+and the spread is saved: smaller differences are not meaningful. A frozen network with λ₁ > 0 may
+diverge, which shows in the root mean square of h_t. An ANRU of 64 units on the digits takes about
+two minutes on one core.
 """
 
 import math
@@ -53,7 +53,7 @@ COLOURS = {"adaptive": "#0072B2", "frozen": "#D55E00"}
 
 
 class System(NamedTuple):
-    """A driven map: step(input, state (B, D)) → state, the first state, and the inputs in order."""
+    """A driven map: step(input, state (B, D)) → state, the initial state, and the inputs."""
 
     step: Callable
     state: torch.Tensor
@@ -64,7 +64,7 @@ def systems(layer, x, sizes, onset):
     """The adaptive and the frozen network under step currents, {name: System}.
 
     x: (T, B, I). sizes: X currents, on from step `onset` ≥ 1 to the end. The batch of the systems
-    is (X, B) flattened.
+    is (X, B), flattened.
     """
     drive = x.new_zeros(len(x), len(sizes), x.shape[1])
     drive[onset:] = x.new_tensor(sizes)[:, None]
@@ -86,8 +86,10 @@ def systems(layer, x, sizes, onset):
 
 
 def frozen_step(layer):
-    """ANRU with given n and s: ((x_t, drive_t, n, s), h) → γ(a_t; n, s), all but x_t and
-    drive_t (B, H). Its Jacobian is diag(γ′(a_t; n, s)) Whh."""
+    """ANRU with given n and s (B, H): ((x_t, drive_t, n, s), h (B, H)) → γ(a_t; n, s).
+
+    Its Jacobian is diag(γ′(a_t; n, s)) Whh.
+    """
 
     def step(now, h):
         x_t, drive_t, n, s = now
@@ -97,7 +99,7 @@ def frozen_step(layer):
 
 
 def in_a_row(x, streams):
-    """Streams (R T, S, I) of R sequences one after the other; x (T, S R, I)."""
+    """Streams (R T, S, I) of R consecutive sequences of x (T, S R, I)."""
     return x.unflatten(1, (streams, -1)).permute(2, 0, 1, 3).flatten(0, 1)
 
 
@@ -113,13 +115,12 @@ def amplitude(system, units):
 
 def leading_exponents(system, first, last, k, draws, desc=""):
     """The k leading exponents over the inputs first … last − 1, (R, B, k), of R draws."""
+    step, state, inputs = system
     found = []
     for draw in range(draws):
-        inputs = tqdm(system.inputs[:last], desc=desc, leave=False, delay=2, disable=None)
+        bar = tqdm(inputs[:last], desc=desc, leave=False, delay=2, disable=None)
         generator = torch.Generator().manual_seed(draw)
-        found.append(
-            lyapunov_exponents(system.step, system.state, inputs, k, first, generator).cpu()
-        )
+        found.append(lyapunov_exponents(step, state, bar, k, first, generator).cpu())
     return torch.stack(found)
 
 
@@ -178,10 +179,10 @@ def draw_sizes(runs, ax):
 
 
 def draw_since(runs, name, ax):
-    """λ₁ of a period against its begin in steps after the onset, one colour for each ξ.
+    """λ₁ of a period against its first step since the onset, one colour for each ξ.
 
-    name: adaptive or frozen. Bars are two standard errors over sequences, about the mean over
-    draws, sequences and runs.
+    name: adaptive or frozen. Mean over draws, sequences and runs; bars are two standard errors over
+    sequences.
     """
     begin = runs[0]["since"][:-1]
     values = np.concatenate([arrays[f"{name}_since"].mean(2) for arrays in runs], axis=-1)
@@ -195,9 +196,9 @@ def draw_since(runs, name, ax):
 
 
 def draw_amplitude(runs, ax):
-    """The root mean square of h_t up to four times the length of the step window after the onset.
+    """The root mean square of h_t, adaptive and frozen, one colour for each ξ.
 
-    Adaptive and frozen, one colour for each ξ.
+    Up to four lengths of the step window after the onset.
     """
     onset, window = runs[0]["onset"], runs[0]["since"][-1]
     for name, line in zip(COLOURS, ("-", ":"), strict=True):

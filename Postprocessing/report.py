@@ -1,37 +1,43 @@
-"""One page of pictures of a run: python3 -m Postprocessing.report RUN... [--output FILE]
+"""Draws a run on one page: python3 -m Postprocessing.report RUN... [--output FILE]
 
-Training and validation curves, gradient norm and learning rate; n and s through training; λ₁ and
-the Jacobian's norm at the kept checkpoints; the spectrum of the recurrent matrix; robustness; and
-for ANRU the response of n_t, s_t and h_t to steps of several sizes. What does not apply to the runs
-is left out, and a run without a kept checkpoint after epoch 0 has its curves only.
+Training and validation curves, gradient norm and learning rate; n and s during training; λ₁ and
+the Jacobian's norm at the kept checkpoints; the spectrum of the recurrent matrix; robustness; and,
+for ANRU, the response of n_t, s_t and h_t to steps of several sizes. Panels that do not apply are
+left out; before its first kept checkpoint after epoch 0, a run has only curves.
 
-The page is saved as report.png and report.pdf in the run's directory. Several runs share a page, a
-colour each, saved in the working directory. Missing analyses are computed first, as by
+The page is saved as report.png and report.pdf in the run's directory. Several runs share one page,
+one colour each, saved in the working directory. Missing analyses are computed first, as by
 `python3 -m Postprocessing.<name> RUN`, and saved with the run.
 """
 
 import argparse
-import itertools
 import math
 import string
 import sys
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import CheckpointError
 from NetworkCreation.Networks import ANRU
-from Postprocessing import adaptation, analysis, grid, jacobian_norm, lyapunov, plots, robustness
-from Postprocessing.load_runs import layer_input, load_run, metrics_of
-from Postprocessing.runs import in_short, network_name, task_of, varied
+from Postprocessing import (
+    adaptation,
+    analysis,
+    grid,
+    jacobian_norm,
+    load_runs,
+    lyapunov,
+    plots,
+    robustness,
+)
+from Postprocessing.load_runs import layer_input, load_run, network_name, task_of
+from Postprocessing.runs import in_short, varied
 from Postprocessing.spectra import recurrent_matrix
 from Training.datasets import DataError
 from Training.flags import Parser
@@ -39,9 +45,9 @@ from Training.run_directory import Run, RunError, find_runs
 from Training.transforms import step_drive, step_window
 
 ANALYSES = {"lyapunov": lyapunov, "jacobian_norm": jacobian_norm, "robustness": robustness}
-SIZES = (1.0, 5.0, 20.0)  # of the step drives that ANRU responds to
+SIZES = (1.0, 5.0, 20.0)  # of the step drives of ANRU
 SEQUENCES = 16  # test sequences over which the n_t, s_t and h_t of ANRU are averaged
-HEIGHT, WIDTH = 1.75, 3  # of a row: inches, and panels at most
+HEIGHT, WIDTH = 1.75, 3  # of a row: inches, and maximum number of panels
 KEY = {
     "validation": {},
     "training": {"linestyle": "--", "linewidth": 0.8},
@@ -51,77 +57,71 @@ PALETTE = list(dict.fromkeys(reversed(plots.COLOURS.values())))
 
 
 class Pictured(NamedTuple):
-    """A run, and what is drawn of it: {name: arrays}; names that do not apply are missing."""
+    """A run and its data, {name of a panel: arrays}, without panels that do not apply."""
 
     run: Run
     found: dict
 
 
-# What is drawn
+# The data
 
 
 def runs_at(paths, newest=False):
     """The runs at or below these paths, or only the newest of each.
 
-    Raises RunError if there are none, or of several tasks.
+    Raises RunError if there are none, or they are of several tasks.
     """
-    found = {}
-    for path in paths:
-        here = [Run(path)] if (path / "config.json").is_file() else find_runs(path)
-        if not here:
-            raise RunError(f"{path}: no runs found")
-        found |= {run.path.resolve(): run for run in (here[:1] if newest else here)}
-    tasks = sorted({task_of(run) for run in found.values()})
-    if len(tasks) > 1:
+    found = load_runs.runs_at(paths, lambda root: find_runs(root)[: 1 if newest else None])
+    if len(tasks := sorted(set(map(task_of, found)))) > 1:
         raise RunError(f"a page has runs of one task, got {', '.join(tasks)}")
-    return list(found.values())
+    return found
 
 
 def compute(runs, data=None, device="cpu"):
-    """Computes the `ANALYSES` that runs with a trained checkpoint do not have, with a bar.
+    """Computes the `ANALYSES` that trained runs lack, with a progress bar.
 
-    data: the data folder, None for that of the run. device: where.
+    data: the data folder, None for that of the run.
     """
     options = ["--device", str(device), *([] if data is None else ["--data", str(data)])]
-    todo = [(run, name) for run in runs if is_trained(run) for name in ANALYSES]
-    bar = tqdm(todo, leave=False, disable=None)
+    bar = tqdm([(r, k) for r in runs if is_trained(r) for k in ANALYSES], leave=False, disable=None)
     for run, name in bar:
         bar.set_description(name)
-        if not saved(run, name):
+        if not analysis.file_of(run, name).is_file():
             tqdm.write(f"computing {name} of {run.path}", file=sys.stderr)
         ANALYSES[name].main([str(run.path), *options])
 
 
-def saved(run, name):
-    """Whether a run has the file of an analysis."""
-    return (run.path / "analysis" / f"{name}.npz").is_file()
-
-
 def is_trained(run):
-    """Whether a run has a kept checkpoint after that of the start."""
+    """Whether a run has a kept checkpoint after epoch 0."""
     return max(run.kept, default=0) > 0
 
 
 def gather(run, data=None):
-    """What is drawn of a run, from its files, saved analyses and checkpoints.
+    """The data of a run, from its files, saved analyses and checkpoints: a Pictured.
 
-    data: the data folder, None for that of the run. Raises RunError if the run has no epoch yet
-    or a file is damaged.
+    data: the data folder, None for that of the run. Raises RunError if the run has no epoch yet,
+    a file is damaged, or an analysis is stale.
     """
     found = learning(run)
     if is_trained(run):
-        found["spectrum"] = spectra(run)
-        found |= gains(run, data) | responses(run, data)
-        found |= {name: analysis.load(run, name) for name in ANALYSES if saved(run, name)}
-        tested = found.pop("robustness", {})
-        for kind in tested.keys() & {"sin", "step"}:
-            found[kind] = tested["amplitudes"], tested[kind]
+        saved = [name for name in ANALYSES if analysis.file_of(run, name).is_file()]
+        arrays = {name: analysis.load(run, name) for name in saved}
+        found |= gains(run, data) | responses(run, data) | {"spectrum": spectra(run)}
+        if exponents := arrays.get("lyapunov"):
+            leading = exponents["leading"]  # (E, chains, draws)
+            low, high = leading.min(axis=(1, 2)), leading.max(axis=(1, 2))
+            found["lyapunov"] = exponents["epochs"], exponents["leading_mean"], low, high
+        if norms := arrays.get("jacobian_norm"):
+            low, middle, high = np.quantile(norms["spectral"], (0.25, 0.5, 0.75), axis=(1, 2))
+            found["jacobian_norm"] = norms["epochs"], middle, low, high
+        tested = arrays.get("robustness", {})
+        found |= {k: (tested["amplitudes"], tested[k]) for k in tested.keys() & {"sin", "step"}}
     return Pictured(run, found)
 
 
 def learning(run):
     """Curves of metrics.csv, {name: (epochs, training, validation) or (epochs, values)}."""
-    metrics = metrics_of(run)
+    metrics = load_runs.metrics_of(run)
     if not metrics:
         raise RunError(f"{run.path}: has no epoch yet")
     names = ("bits_per_character",) if grid.is_text(run) else ("loss", "accuracy")
@@ -160,7 +160,7 @@ def gains(run, data=None):
 def responses(run, data=None):
     """Means of n_t, s_t and h_t of ANRU over units and test sequences, {'n_t': {size: (T,)}, …}.
 
-    size: of a step drive in the window of the test; 0 is no drive. {} for other networks.
+    size: of a step drive in the window of the test; 0: no drive. {} for other networks.
     """
     model = load_run(run.path).model
     if not isinstance(model.rnn, ANRU):
@@ -173,20 +173,18 @@ def responses(run, data=None):
     return found
 
 
-# How it is drawn: of shown, [(Pictured, colour)], what has a name in `found`
+# The panels: each draws the data called `name` of shown, [(Pictured, colour)]
 
 
 def draw_curve(shown, ax, name, label):
-    """Validation (solid), training (dashed) and test (points) against the epoch."""
+    """Validation, training and test against the epoch, in the styles of `KEY`."""
     for (run, found), colour in shown:
         epochs, training, validation = found[name]
-        ax.plot(epochs, validation, color=colour)
-        ax.plot(epochs, training, "--", color=colour, linewidth=0.8)
-        rows = [
-            row for row in run.rows("test_results.csv") if row["condition"] in ("as_is", "best")
-        ]
-        tested = np.array([(row["epoch"], row[name]) for row in rows], float).reshape(-1, 2)
-        ax.plot(*tested.T, "o", color=colour, markersize=3, markerfacecolor="white")
+        tests = load_runs.tests_of(run)
+        tested = tests.get("epoch", ()), tests.get(name, ())
+        lines = (epochs, validation), (epochs, training), tested
+        for line, style in zip(lines, KEY.values(), strict=True):
+            ax.plot(*line, color=colour, **style)
     by_epoch(ax, label)
     if name == "accuracy":
         ax.set_ylim(0, 1)
@@ -210,7 +208,7 @@ def by_epoch(ax, label):
 
 
 def in_decades(ax):
-    """Makes the y axis logarithmic and a decade long at least, with plain numbers."""
+    """Makes the y axis logarithmic, at least one decade long, with plain numbers."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if (wider := 10 * low / high) > 1:
@@ -224,19 +222,19 @@ def in_decades(ax):
 def draw_gain(shown, ax, name, label):
     """n or s against the epoch, units (thin) and mean (thick), and a histogram at the end.
 
-    The axis covers 0 to 1 at least, so that a small spread looks small.
+    The axis covers at least 0 to 1, so that a small spread looks small.
     """
-    low, high = covering(ax, [found[name][1] for (_, found), _ in shown])
+    low, high = cover(ax, [found[name][1] for (_, found), _ in shown])
     halves = ax.get_subplotspec().subgridspec(1, 2, width_ratios=(4, 1))
     ax.set_subplotspec(halves[0])
     beside = ax.figure.add_subplot(halves[1], sharey=ax)
     for (_, found), colour in shown:
         epochs, values = found[name]
-        mean = values.mean(axis=1)
+        mean, end = values.mean(axis=1), {"ms": 4, "clip_on": False, "zorder": 3}
         ax.plot(epochs, values, color=colour, linewidth=0.4, alpha=0.4)
         ax.plot(epochs, mean, color=colour)
-        ax.plot(epochs[0], mean[0], "o", color=colour, ms=4, mfc="white", clip_on=False, zorder=3)
-        ax.plot(epochs[-1], mean[-1], "o", color=colour, ms=4, clip_on=False, zorder=3)
+        ax.plot(epochs[0], mean[0], "o", color=colour, mfc="white", **end)
+        ax.plot(epochs[-1], mean[-1], "o", color=colour, **end)
         bins = np.linspace(low, high, 31)
         beside.hist(values[-1], bins, orientation="horizontal", color=colour, alpha=0.5)
     beside.tick_params(labelleft=False)
@@ -245,7 +243,7 @@ def draw_gain(shown, ax, name, label):
     return by_checkpoint(ax, label)
 
 
-def covering(ax, values):
+def cover(ax, values):
     """Makes the y axis cover 0 to 1 and a list of arrays; returns its ends without the margin."""
     low = min(0, *(value.min() for value in values))
     high = max(1, *(value.max() for value in values))
@@ -254,27 +252,13 @@ def covering(ax, values):
     return low, high
 
 
-def draw_exponent(shown, ax, name, label):
-    """The leading exponent at the kept checkpoints, mean and range."""
+def draw_checkpoints(shown, ax, name, label):
+    """A quantity with its band, at the kept checkpoints."""
     for (_, found), colour in shown:
-        arrays = found[name]
-        epochs, leading = arrays["epochs"], arrays["leading"]  # (E, chains, draws)
-        low, high = leading.min(axis=(1, 2)), leading.max(axis=(1, 2))
-        ax.plot(epochs, arrays["leading_mean"], ".-", color=colour)
-        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-    ax.axhline(0, color="0.5", linewidth=0.6)
-    return by_checkpoint(ax, label)
-
-
-def draw_jacobian(shown, ax, name, label):
-    """The spectral norm of the Jacobian at the kept checkpoints, median and quartiles."""
-    for (_, found), colour in shown:
-        epochs, norms = found[name]["epochs"], found[name]["spectral"]
-        low, middle, high = np.quantile(norms, (0.25, 0.5, 0.75), axis=(1, 2))
-        ax.plot(epochs, middle, ".-", color=colour)
-        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-    ax.axhline(1, color="0.5", linewidth=0.6)
-    return by_checkpoint(in_decades(ax), label)
+        plots.draw_band(*found[name], ax, colour, style=".-")
+    norm = name == "jacobian_norm"
+    ax.axhline(int(norm), color="0.5", linewidth=0.6)
+    return by_checkpoint(in_decades(ax) if norm else ax, label)
 
 
 def by_checkpoint(ax, label):
@@ -293,7 +277,7 @@ def from_zero(ax, marks):
 
 
 def draw_spectrum(shown, ax, name, label):
-    """Eigenvalues at the start (grey) and at the end, and the unit circle."""
+    """Initial (grey) and final eigenvalues, and the unit circle."""
     ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.5", linewidth=0.6))
     for (_, found), colour in shown:
         start, end = found[name]
@@ -304,17 +288,17 @@ def draw_spectrum(shown, ax, name, label):
 
 
 def draw_score(shown, ax, name, label):
-    """The test score under a change of the input, against the size of the change."""
+    """The test score on changed inputs, against the size of the change."""
     for (_, found), colour in shown:
         ax.plot(*found[name], ".-", color=colour)
-    text = grid.is_text(shown[0][0].run)
-    ax.set(xlabel=label, ylabel="test bits per character" if text else "test accuracy")
-    ax.set_ylim((0, None) if text else (0, 1))
+    run = shown[0][0].run
+    ax.set(xlabel=label, ylabel=grid.score_name(run))
+    ax.set_ylim((0, None) if grid.is_text(run) else (0, 1))
     return draw_chance(shown, from_zero(ax, marks=(1, 2, 5)), left=True)
 
 
 def draw_chance(shown, ax, left=False):
-    """The score if all classes or all symbols are equally likely; its name at either end."""
+    """The score of a random guess, labelled at the left or the right end."""
     chance = grid.chance(shown[0][0].run)
     ax.axhline(chance, color="0.4", linestyle=":", linewidth=0.8)
     place = {"x": 0.02, "ha": "left"} if left else {"x": 1, "ha": "right"}
@@ -324,40 +308,39 @@ def draw_chance(shown, ax, left=False):
 
 
 def draw_steps(shown, ax, name, label):
-    """A mean over the units of ANRU around step drives: the larger the darker; grey: no drive."""
+    """A mean over the units of ANRU around step drives: larger is darker; grey: no drive."""
     start, length = step_window(len(shown[0][0].found[name][0.0]))
     ax.axvspan(start, start + length, color="0.92", linewidth=0)
     for (_, found), colour in shown:
-        for size, shade in zip(SIZES, (0.35, 0.65, 1.0), strict=True):
-            lighter = 1 - shade * (1 - np.array(to_rgb(colour)))
-            ax.plot(found[name][size], color=lighter, label=f"{size:g}")
+        for size, amount in zip(SIZES, (0.35, 0.65, 1.0), strict=True):
+            ax.plot(found[name][size], color=plots.tint(colour, amount), label=f"{size:g}")
         ax.plot(found[name][0.0], "--", color="0.4", linewidth=0.7)
     ax.set(xlabel="step $t$", ylabel=label)
     if name == "h_t":
         ax.set_yscale("symlog", linthresh=1)
         ax.yaxis.set_major_formatter("{x:g}")
     else:
-        covering(ax, [values for (_, found), _ in shown for values in found[name].values()])
+        cover(ax, [values for (_, found), _ in shown for values in found[name].values()])
     if name == "n_t":
         ax.legend(*(each[: len(SIZES)] for each in ax.get_legend_handles_labels()), ncols=3)
     return ax
 
 
-# name: what draws it, the label of its axis, what the caption says of it
+# name: function that draws it, label of its axis, note in the caption
 CURVES = "solid: validation, dashed: training, points: test"
 PATHS = (
-    "thin: units (ANRU: means over steps and test sequences), thick: their mean from start (open) "
-    "to end (filled), bars: units at the end"
+    "thin: units (ANRU: means over steps and test sequences), thick: their mean, initial (open) "
+    "to final (filled), bars: final values of the units"
 )
 EIGENVALUES = (
-    "eigenvalues of the recurrent matrix (LSTM, GRU: of the candidate) at the start (grey) and at "
-    "the end"
+    "eigenvalues of the recurrent matrix (LSTM, GRU: of the candidate), initial (grey) and final"
 )
 RANGE = "mean and range over chains of test sequences and initial directions"
-CHANGED = "test set under a change of the input; dotted: chance"
+QUARTILES = "median and quartiles over steps and test sequences"
+CHANGED = "test set with changed inputs; dotted: chance"
 AROUND = (
-    f"ANRU around steps of {', '.join(f'{size:g}' for size in SIZES)} (light to dark, in the grey "
-    f"window) and without (dashed); means over all units and {SEQUENCES} test sequences"
+    f"ANRU with a step drive of {', '.join(f'{size:g}' for size in SIZES)} (light to dark, in the "
+    f"grey window) and without (dashed); means over units and {SEQUENCES} test sequences"
 )
 PANELS = {
     "loss": (draw_curve, "loss (nats)", CURVES),
@@ -367,16 +350,8 @@ PANELS = {
     "lr": (draw_log, "learning rate", ""),
     "n": (draw_gain, plots.GAIN, PATHS),
     "s": (draw_gain, plots.SATURATION, PATHS),
-    "lyapunov": (
-        draw_exponent,
-        r"$\lambda_1$ (nats/step)",
-        RANGE,
-    ),
-    "jacobian_norm": (
-        draw_jacobian,
-        r"$\|\partial h_t / \partial h_{t-1}\|_2$",
-        "median and quartiles over steps and test sequences",
-    ),
+    "lyapunov": (draw_checkpoints, r"$\lambda_1$ (nats/step)", RANGE),
+    "jacobian_norm": (draw_checkpoints, r"$\|\partial h_t / \partial h_{t-1}\|_2$", QUARTILES),
     "spectrum": (draw_spectrum, r"$\lambda$", EIGENVALUES),
     "sin": (draw_score, "amplitude of the sine transform", CHANGED),
     "step": (draw_score, "size of the step drive", CHANGED),
@@ -403,7 +378,7 @@ def draw(pictured):
     rows = [row for section in sections if section for row in in_rows(section)]
 
     figure = plt.figure(figsize=(plots.PAGE, HEIGHT * len(rows) + 0.7))
-    letters, notes = iter(string.ascii_lowercase), []
+    letters, notes = iter(string.ascii_lowercase), {}
     cells = figure.add_gridspec(len(rows), math.lcm(*range(1, WIDTH + 1)))
     for index, row in enumerate(rows):
         span = cells.ncols // len(row)
@@ -413,21 +388,22 @@ def draw(pictured):
             function(having, ax, name, label)
             letter = next(letters)
             ax.set_title(letter, fontweight="bold")
-            notes.append((letter, note))
+            notes.setdefault(note, []).append(letter)
     keys = [Line2D([], [], color=colour, linewidth=3) for _, colour in shown]
     figure.legend(keys, labels(runs), loc="outside upper left", ncols=3, handlelength=1)
-    figure.supxlabel(caption(runs, notes), x=0.01, ha="left", fontsize=6, color="0.3")
+    said = [f"{', '.join(panels)}: {note}." for note, panels in notes.items() if note]
+    plots.add_caption(figure, grid.caption(task_of(runs[0]), runs, *said))
     return figure
 
 
 def in_rows(panels):
-    """Panels in rows of at most `WIDTH`, as even as can be."""
+    """Panels in rows of at most `WIDTH`, as even as possible."""
     rows = math.ceil(len(panels) / WIDTH)
     return [[panels[i] for i in row] for row in np.array_split(np.arange(len(panels)), rows)]
 
 
 def colours(runs):
-    """A colour for each run: that of its network, or else another one.
+    """A colour for each run: that of its network, or another if it is taken.
 
     Raises RunError for more runs than colours.
     """
@@ -441,35 +417,12 @@ def colours(runs):
 
 def labels(runs):
     """The network of each run and the arguments in which they differ."""
-    names = varied(runs)
-    found = []
+    names, found = varied(runs), []
     for run in runs:
-        values = {name: run.config["arguments"].get(name) for name in names}
-        said = [f"{k}={in_short(v)}" for k, v in values.items() if v not in (None, "")]
+        values = {name: in_short(run.config["arguments"].get(name)) for name in names}
+        said = [f"{name}={value}" for name, value in values.items() if value]
         found.append(" ".join([network_name(run), *said]))
     return found
-
-
-def caption(runs, notes):
-    """Task, units, epochs, runs and seeds, then the notes [(letter, note)] on the panels."""
-    saved = [run.config["arguments"] for run in runs]
-
-    def every(values):
-        return ", ".join(dict.fromkeys(map(str, values)))
-
-    epochs = [
-        f"{len(run.rows('metrics.csv'))} of {a['epochs']}"
-        for run, a in zip(runs, saved, strict=True)
-    ]
-    said = [
-        f"{task_of(runs[0])}: {every(map(network_name, runs))}; {every(a['nhid'] for a in saved)} "
-        f"units; {every(epochs)} epochs; {len(runs)} run{'s' * (len(runs) > 1)}, "
-        f"seed {every(a['seed'] for a in saved)}."
-    ]
-    for note, group in itertools.groupby(notes, key=lambda pair: pair[1]):
-        if note:
-            said.append(f"{', '.join(letter for letter, _ in group)}: {note}.")
-    return textwrap.fill(" ".join(said), 155)
 
 
 # The command
@@ -479,20 +432,14 @@ def main(argv=None):
     parser = Parser("python3 -m Postprocessing.report", __doc__)
     flag = parser.add_argument
     flag("runs", type=Path, nargs="+", metavar="RUN", help="run directory, or a folder of runs")
-    flag(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="file, saved as .png and .pdf (default: see above)",
-    )
+    flag("--output", type=Path, metavar="FILE", help="saved as .png and .pdf (default: see above)")
     flag(
         "--compute",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compute the analyses that are missing",
+        help="compute missing analyses",
     )
-    flag("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)")
-    flag("--device", type=torch.device, default="cpu", help="such as cpu or cuda")
+    analysis.add_place_flags(parser)
     args = parser.parse_args(argv)
     plots.use_style()
     try:

@@ -1,16 +1,18 @@
-"""A table of the saved runs: python3 -m Postprocessing.runs [ROOT] [--csv]
+"""Prints a table of the saved runs: python3 -m Postprocessing.runs [ROOT] [--csv]
 
 One row per run: task, network, the arguments in which the runs of a task differ, epochs done and
-asked for, the best score on validation, the last on the test set (accuracy, or bits per character),
-hours of training, and the run's directory. Runs in progress and interrupted ones are listed too.
+requested, the best validation score, the last test score (accuracy, or bits per character), hours
+of training, and the run's directory. Unfinished runs are included.
 """
 
 import csv
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from Postprocessing import grid
-from Postprocessing.load_runs import differing, metrics_of
+from Postprocessing.load_runs import differing, metrics_of, network_name, task_of, tests_of
 from Training.flags import Parser
 from Training.once import ASIDE
 from Training.run_directory import RunError, find_runs
@@ -19,22 +21,11 @@ from Training.run_directory import RunError, find_runs
 LEFT_OUT = ASIDE - {"note"} | {"net_type", "nonlin", "epochs", "random", "save_freq", "save_epochs"}
 
 
-def task_of(run):
-    """The name of a run's task, that of its first folder: psMNIST, sDigits, PTB, …"""
-    return run.path.resolve().parents[2].name
-
-
-def network_name(run):
-    """The network and its activation, such as gamma2-RNN, LSTM or modrelu-EURNN."""
-    saved = run.config["arguments"]
-    return "-".join(filter(None, (saved["nonlin"], saved["net_type"])))
-
-
 def varied(runs):
     """The names of the arguments in which runs of one task differ.
 
-    An argument that does not apply to a network is None there, which is no difference from other
-    networks: it differs within a network, or has two values.
+    Arguments that do not apply to a network are None there. This counts as a difference only
+    between runs of the same network.
     """
 
     def values(name):
@@ -49,22 +40,20 @@ def varied(runs):
 
 
 def summary(run):
-    """The columns of a run that are not arguments, {name: value}; None for what is not there yet.
+    """The columns of a run other than its arguments, {name: value}, None if not available yet.
 
     Raises RunError if a file of the run is damaged.
     """
-    metrics, text = metrics_of(run), grid.is_text(run)
-    name = "bits_per_character" if text else "accuracy"
-    curve = metrics.get(f"validation_{name}")
-    tested = any(row["condition"] in ("as_is", "best") for row in run.rows("test_results.csv"))
+    metrics, tests, name = metrics_of(run), tests_of(run), grid.metric(run)
+    best = np.min if grid.is_text(run) else np.max
     return {
         "task": task_of(run),
         "network": network_name(run),
-        "epochs": 0 if curve is None else len(curve),
+        "epochs": len(metrics["epoch"]) if metrics else 0,
         "of": run.config["arguments"]["epochs"],
         "score": name,
-        "validation": None if curve is None else float(curve.min() if text else curve.max()),
-        "test": grid.score(run) if tested else None,
+        "validation": float(best(metrics[f"validation_{name}"])) if metrics else None,
+        "test": float(tests[name][-1]) if tests else None,
         "hours": float(metrics["seconds"].sum()) / 3600 if metrics else 0.0,
         "path": str(run.path),
     }
@@ -77,7 +66,7 @@ def table(root):
     stderr and skipped.
     """
     tasks = {}
-    for run in reversed(find_runs(root)):  # the oldest first
+    for run in reversed(find_runs(root)):  # oldest first
         try:
             tasks.setdefault(task_of(run), []).append((run, summary(run)))
         except RunError as error:
@@ -99,10 +88,9 @@ def table(root):
 
 
 def in_words(row, names):
-    """A row as texts for people, {column: text}."""
+    """A row as printed, {column: text}."""
     score = "{:.3f} bpc" if row["score"] == "bits_per_character" else "{:.1%}"
-    shown = {name: row[name] for name in ("task", "network")}
-    shown |= {name: row.get(name) for name in names}
+    shown = {name: row.get(name) for name in ("task", "network", *names)}
     shown["epochs"] = f"{row['epochs']}/{row['of']}"
     for name in ("validation", "test"):
         shown[name] = None if row[name] is None else score.format(row[name])
@@ -111,14 +99,14 @@ def in_words(row, names):
 
 
 def in_short(value):
-    """A saved argument as text: numbers without trailing zeros, nothing for None."""
+    """A saved argument as text: no trailing zeros, empty for None."""
     if isinstance(value, list):
         return ",".join(map(in_short, value))
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_table(rows):
-    """Prints rows {column: text}, numbers to the right, the last column unpadded."""
+    """Prints rows {column: text}, numbers right-aligned, the last column unpadded."""
     names = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names[:-1]}
     for row in ({name: name for name in names}, *rows):

@@ -11,9 +11,9 @@ Writes analysis/spectra.npz to each run, for its first and its newest kept check
                                 rest of the state (g of ANRU) held fixed; EURNN: 2H, of the real
                                 and imaginary parts together
 
-Source: the spectra of the matrices are those of Geadah et al., PLOS Computational Biology 2024,
-against the unit circle. The spectra of the Jacobian, which the paper does not have, say what the
-matrix and the slopes γ′(a_t) do together.
+Source: the spectra of the matrices, against the unit circle, are from Geadah et al., PLOS
+Computational Biology 2024. The spectra of the Jacobian, which also depend on the slopes γ′(a_t),
+are not in the paper.
 """
 
 import math
@@ -26,16 +26,15 @@ from matplotlib.patches import Circle
 from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
 from Postprocessing import analysis
 from Postprocessing.analysis import Unsuitable
-from Postprocessing.dynamics import flat_step, flatten, freeze, step_jacobian
-from Postprocessing.load_runs import layer_input, load_run
+from Postprocessing.dynamics import flatten, jacobians, trained_layers
 from Training.flags import positive_int
 
 
 def recurrent_matrix(layer):
     """The matrix (H, H) by which h_{t−1} enters a_t, without gradient; complex for EURNN.
 
-    V of the RNN, Whh of ANRU, and the matrix that the parameters make of expRNN, nnRNN and EURNN.
-    LSTM and GRU, whose gates have a matrix each: that of the candidate, tanh(…).
+    V of RNN, expRNN and nnRNN, Whh of ANRU, the product of rotations of EURNN, and the matrix of
+    the candidate, tanh(…), of LSTM and GRU.
     """
     with torch.no_grad():
         if isinstance(layer, ANRU):
@@ -55,27 +54,16 @@ def jacobian_eigenvalues(layer, x, times):
 
     Raises ValueError if a state is not finite.
     """
-    step, state, found = flat_step(layer), flatten(layer.initial_state(x.shape[1])), []
-    for t, x_t in enumerate(x, start=1):
-        before, state = state, step(x_t, state)
-        if not state.isfinite().all():
-            raise ValueError(f"the state is not finite after {t} steps")
-        if t in times:
-            found.append(torch.linalg.eigvals(step_jacobian(layer, x_t, before)))
-    return torch.stack(found)
+    found = jacobians(layer, flatten(layer.initial_state(x.shape[1])), x, times)
+    return torch.stack([torch.linalg.eigvals(J) for J in found])
 
 
 def compute(run, args):
     """The arrays of one run, listed in the module docstring."""
-    if not run.kept:
-        raise Unsuitable("has no kept checkpoint")
-    epochs = sorted({min(run.kept), max(run.kept)})
-    matrix, jacobian = [], []
-    for epoch in epochs:
-        model = load_run(run.path, epoch).model
-        layer = freeze(model.rnn).to(args.device)
+    epochs, matrix, jacobian = [], [], []
+    for epoch, layer, x in trained_layers(run, args.sequences, args.data, args.device, ends=True):
+        epochs.append(epoch)
         matrix.append(torch.linalg.eigvals(recurrent_matrix(layer)).cpu().numpy())
-        x = layer_input(run, model, args.sequences, args.data).double().to(args.device)
         every = math.ceil(len(x) / args.times)
         times = range(every, len(x) + 1, every)
         try:

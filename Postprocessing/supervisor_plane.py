@@ -1,15 +1,15 @@
 """The plane in which ANRU's supervisor moves: python3 -m Postprocessing.supervisor_plane RUN...
 
-One supervisor in open loop, that is, without a main unit that it would act on:
+One supervisor in open loop, that is, without a main unit to act on:
     g_t = tanh(Uag a_t + b_ag + Wgg g_{t−1} + b_gg),   a_t = 0 for t ≤ 200, ξ for 201 ≤ t < 400
-for 10 ξ from e^−2 to e^2, evenly spaced in log ξ, averaged over 10 starts g ~ N(0, 1). g_t is
-projected on the two principal components of all (ξ, t).
+for 10 ξ from e^−2 to e^2, evenly spaced in log ξ, averaged over 10 initial g ~ N(0, 1). g_t is
+projected onto the first two principal components over all (ξ, t).
 
 Writes analysis/supervisor_plane.npz to each run: xi (X,), components (2, M), mean (M,), explained
 (2,), the fractions of the variance, and path (X, T, 2), the projected g_t.
 
-Source: Geadah et al., PLOS Computational Biology 2024, figure 5a. Its script starts each ξ where
-the last one ended; here all ξ share their 10 starts.
+Source: Geadah et al., PLOS Computational Biology 2024, figure 5a. Its script starts each ξ from the
+final state of the previous one; here all ξ share their 10 initial states.
 """
 
 import sys
@@ -27,9 +27,9 @@ STEPS, ONSET, STARTS = 400, 201, 10
 
 @torch.no_grad()
 def supervisor_states(layer, xi=XI, generator=None):
-    """g_t of a supervisor of an ANRU in open loop, averaged over starts, (X, T, M).
+    """g_t of a supervisor in open loop, averaged over initial states, (X, T, M).
 
-    generator: draws the starts, torch's own if None.
+    generator: of the initial states.
     """
     like = layer.Wgg.weight
     start = torch.randn(STARTS, 1, layer.supervisor_size, generator=generator, dtype=like.dtype)

@@ -1,6 +1,6 @@
 """Panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
 
-Drives of all panels share one scale of colours, `XI`; ξ = 0 is grey. R runs, X drives ξ, T steps.
+All panels share one colour scale of the drives, `XI`; ξ = 0 is grey. R runs, X drives ξ, T steps.
 """
 
 import matplotlib.pyplot as plt
@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from NetworkCreation.gamma_function import gamma_prime
 from Postprocessing.gain_scaling import fit
-from Postprocessing.plots import COLOURS, GAIN, SATURATION
+from Postprocessing.plots import COLOURS, GAIN, SATURATION, draw_band
 from Postprocessing.step_response import ends
 
 XI = ScalarMappable(
@@ -28,14 +28,14 @@ def colour(xi):
 
 
 def add_scale(figure, axes):
-    """The scale of colours of the drives, beside the axes."""
+    """Adds the colour bar of the drives beside the axes."""
     bar = figure.colorbar(XI, ax=axes, label=r"drive $\xi$", aspect=40, pad=0.01)
     bar.set_ticks([0.2, 1, 2.5, 5, 10, 30], labels=["0.2", "1", "2.5", "5", "10", "30"])
     return bar
 
 
 def interval(values):
-    """Mean of values (R, ...) over runs and half of its 95 % t interval, NaN for one run."""
+    """Mean of values (R, ...) over runs and half its 95 % t interval, NaN for one run."""
     mean, runs = np.mean(values, axis=0), len(values)
     if runs < 2:
         return mean, np.full_like(mean, np.nan)
@@ -103,13 +103,12 @@ def draw_supervisor(xi, path, explained, ax, onset):
 
 
 def draw_orders(xi, alphas, ax, connectivity, fit_name):
-    """α (R, X) against ξ: mean over runs and 95 % interval. Dashed: fit with a free gain."""
+    """α (R, X) against ξ: mean over runs and 95 % interval. Dashed: the fit with a free gain."""
     mean, half = interval(alphas)
     style = {"paper": "-o", "free": "--s"}[fit_name]
     label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper'}"
-    look = {"color": UNITS[connectivity], "linewidth": 1}
-    ax.plot(xi, mean, style, markersize=3, label=label, **look)
-    ax.fill_between(xi, mean - half, mean + half, color=UNITS[connectivity], alpha=0.15)
+    look = {"style": style, "markersize": 3, "linewidth": 1, "label": label}
+    draw_band(xi, mean, mean - half, mean + half, ax, UNITS[connectivity], alpha=0.15, **look)
     ax.set(xlabel=r"drive $\xi$", ylabel=r"fractional order $\alpha$", ylim=(-0.03, 1.03))
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     return ax

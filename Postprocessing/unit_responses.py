@@ -1,16 +1,16 @@
-"""What ANRU's units compute of a step of current: python3 -m Postprocessing.unit_responses RUN...
+"""Responses of ANRU's units to a step of current: python3 -m Postprocessing.unit_responses RUN...
 
-Every unit i has an input of its own, and the network is driven by a step of size ξ for a while:
+Every unit i has an input of its own, and a step of size ξ drives the network for a while:
     a_t = u ∘ (x + ε_t) + b_xh + W h_{t−1} + b_hh + ξ_t,   u = Uxh[:, 0],   h_0 = g_0 = 0
 then g, n, s and h as in ANRU. connected: W = Whh. isolated: W = diag(Whh), with all biases.
 x ~ N(0.8, 0.1²) for each unit and trial, the same for all ξ; ε_t ~ N(0, σ²) at each step. The draws
 are seeded with the run's seed, and are the same for connected and isolated units.
 
-Two `PROTOCOLS`, short and long. The response is compared with its input through the fractional
-derivative: the order α is that of the D^α h nearest the step. Two `FITS` of α: `paper`, and `free`.
+There are two `PROTOCOLS`, short and long. The fractional order α of a response h is that of the
+D^α h nearest the step. There are two `FITS` of α: `paper` and `free`.
 
-Writes analysis/unit_responses.npz to each run: xi (X,), and, with H units and L steps,
-<protocol>_<connectivity>_ before
+Writes analysis/unit_responses.npz to each run: xi (X,), and, with H units and L steps, under names
+that begin with <protocol>_<connectivity>_
     response (X, L)               h, averaged over trials and units
     units (H, L)                  h of every unit at the largest ξ, averaged over trials
     alpha_<fit> ()                α of the response, all ξ > 0 together
@@ -18,13 +18,13 @@ Writes analysis/unit_responses.npz to each run: xi (X,), and, with H units and L
     alpha_units_<fit> (H,)        α of each unit at the largest ξ
     index (H,)                    adaptive index of each unit (short protocol only)
 
-Source: Geadah et al., PLOS Computational Biology 2024. The scripts of its figures 3 and 4 and their
-appendix fit without a free gain, so that a pure step of gain 2 has α = 0.188, and to a step that
-is not raised when the drive is: it ends a step early in the short protocol, and begins one step and
-ends two steps early in the long one. `paper` is that fit. `free` adds a gain and aligns the step.
-The base c of the steps is the paper's in both: 0 for the response, 0.8 for units.
-The free gain may be negative: a unit that rises all through the step, rather than follows it, may
-be fitted best by its integral, upside down, and then has an α near −1 that means little.
+Source: Geadah et al., PLOS Computational Biology 2024. `paper` is the fit in the scripts of its
+figures 3 and 4 and its appendix: without a free gain, so that a pure step of gain 2 has α = 0.188,
+and to a step that is not aligned with the drive: it ends a step early in the short protocol, and
+begins one step and ends two steps early in the long one. `free` adds a gain and aligns the step.
+Both use the paper's base c of the steps: 0 for the response, 0.8 for units. The free gain may be
+negative: a unit that rises throughout the step may be fitted best by its inverted integral, and its
+α near −1 means little.
 """
 
 import copy
@@ -52,8 +52,7 @@ CONNECTIVITY = ("connected", "isolated")
 
 @dataclass(frozen=True)
 class Protocol:
-    """L steps, the driven ones, σ of ε, the steps where the paper's target is raised, and where
-    a fit compares."""
+    """L, the driven steps, σ of ε, the raised steps of the paper's target, and the fitted steps."""
 
     steps: int
     driven: slice
@@ -68,13 +67,13 @@ PROTOCOLS = {
     # |t − 150| < 50
     "long": Protocol(300, slice(102, 202), 5.0, slice(101, 200), slice(80, 220)),
 }
-FITS = {"paper": False, "free": True}  # the name of a fit: whether it has a free gain
+FITS = {"paper": False, "free": True}  # whether a fit has a free gain
 
 
 def trained_anru(run, device="cpu"):
     """The model of a run's newest checkpoint, and its layer, frozen, in float64, on the device.
 
-    Raises Unsuitable if the network is not ANRU.
+    Raises Unsuitable for networks other than ANRU.
     """
     model = load_run(run.path).model
     if not isinstance(model.rnn, ANRU):
@@ -83,7 +82,7 @@ def trained_anru(run, device="cpu"):
 
 
 def with_weights(layer, Uxh, Whh=None):
-    """A copy of an ANRU with other input weights (H, I'), and recurrent weights (H, H) if given."""
+    """A copy of an ANRU with new input weights (H, I') and, if given, recurrent weights (H, H)."""
     found = copy.deepcopy(layer)
     found.input_size = Uxh.shape[1]
     found.Uxh.weight = nn.Parameter(Uxh, requires_grad=False)
@@ -93,21 +92,19 @@ def with_weights(layer, Uxh, Whh=None):
 
 
 def unit_layer(layer, isolated=False):
-    """An ANRU of one input as one of H inputs, one for each unit; isolated: without the others."""
+    """An ANRU of one input as one of H inputs, one per unit; isolated: with diagonal Whh."""
     Whh = layer.Whh.weight
-    return with_weights(
-        layer, layer.Uxh.weight[:, 0].diag(), Whh.diag().diag() if isolated else Whh
-    )
+    Whh = Whh.diag().diag() if isolated else Whh
+    return with_weights(layer, layer.Uxh.weight[:, 0].diag(), Whh)
 
 
 @torch.no_grad()
 def responses(units, protocol, xi=XI, trials=TRIALS, generator=None):
     """h of the units (`unit_layer`) under a step of each ξ, (trials, X, H, L).
 
-    generator: draws x and ε, torch's own if None.
+    generator: of x and ε.
     """
-    like = next(units.parameters())
-    size = units.hidden_size
+    like, size = units.Whh.weight, units.hidden_size
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=like.dtype)
@@ -124,7 +121,7 @@ def fractional_derivative(h, order):
     """D^α h = Re IDFT[H_k DFT(h)_k] of signals h (..., L), α of either sign.
 
     H_k = (2πi f_k)^α on the principal branch, f_k = fftfreq(L, 1), H_0 = 0: the mean is lost.
-    Without padding, so that h is taken as periodic.
+    h is taken as periodic, without padding.
     """
     f = np.fft.fftfreq(h.shape[-1])
     H = np.zeros(len(f), complex)
@@ -135,7 +132,7 @@ def fractional_derivative(h, order):
 def step_target(protocol, xi, base=0.0, aligned=False):
     """The step that D^α h is compared with, (..., L) for ξ (...): base + ξ where it is raised.
 
-    aligned: raised when the drive is, rather than where the paper's is.
+    aligned: raised during the drive, rather than where the paper's is.
     """
     xi = np.asarray(xi)
     target = np.full((*xi.shape, protocol.steps), base)
@@ -146,8 +143,8 @@ def step_target(protocol, xi, base=0.0, aligned=False):
 def fit_errors(h, target, window, orders, free=False):
     """Mean squared difference of D^α h − D^α h(25) and a target in the window, (A, ...).
 
-    h, target: (..., L). orders: the A values of α. free: the first is multiplied by the gain
-    ⟨y, T⟩/⟨y, y⟩ that brings it nearest the target T in the window.
+    h, target: (..., L). orders: the A values of α. free: y = D^α h − D^α h(25) is multiplied by its
+    least-squares gain ⟨y, T⟩/⟨y, y⟩ to the target T in the window.
     """
     errors = []
     for order in orders:
@@ -164,7 +161,7 @@ def response_orders(response, xi, protocol, free=False, orders=RESPONSE_ORDERS):
     """α of the mean response to all ξ > 0 together, (), and to each, (X − 1,).
 
     response: (X, L), xi: (X,). The first α minimises the sum of the errors over ξ > 0. free: a gain
-    for each ξ, and an aligned target, else the paper's fit.
+    for each ξ and an aligned target; otherwise the paper's fit.
     """
     positive = np.asarray(xi) > 0
     target = step_target(protocol, np.asarray(xi)[positive], aligned=free)
@@ -173,7 +170,7 @@ def response_orders(response, xi, protocol, free=False, orders=RESPONSE_ORDERS):
 
 
 def unit_orders(units, xi, protocol, free=False, orders=UNIT_ORDERS):
-    """α of the response of each unit to the step ξ, (H,); units: (H, L). free: as above."""
+    """α of the response of each unit to the step ξ, (H,); units: (H, L), free: as above."""
     target = step_target(protocol, xi, base=INPUT, aligned=free)
     return orders[fit_errors(units, target, protocol.window, orders, free).argmin(0)]
 
@@ -182,8 +179,8 @@ def adaptive_index(h):
     """(r_e − r_l)/(r_e + r_l) of responses h (..., 150) of the short protocol, (...).
 
     r_e and r_l are the means of h over 100 ≤ t < 115 and 134 ≤ t < 149; 0 where their sum is below
-    1e-10. Both windows are the paper's; only their first step is still driven, so that the index
-    is that of the response to the end of the step.
+    1e-10. Both windows are the paper's; only step 100 is still driven, so that the index describes
+    the response to the end of the step.
     """
     early, late = h[..., 100:115].mean(-1), h[..., 134:149].mean(-1)
     total = early + late

@@ -139,7 +139,7 @@ def test_networks_may_differ_in_what_is_their_own(make, tmp_path, capsys):
 
 def commanded(text, script=sMNIST_task):
     """The arguments of all runs of the sweeps in a text, as the sweep parses them."""
-    lines = text.split("create the runs with:\n")[1].replace(" && \\\n", "\n").splitlines()
+    lines = text.split("train them with:\n")[1].replace(" && \\\n", "\n").splitlines()
     found = []
     for line in lines:
         words = shlex.split(line)
@@ -162,7 +162,7 @@ def test_one_command_makes_what_is_missing_of_a_grid(make, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "static: 3 missing, about 3.0 minutes in one process" in said
     assert "homogeneous: 4 missing, about 4.0 minutes" in said
-    assert said.count("create the runs with:") == 1
+    assert said.count("train them with:") == 1
     arguments = commanded(said)
     assert {k: v for k, v in config.items() if k not in once.ASIDE} in arguments
     assert len(arguments) == 2 * 3 * 2 * 2  # settings, n, s, seeds: none of the heterogeneous lack

@@ -181,7 +181,7 @@ def test_the_command_on_pixels(call, only_run, capsys):
     before = file.stat().st_mtime_ns
     assert main(path) == 0 and file.stat().st_mtime_ns == before
     assert main(path, "--all-epochs", "--times", "9", "64") == 0
-    assert "computed again" in capsys.readouterr().err  # with other settings
+    assert "recomputed" in capsys.readouterr().err  # with other settings
     assert list(information(path)["epochs"]) == [0, 1, 2]
     assert information(path)["information"][2, 1] == found["information"][0, -1]
     for flags in (["--times", "65"], ["--window", "65"], ["--samples", "5"]):

@@ -105,7 +105,7 @@ def test_every_panel_that_applies_has_ink(analysed, names):
     assert min(ink(figure)) > 0.002
     caption, (legend,) = figure.get_supxlabel(), figure.legends
     assert caption.startswith("pydoc: gamma-RNN" if names == ["text"] else "psDigits: gamma2-RNN, ")
-    assert f"8 units; 2 of 2 epochs; {len(names)} run" in caption
+    assert f"8 units; 2 epochs; {len(names)} run" in caption
     said = [text.get_text() for text in legend.get_texts()]
     if len(names) > 1:
         assert said == ["gamma2-RNN seed=400", "ANRU seed=400", "LSTM seed=401"]

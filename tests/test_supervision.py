@@ -11,11 +11,11 @@ import torch
 from NetworkCreation.models import PixelClassifier
 from NetworkCreation.Networks import ANRU
 from Postprocessing import analysis, gain_scaling, step_response, supervisor_plane, unit_responses
+from Postprocessing.dynamics import chains
 from Postprocessing.gain_scaling import (
     exponential,
     fit,
     gain_and_saturation,
-    one_after_another,
     power,
 )
 from Postprocessing.load_runs import LoadedRun
@@ -102,7 +102,7 @@ def test_a_search_that_does_not_converge_has_no_parameters():
 
 def test_sequences_are_read_one_after_another():
     x = torch.arange(7.0).expand(5, 7)[..., None] + torch.arange(5.0)[:, None, None] / 10
-    found = one_after_another(x, 3)
+    found = chains(x, 2)
     assert found.shape == (15, 2, 1)
     torch.testing.assert_close(found[:, 1, 0], torch.cat([x[:, 1, 0], x[:, 3, 0], x[:, 5, 0]]))
 
