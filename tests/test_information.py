@@ -1,9 +1,11 @@
 """Mutual information: the estimator against known values, and the command on toy runs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from Postprocessing import mutual_information as command
 from Postprocessing.analysis import load
@@ -155,6 +157,18 @@ def test_the_information_of_gaussians_is_that_of_their_covariance(rng):
     rho = np.corrcoef(x[:, 0], y[:, 0])[0, 1]
     found = gaussian_information(x[:, :1], y[:, :1])
     assert found == pytest.approx(-0.5 * math.log(1 - rho**2), rel=1e-9)
+
+
+def test_equal_windows_are_told_apart_where_denormals_are_flushed(monkeypatch, rng):
+    text = (torch.arange(100) % 7 == 0).long()  # of 50 columns, most begin with 0
+    monkeypatch.setattr(command, "data_set", lambda *_: SimpleNamespace(test=text))
+    config = {"model": {"task": "characters"}, "arguments": {"bptt": 1}}
+    args = SimpleNamespace(data=None, samples=50, window=None)
+    _, _, windows = command._sequences(SimpleNamespace(config=config), args)
+    torch.set_flush_denormal(True)
+    x = windows(1)
+    assert mutual_information(x, column(rng.standard_normal(50))) < 0.5
+    assert mutual_information(x, x) > 0.3
 
 
 def information(path):

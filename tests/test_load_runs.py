@@ -1,6 +1,7 @@
 """Finding and loading saved runs, and the common code of the analysis commands."""
 
 import io
+import re
 import shutil
 
 import numpy as np
@@ -181,6 +182,22 @@ def test_one_command_for_all_analyses_that_are_missing(two_runs, command):
         f"compute them with:\npython3 -m Postprocessing.sizes {two_runs[1].path} && \\\n"
         f"python3 -m Postprocessing.widths {folder}"
     )
+
+
+def test_the_command_of_the_exponents_without_input(two_runs):
+    said = f"run python3 -m Postprocessing.lyapunov --autonomous {two_runs[0].path}"
+    with pytest.raises(RunError, match=re.escape(said)):
+        analysis.load(two_runs[0], "lyapunov_autonomous")
+    with pytest.raises(FigureError, match=r"python3 -m Postprocessing\.lyapunov --autonomous "):
+        analysis.load_all({"lyapunov_autonomous": two_runs})
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_an_error_of_one_line(command, device, capsys):
+    with pytest.raises(SystemExit):
+        command("SavedModels", "--device", device)
+    said = capsys.readouterr().err
+    assert f"argument --device: cannot compute on {device}: " in said and said.count("\n") == 1
 
 
 def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command, capsys):

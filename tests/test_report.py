@@ -189,6 +189,18 @@ def test_a_run_in_training_has_its_curves(copied, tmp_path, capsys, monkeypatch)
     assert f"{run.path}: has no epoch yet" in capsys.readouterr().err
 
 
+def test_a_stale_analysis_is_an_error_of_one_line(copied, capsys):
+    run = copied()
+    assert jacobian_norm.main([str(run.path), "--sequences", "1", "--every", "64"]) == 0
+    (run.path / "e_1.pth.tar").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        report.main([str(run.path), "--no-compute"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "jacobian_norm.npz: stale, computed from other" in said
+    assert said.endswith(f"; run python3 -m Postprocessing.jacobian_norm {run.path}\n")
+
+
 def test_runs_that_do_not_fit_on_a_page_are_refused(root, trained, tmp_path, capsys):
     with pytest.raises(RunError, match="of one task, got psDigits, pydoc"):
         report.runs_at([root])
