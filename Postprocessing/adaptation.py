@@ -75,9 +75,8 @@ def compute(run, args):
     layer = model.rnn.to(args.device)
     units = layer.hidden_size
     units = np.linspace(0, units - 1, min(args.units, units)).round().astype(int)
-    arrays = {"metrics_epochs": metrics.get("epoch", np.empty(0))}
-    for name in ("n_mean", "n_std", "s_mean", "s_std"):
-        arrays[name] = metrics.get(name, np.empty(0))
+    names = {"metrics_epochs": "epoch"} | {k: k for k in ("n_mean", "n_std", "s_mean", "s_std")}
+    arrays = {name: metrics.get(column, np.empty(0)) for name, column in names.items()}
     arrays |= learned(run)
     arrays |= {"sizes": np.array(args.size), "drive": drives.numpy(), "units": units}
     as_is = along(layer, x, None, units)

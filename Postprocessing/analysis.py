@@ -138,16 +138,16 @@ def load_all(wanted):
             except RunError as error:
                 errors[run.path] = error
         if errors:
-            said = f"{name}: missing or stale for {len(errors)} of {len(runs)} runs"
-            if arrays:
-                each = np.mean([one["seconds"] for one in arrays.values()])
-                said += f" ({duration(each * len(errors))})"
-            problems.append(f"{said}, such as {next(iter(errors.values()))}")
-            commands.append(_command(name, os.path.commonpath(errors)))
+            took = [one["seconds"] for one in arrays.values()]
+            time = f" ({duration(np.mean(took) * len(errors))})" if took else ""
+            said = f"missing or stale for {len(errors)} of {len(runs)} runs{time}, such as "
+            said += str(next(iter(errors.values())))
         elif len(settings) > 1:
             counts = [f"\n  {len(paths)} runs: {key}" for key, paths in settings.items()]
-            problems.append(f"{name}: computed with different settings:{''.join(counts)}")
-            commands.append(_command(name, os.path.commonpath(arrays)))
+            said = f"computed with different settings:{''.join(counts)}"
+        if errors or len(settings) > 1:
+            problems.append(f"{name}: {said}")
+            commands.append(_command(name, os.path.commonpath(errors or arrays)))
         found[name] = arrays
     if problems:
         raise FigureError("\n".join([*problems, "compute them with:", " && \\\n".join(commands)]))

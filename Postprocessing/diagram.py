@@ -84,17 +84,6 @@ def draw_unit(ax, x, y, width, height):
         ax.text(middle + 1.5 * shift, (low + end) / 2 + 0.02, name, **side, color=colour)
 
 
-def draw_family(ax, pairs, colour, which):
-    """γ for pairs (n, s) from light to dark, labelled by n (which = 0) or s (which = 1)."""
-    x = torch.linspace(-2, 2, 401)
-    for pair, amount in zip(pairs, np.linspace(0.3, 1, len(pairs)), strict=True):
-        ax.plot(x, gamma(x, *pair), color=tint(colour, amount), label=f"{pair[which]:g}")
-    ax.legend(loc="upper left", handlelength=1, labelspacing=0.15, borderaxespad=0)
-    ax.set(xlim=(-2, 2), xticks=(-2, 0, 2), ylim=(-0.05, 2.25), yticks=(0, 1, 2))
-    ax.set_ylabel("activity $h$")
-    return ax
-
-
 def draw():
     """The figure."""
     figure = plt.figure(figsize=(plots.PAGE, HEIGHT), layout="none")
@@ -120,13 +109,22 @@ def draw():
     ax.text(x + 0.25, top, "a unit and its supervisor", **text | {"fontsize": 8})
 
     families = {
-        "c": ("gain $n$, at $s = 0$", [(n, 0.0) for n in (1, 2, 5, 20)], GAIN, 0),
-        "d": ("saturation $s$, at $n = 4$", [(4.0, s) for s in (0, 0.33, 0.67, 1)], SATURATION, 1),
+        "c": ("gain $n$, at $s = 0$", [(n, 0.0) for n in (1, 2, 5, 20)], GAIN, "{0:g}"),
+        "d": (
+            "saturation $s$, at $n = 4$",
+            [(4, s) for s in (0, 0.33, 0.67, 1)],
+            SATURATION,
+            "{1:g}",
+        ),
     }
-    for row, (letter, (title, pairs, colour, which)) in enumerate(families.items()):
+    for row, (letter, (title, pairs, colour, name)) in enumerate(families.items()):
         place = (LEFT + 0.45, 1.63 - 1.18 * row, plots.PAGE - LEFT - 0.55, 0.8)
         page = np.array([plots.PAGE, HEIGHT, plots.PAGE, HEIGHT])
-        ax = draw_family(figure.add_axes(tuple(place / page)), pairs, colour, which)
+        ax = figure.add_axes(tuple(place / page), xlim=(-2, 2), ylim=(-0.05, 2.25))
+        shades = [tint(colour, amount) for amount in np.linspace(0.3, 1, len(pairs))]
+        plots.draw_family(torch.linspace(-2, 2, 401), pairs, ax, shades=shades, name=name)
+        ax.legend(loc="upper left", handlelength=1, labelspacing=0.15, borderaxespad=0)
+        ax.set(xticks=(-2, 0, 2), yticks=(0, 1, 2), xlabel="", ylabel="activity $h$")
         ax.set_title(letter, fontweight="bold", fontsize=9, x=-0.13)
         ax.set_title(title, loc="center", x=0, ha="left", color=colour)
         ax.tick_params(labelbottom=row == 1)

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 from NetworkCreation.gamma_function import derivatives
 from NetworkCreation.Networks import ANRU, EURNN
 from NetworkCreation.rnn import ElmanLayer
-from Postprocessing.analysis import Unsuitable
-from Postprocessing.load_runs import layer_input, load_run, test_set
+from Postprocessing import analysis
+from Postprocessing.load_runs import data_set, layer_input, load_run
 from Training.datasets import columns
 
 
@@ -28,7 +28,7 @@ def trained_layers(run, sequences, data=None, device="cpu", least=0, ends=False)
     is too small.
     """
     if not run.kept:
-        raise Unsuitable("has no kept checkpoint")
+        raise analysis.Unsuitable("has no kept checkpoint")
     for epoch in sorted({min(run.kept), max(run.kept)}) if ends else run.kept:
         model = load_run(run.path, epoch).model
         x = layer_input(run, model, sequences, data)
@@ -41,12 +41,12 @@ def trained_layers(run, sequences, data=None, device="cpu", least=0, ends=False)
 def _long_input(run, model, sequences, data, least, length):
     """x (T, B, I), T ≥ least, of B chains of test sequences of this length, or columns of text."""
     if run.config["model"]["task"] == "pixels":
-        x = layer_input(run, model, math.ceil(least / length) * sequences, data)
-        x = chains(x, sequences)
+        count = math.ceil(least / length) * sequences
+        x = chains(layer_input(run, model, count, data), sequences)
     else:
-        x = model.encoder(columns(test_set(run, data), sequences)[:least])
+        x = model.encoder(columns(data_set(run, data).test, sequences)[:least])
     if len(x) < least:
-        raise Unsuitable(
+        raise analysis.Unsuitable(
             f"the test set has only {len(x)} steps for each of {sequences} chains, "
             f"{least} are needed"
         )

@@ -7,7 +7,6 @@ The runs of a figure agree in every argument that it does not vary. Unfinished r
 (--limit-batches) are ignored.
 """
 
-import functools
 import math
 import os
 import re
@@ -377,11 +376,6 @@ def best_quarter(runs):
     analyses of the dynamics are over these."""
     ordered = sorted(runs, key=lambda run: validation(run)[-1], reverse=not is_text(runs[0]))
     return ordered[: math.ceil(len(runs) / 4)]
-
-
-def common_epochs(arrays):
-    """The epochs that all of these analyses cover, (E,)."""
-    return functools.reduce(np.intersect1d, [one["epochs"] for one in arrays])
 
 
 # Captions

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from Postprocessing import analysis
-from Postprocessing.analysis import Unsuitable
 from Postprocessing.dynamics import flatten, jacobians, trained_layers
 from Training.flags import positive_int
 
@@ -36,14 +35,16 @@ def compute(run, args):
     for epoch, layer, x in trained_layers(run, args.sequences, args.data, args.device):
         every = args.every or math.ceil(len(x) / TIMES)
         if every > len(x):
-            raise Unsuitable(f"--every must be at most {len(x)}, the sequence length, got {every}")
+            raise analysis.Unsuitable(
+                f"--every must be at most {len(x)}, the sequence length, got {every}"
+            )
         times = range(every, len(x) + 1, every)
         steps = tqdm(x, desc=f"epoch {epoch}", leave=False, delay=2, disable=None)
         try:
             state = flatten(layer.initial_state(x.shape[1]))
             norms.append(jacobian_norms(layer, state, steps, times))
         except ValueError as error:
-            raise Unsuitable(f"epoch {epoch}: {error}") from error
+            raise analysis.Unsuitable(f"epoch {epoch}: {error}") from error
         epochs.append(epoch)
     spectral, infinity = (torch.stack(norm).cpu().numpy() for norm in zip(*norms, strict=True))
     arrays = {"spectral": spectral, "infinity": infinity}

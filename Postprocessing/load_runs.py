@@ -144,18 +144,13 @@ def data_set(run, data=None):
     return found
 
 
-def test_set(run, data=None):
-    """The test set of a run, a PixelSet or the stream (N,) of a text; arguments of `data_set`."""
-    return data_set(run, data).test
-
-
 @torch.no_grad()
 def layer_input(run, model, count, data=None):
     """The input of the recurrent layer for the first B = `count` test sequences, x (T, B, I).
 
     For text, the first --bptt steps of B columns. data and errors: as for `data_set`.
     """
-    found = test_set(run, data)
+    found = data_set(run, data).test
     if run.config["model"]["task"] == "pixels":
         return found.batch(slice(0, count))[0]
     symbols = columns(found, count)[: run.config["arguments"]["bptt"]]

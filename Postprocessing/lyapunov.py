@@ -31,7 +31,6 @@ import torch
 from tqdm import tqdm
 
 from Postprocessing import analysis
-from Postprocessing.analysis import Unsuitable
 from Postprocessing.dynamics import flat_step, flatten, push, tangent_step, trained_layers
 from Training.flags import not_negative_int, positive_int
 
@@ -93,7 +92,7 @@ def compute(run, args):
                 flat_step(layer), state, inputs, k, warm_up, generator, tangent_step(layer)
             )
         except ValueError as error:
-            raise Unsuitable(f"epoch {epoch}: {error}") from error
+            raise analysis.Unsuitable(f"epoch {epoch}: {error}") from error
         epochs.append(epoch)
         found.append(exponents.sort(dim=1, descending=True).values.view(S, R, k).cpu().numpy())
     found = np.stack(found)  # (E, S, R, k)

@@ -152,15 +152,12 @@ def _sequences(run, args):
 
 
 def _times(args, window, steps):
-    if window > steps:
-        raise analysis.Unsuitable(f"the window must be at most {steps} steps, got {window}")
-    if args.times is None:
+    if args.times is None and window <= steps:
         return np.unique(np.linspace(window, steps, 8).round().astype(int))
-    if not window <= min(args.times) <= max(args.times) <= steps:
-        raise analysis.Unsuitable(
-            f"--times must be from {window} (window) to {steps} (all steps), got {args.times}"
-        )
-    return np.array(args.times)
+    times = args.times or [window]
+    if not window <= min(times) <= max(times) <= steps:
+        raise analysis.Unsuitable(f"times must be from {window} (window) to {steps}, got {times}")
+    return np.array(times)
 
 
 @torch.no_grad()

@@ -100,13 +100,14 @@ def save(figure, name, folder=FIGURES):
     return paths
 
 
-def draw_family(x, pairs, ax, derivative=False):
+def draw_family(x, pairs, ax, derivative=False, shades=None, name="$n={:g}$, $s={:g}$"):
     """γ(x; n, s), or its derivative, for pairs (n, s), from light to dark. x: (N,)."""
     function = gamma_prime if derivative else gamma
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(pairs)))
+    if shades is None:
+        shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(pairs)))
     x = torch.as_tensor(x)
     for (n, s), shade in zip(pairs, shades, strict=True):
-        ax.plot(x, function(x, n, s), color=shade, label=f"$n={n:g}$, $s={s:g}$")
+        ax.plot(x, function(x, n, s), color=shade, label=name.format(n, s))
     label = r"$\partial\gamma/\partial x$" if derivative else r"$\gamma(x; n, s)$"
     ax.set(xlabel="pre-activation $x$", ylabel=label)
     ax.legend(handlelength=1)

@@ -22,8 +22,8 @@ window, from 0, 50, 100 and 150 of 784 steps after the onset; all in proportion 
 
 Source: Geadah et al., PLOS Computational Biology 2024. Its figure scripts draw saved exponents; the
 program that computed them is not published. Here there are several directions, draws and streams,
-and the spread is saved: smaller differences are not meaningful. A frozen network with λ₁ > 0 may
-diverge, which shows in the root mean square of h_t. An ANRU of 64 units on the digits takes about
+and the spread is saved: differences within it are not meaningful. A frozen network with λ₁ > 0
+may diverge, which shows in the root mean square of h_t. An ANRU of 64 units on the digits takes about
 two minutes on one core.
 """
 
@@ -40,10 +40,10 @@ from tqdm import tqdm
 
 from NetworkCreation.gamma_function import gamma
 from Postprocessing import analysis
-from Postprocessing.analysis import Unsuitable
-from Postprocessing.dynamics import flat_step, flatten, freeze
-from Postprocessing.load_runs import layer_input, load_run
+from Postprocessing.dynamics import flat_step, flatten
+from Postprocessing.load_runs import layer_input
 from Postprocessing.lyapunov import lyapunov_exponents
+from Postprocessing.unit_responses import trained_anru
 from Training.flags import finite, positive_int
 from Training.transforms import step_window
 
@@ -86,10 +86,7 @@ def systems(layer, x, sizes, onset):
 
 
 def frozen_step(layer):
-    """ANRU with given n and s (B, H): ((x_t, drive_t, n, s), h (B, H)) → γ(a_t; n, s).
-
-    Its Jacobian is diag(γ′(a_t; n, s)) Whh.
-    """
+    """((x_t, drive_t, n, s), h) → γ(a_t; n, s), with Jacobian diag(γ′(a_t; n, s)) Whh."""
 
     def step(now, h):
         x_t, drive_t, n, s = now
@@ -126,16 +123,15 @@ def leading_exponents(system, first, last, k, draws, desc=""):
 
 def compute(run, args):
     """The arrays of one run, listed in the module docstring."""
-    if run.config["model"]["net_type"] != "ANRU":
-        raise Unsuitable("only ANRU adapts n and s at every step")
-    model = load_run(run.path).model
-    layer = freeze(model.rnn).to(args.device)
+    model, layer = trained_anru(run, args.device)
     length = len(layer_input(run, model, 1, args.data))
     (onset, _), last = step_window(length), args.steps
     count = args.streams * math.ceil((onset + last) / length)
     x = layer_input(run, model, count, args.data).double().to(args.device)
     if x.shape[1] < count:
-        raise Unsuitable(f"{args.streams} streams need {count} test sequences, got {x.shape[1]}")
+        raise analysis.Unsuitable(
+            f"{args.streams} streams need {count} test sequences, got {x.shape[1]}"
+        )
     row = in_a_row(x, args.streams)[: onset + last]
     since = [round(t * length / 784) for t in SINCE]
     arrays = {"sizes": np.array(args.sizes), "onset": onset, "steps": last, "since": since}
@@ -153,7 +149,7 @@ def compute(run, args):
             periods = [exponents(system, *period, 1, name) for period in pairwise(since)]
             arrays[f"{name}_since"] = np.stack(periods)[..., 0]
     except ValueError as error:
-        raise Unsuitable(str(error)) from error
+        raise analysis.Unsuitable(str(error)) from error
     for key in [*COLOURS, *(f"{name}_since" for name in COLOURS)]:
         leading = arrays[key] if key.endswith("since") else arrays[key].max(axis=-1)
         arrays[f"{key}_mean"] = leading.mean(axis=(-2, -1))

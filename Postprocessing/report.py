@@ -26,16 +26,8 @@ from tqdm import tqdm
 
 from NetworkCreation.checkpoints import CheckpointError
 from NetworkCreation.Networks import ANRU
-from Postprocessing import (
-    adaptation,
-    analysis,
-    grid,
-    jacobian_norm,
-    load_runs,
-    lyapunov,
-    plots,
-    robustness,
-)
+from Postprocessing import analysis, grid, jacobian_norm, load_runs, lyapunov, plots, robustness
+from Postprocessing.adaptation import learned
 from Postprocessing.load_runs import layer_input, load_run, network_name, task_of
 from Postprocessing.runs import in_short, varied
 from Postprocessing.spectra import recurrent_matrix
@@ -145,7 +137,7 @@ def gains(run, data=None):
     ANRU: the means of n_t and s_t over the steps of test sequences. {} for other networks.
     """
     if not isinstance(load_run(run.path).model.rnn, ANRU):
-        found = adaptation.learned(run)
+        found = learned(run)
         return {name: (found["epochs"], found[name]) for name in "ns" if name in found}
     values = {"n": [], "s": []}
     for epoch in run.kept:
@@ -430,15 +422,10 @@ def labels(runs):
 
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.report", __doc__)
-    flag = parser.add_argument
+    flag, switch = parser.add_argument, argparse.BooleanOptionalAction
     flag("runs", type=Path, nargs="+", metavar="RUN", help="run directory, or a folder of runs")
     flag("--output", type=Path, metavar="FILE", help="saved as .png and .pdf (default: see above)")
-    flag(
-        "--compute",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute missing analyses",
-    )
+    flag("--compute", action=switch, default=True, help="compute missing analyses")
     analysis.add_place_flags(parser)
     args = parser.parse_args(argv)
     plots.use_style()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from NetworkCreation.checkpoints import load_model
 from Postprocessing import analysis, grid
-from Postprocessing.load_runs import test_set
+from Postprocessing.load_runs import data_set
 from Training import evaluation
 from Training.datasets import PixelSet, columns
 from Training.flags import finite, positive_int
@@ -67,7 +67,7 @@ def text_scores(model, text, bptt, amplitudes, limit=None):
 
 def compute(run, args):
     """The arrays of one run, listed in the module docstring."""
-    saved, test = run.config["arguments"], test_set(run, args.data)
+    saved, test = run.config["arguments"], data_set(run, args.data).test
     model, _ = load_model(run.scored_checkpoint())
     model.to(args.device)
     if grid.is_text(run):
@@ -77,11 +77,8 @@ def compute(run, args):
         few = slice(0, args.samples)
         test = PixelSet(test.images[few], test.labels[few], test.scale).to(args.device)
         scores = pixel_scores(model, test, saved["batch_size"], args.amplitudes)
-    return {
-        "amplitudes": np.array(args.amplitudes),
-        **scores,
-        "chance": np.array(grid.chance(run)),
-    }
+    chance = np.array(grid.chance(run))
+    return {"amplitudes": np.array(args.amplitudes), **scores, "chance": chance}
 
 
 def main(argv=None):

@@ -25,7 +25,6 @@ from matplotlib.patches import Circle
 
 from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
 from Postprocessing import analysis
-from Postprocessing.analysis import Unsuitable
 from Postprocessing.dynamics import flatten, jacobians, trained_layers
 from Training.flags import positive_int
 
@@ -69,7 +68,7 @@ def compute(run, args):
         try:
             jacobian.append(jacobian_eigenvalues(layer, x, times).cpu().numpy())
         except ValueError as error:
-            raise Unsuitable(f"epoch {epoch}: {error}") from error
+            raise analysis.Unsuitable(f"epoch {epoch}: {error}") from error
     arrays = {"matrix": np.stack(matrix), "jacobian": np.stack(jacobian)}
     return {"epochs": np.array(epochs), "times": np.array(times), **arrays}
 

@@ -37,7 +37,6 @@ from torch import nn
 
 from NetworkCreation.Networks import ANRU
 from Postprocessing import analysis
-from Postprocessing.analysis import Unsuitable
 from Postprocessing.dynamics import freeze
 from Postprocessing.load_runs import load_run
 
@@ -77,7 +76,7 @@ def trained_anru(run, device="cpu"):
     """
     model = load_run(run.path).model
     if not isinstance(model.rnn, ANRU):
-        raise Unsuitable(f"needs an ANRU, got {type(model.rnn).__name__}")
+        raise analysis.Unsuitable(f"needs an ANRU, got {type(model.rnn).__name__}")
     return model, freeze(model.rnn).to(device)
 
 
@@ -192,7 +191,7 @@ def compute(run, args):
     """The arrays of analysis/unit_responses.npz; raises Unsuitable if they cannot be computed."""
     _, layer = trained_anru(run, args.device)
     if layer.input_size != 1:
-        raise Unsuitable(f"needs a network of one input, got {layer.input_size}")
+        raise analysis.Unsuitable(f"needs a network of one input, got {layer.input_size}")
     arrays = {"xi": np.array(XI)}
     for name, protocol in PROTOCOLS.items():
         for connectivity in CONNECTIVITY:

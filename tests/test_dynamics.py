@@ -264,12 +264,12 @@ def test_a_chain_of_sequences_carries_the_state(toy_run):
     steps = 80 if pixels else 30  # longer than a sequence, or a window of text
     *_, (_, layer, x) = trained_layers(toy_run, 2, least=steps)
     if pixels:
-        test = load_runs.test_set(toy_run)
+        test = load_runs.data_set(toy_run).test
         expected = [torch.cat([test.images[s + 2 * i] for i in (0, 1)]) for s in (0, 1)]
         expected = torch.stack(expected, dim=1).unsqueeze(-1) / 16
     else:
         model = load_runs.load_run(toy_run.path).model
-        text = load_runs.test_set(toy_run)
+        text = load_runs.data_set(toy_run).test
         half = len(text) // 2
         with torch.no_grad():
             expected = model.encoder(torch.stack([text[:steps], text[half : half + steps]], dim=1))

@@ -148,7 +148,7 @@ def test_the_command_and_the_notebook(call, tmp_path, monkeypatch, capsys):
     root = tmp_path / "SavedModels"
     assert regularization.main([str(root), *SMALL]) == 1
     assert "RNN_lr0.001_p0.0_hs8_ReLU" in (said := capsys.readouterr().err)
-    assert "only ANRU adapts n and s" in said
+    assert "needs an ANRU, got RNN" in said
     (run,) = (Run(path.parent) for path in root.rglob("config.json") if "ANRU" in str(path))
     found = analysis.load(run, "regularization")
     assert found["since"].tolist() == [0, 4, 8, 12, 16] and found["onset"] == 16
