@@ -112,10 +112,7 @@ def source(run):
 
 
 def load(run, name):
-    """The arrays in analysis/<name>.npz of a run, {name: array}.
-
-    Raises RunError, with the command that computes it, if the file is missing, damaged or stale.
-    """
+    """The arrays of an analysis; RunError, with its command, if it is missing, damaged or stale."""
     try:
         return _read(file_of(run, name), source=source(run))
     except RunError as error:

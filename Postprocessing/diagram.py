@@ -109,19 +109,15 @@ def draw():
     ax.text(x + 0.25, top, "a unit and its supervisor", **text | {"fontsize": 8})
 
     families = {
-        "c": ("gain $n$, at $s = 0$", [(n, 0.0) for n in (1, 2, 5, 20)], GAIN, "{0:g}"),
-        "d": (
-            "saturation $s$, at $n = 4$",
-            [(4, s) for s in (0, 0.33, 0.67, 1)],
-            SATURATION,
-            "{1:g}",
-        ),
+        "c": ("gain $n$, at $s = 0$", [(n, 0) for n in (1, 2, 5, 20)], GAIN),
+        "d": ("saturation $s$, at $n = 4$", [(4, s) for s in (0, 0.33, 0.67, 1)], SATURATION),
     }
-    for row, (letter, (title, pairs, colour, name)) in enumerate(families.items()):
+    for row, (letter, (title, pairs, colour)) in enumerate(families.items()):
         place = (LEFT + 0.45, 1.63 - 1.18 * row, plots.PAGE - LEFT - 0.55, 0.8)
         page = np.array([plots.PAGE, HEIGHT, plots.PAGE, HEIGHT])
         ax = figure.add_axes(tuple(place / page), xlim=(-2, 2), ylim=(-0.05, 2.25))
         shades = [tint(colour, amount) for amount in np.linspace(0.3, 1, len(pairs))]
+        name = f"{{{row}:g}}"  # n, then s
         plots.draw_family(torch.linspace(-2, 2, 401), pairs, ax, shades=shades, name=name)
         ax.legend(loc="upper left", handlelength=1, labelspacing=0.15, borderaxespad=0)
         ax.set(xticks=(-2, 0, 2), yticks=(0, 1, 2), xlabel="", ylabel="activity $h$")

@@ -170,10 +170,7 @@ def _newest(runs):
 
 
 def _check_agreement(runs, varied, network=None):
-    """Raises FigureError if the runs differ in an argument that is not varied.
-
-    network: the name under which `arguments` chooses among them; None for all.
-    """
+    """Raises FigureError if the runs (of `network`) differ in an argument that is not varied."""
     names = [name for name in differing(runs) if name not in varied | ASIDE]
     if not names:
         return
@@ -227,8 +224,8 @@ def _report(root, task, runs, missing, lists, varied, absent):
 def _sweep(root, task, lists, own, like, varied):
     """The command of a sweep that trains runs of a task below root.
 
-    lists: {flag: values}. own: arguments of a setting or network. like: a run with the other
-    arguments, None for the defaults. varied: arguments not to take from it.
+    lists: {flag: values}. own: arguments of a setting or network. The other arguments, except those
+    varied, are those of the run `like`, or the defaults if it is None.
     """
     words = ["python3", "-m", "Training.sweep"]
     words.append("PTB_task.py" if task in TEXTS else "sMNIST_task.py")
@@ -326,10 +323,7 @@ def runs_of(groups):
 
 
 def plane(cells, value):
-    """The mean of value(run) over seeds on the grid of a setting: n (N,), s (S,), means (S, N).
-
-    Cells without runs are NaN.
-    """
+    """The mean of value(run) over seeds, NaN without runs: n (N,), s (S,), means (S, N)."""
     n, s = (np.unique(values) for values in zip(*cells, strict=True))
     values = np.full((len(s), len(n)), np.nan)
     for (n_0, s_0), runs in cells.items():
@@ -404,10 +398,7 @@ def _runs(number):
 
 
 def count(grid):
-    """A sentence with the number of runs and of missing grid cells of each setting.
-
-    The grid consists of all n and s that occur.
-    """
+    """The numbers of runs and missing cells of each setting; the grid is all n and s that occur."""
     n, s = (
         set(values) for values in zip(*(key for one in grid.values() for key in one), strict=True)
     )

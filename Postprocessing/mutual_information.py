@@ -173,10 +173,7 @@ def _states(model, sequences, times, device):
 
 
 def compute(run, args):
-    """The arrays of one run, listed in the module docstring.
-
-    Raises Unsuitable if its sequences are too short or too few, or its states are not finite.
-    """
+    """The arrays of one run, listed in the module docstring; raises Unsuitable if it has none."""
     sequences, window, windows = _sequences(run, args)
     steps, samples = sequences.shape[:2]
     times = _times(args, window, steps)

@@ -101,7 +101,7 @@ def save(figure, name, folder=FIGURES):
 
 
 def draw_family(x, pairs, ax, derivative=False, shades=None, name="$n={:g}$, $s={:g}$"):
-    """γ(x; n, s), or its derivative, for pairs (n, s), from light to dark. x: (N,)."""
+    """γ(x; n, s) or its derivative for pairs (n, s), light to dark; name: of a pair. x: (N,)."""
     function = gamma_prime if derivative else gamma
     if shades is None:
         shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(pairs)))
@@ -143,10 +143,7 @@ def draw_plane(n, s, values, ax, label, limits=None):
 
 
 def draw_trajectories(paths, scores, ax, label, limits=None):
-    """Trajectories (epochs, 2) of (n, s) during training; end points coloured by scores (R,).
-
-    limits: of the colours, those of the scores if None.
-    """
+    """Paths (epochs, 2) of (n, s), ends coloured by scores (R,); limits: as for `draw_plane`."""
     for path in paths:
         ax.plot(*path.T, color="0.6", linewidth=0.6, zorder=2)
         ax.plot(*path[0], ".", color="0.6", markersize=2, zorder=2)
@@ -159,10 +156,7 @@ def draw_trajectories(paths, scores, ax, label, limits=None):
 
 
 def draw_cloud(n, s, start, ax):
-    """The n and s (units,) of a heterogeneous network, with their initial value and mean.
-
-    The axes cover at least a tenth of the paper's range of n (1 to 20) and of s (0 to 1).
-    """
+    """The n and s (units,) of a network, initial value and mean, on axes of at least 2 by 0.1."""
     ax.scatter(n, s, s=8, color=COLOURS["heterogeneous"], alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
@@ -217,10 +211,7 @@ def leave_empty(ax, reason):
 
 
 def true_scale(ax, values):
-    """A symlog x axis for values (A,) that include 0 or span orders of magnitude, with ticks there.
-
-    It is linear up to the smallest positive value.
-    """
+    """A symlog x axis with ticks at values (A,), linear up to the smallest positive value."""
     values = np.unique(values)
     positive = np.abs(values[values != 0])
     if len(positive):

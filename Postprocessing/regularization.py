@@ -23,8 +23,8 @@ window, from 0, 50, 100 and 150 of 784 steps after the onset; all in proportion 
 Source: Geadah et al., PLOS Computational Biology 2024. Its figure scripts draw saved exponents; the
 program that computed them is not published. Here there are several directions, draws and streams,
 and the spread is saved: differences within it are not meaningful. A frozen network with λ₁ > 0
-may diverge, which shows in the root mean square of h_t. An ANRU of 64 units on the digits takes about
-two minutes on one core.
+may diverge, which shows in the root mean square of h_t. An ANRU of 64 units on the digits takes
+about two minutes on one core.
 """
 
 import math
@@ -128,10 +128,8 @@ def compute(run, args):
     (onset, _), last = step_window(length), args.steps
     count = args.streams * math.ceil((onset + last) / length)
     x = layer_input(run, model, count, args.data).double().to(args.device)
-    if x.shape[1] < count:
-        raise analysis.Unsuitable(
-            f"{args.streams} streams need {count} test sequences, got {x.shape[1]}"
-        )
+    if (got := x.shape[1]) < count:
+        raise analysis.Unsuitable(f"{args.streams} streams need {count} test sequences, got {got}")
     row = in_a_row(x, args.streams)[: onset + last]
     since = [round(t * length / 784) for t in SINCE]
     arrays = {"sizes": np.array(args.sizes), "onset": onset, "steps": last, "since": since}
@@ -192,10 +190,7 @@ def draw_since(runs, name, ax):
 
 
 def draw_amplitude(runs, ax):
-    """The root mean square of h_t, adaptive and frozen, one colour for each ξ.
-
-    Up to four lengths of the step window after the onset.
-    """
+    """The RMS of h_t, one colour for each ξ, up to four step windows after the onset."""
     onset, window = runs[0]["onset"], runs[0]["since"][-1]
     for name, line in zip(COLOURS, ("-", ":"), strict=True):
         h = np.sqrt(np.mean([arrays[f"{name}_h"] ** 2 for arrays in runs], axis=0))

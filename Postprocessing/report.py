@@ -70,10 +70,7 @@ def runs_at(paths, newest=False):
 
 
 def compute(runs, data=None, device="cpu"):
-    """Computes the `ANALYSES` that trained runs lack, with a progress bar.
-
-    data: the data folder, None for that of the run.
-    """
+    """Computes the `ANALYSES` that trained runs lack; data: the data folder or None."""
     options = ["--device", str(device), *([] if data is None else ["--data", str(data)])]
     bar = tqdm([(r, k) for r in runs if is_trained(r) for k in ANALYSES], leave=False, disable=None)
     for run, name in bar:
@@ -212,10 +209,7 @@ def in_decades(ax):
 
 
 def draw_gain(shown, ax, name, label):
-    """n or s against the epoch, units (thin) and mean (thick), and a histogram at the end.
-
-    The axis covers at least 0 to 1, so that a small spread looks small.
-    """
+    """n or s against the epoch, units (thin) and mean (thick), and a histogram at the end."""
     low, high = cover(ax, [found[name][1] for (_, found), _ in shown])
     halves = ax.get_subplotspec().subgridspec(1, 2, width_ratios=(4, 1))
     ax.set_subplotspec(halves[0])
@@ -395,10 +389,7 @@ def in_rows(panels):
 
 
 def colours(runs):
-    """A colour for each run: that of its network, or another if it is taken.
-
-    Raises RunError for more runs than colours.
-    """
+    """A colour for each run, its network's or a spare one; RunError if there are too few."""
     if len(runs) > len(PALETTE):
         raise RunError(f"at most {len(PALETTE)} runs fit on a page, got {len(runs)}")
     names = [network_name(run) for run in runs]

@@ -40,10 +40,7 @@ def varied(runs):
 
 
 def summary(run):
-    """The columns of a run other than its arguments, {name: value}, None if not available yet.
-
-    Raises RunError if a file of the run is damaged.
-    """
+    """The columns of a run other than its arguments, {name: value}, None if not available yet."""
     metrics, tests, name = metrics_of(run), tests_of(run), grid.metric(run)
     best = np.min if grid.is_text(run) else np.max
     return {

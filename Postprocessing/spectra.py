@@ -49,10 +49,7 @@ def recurrent_matrix(layer):
 
 
 def jacobian_eigenvalues(layer, x, times):
-    """The eigenvalues of ∂h_t/∂h_{t−1} at these times t ≥ 1, (T', B, H) complex; x (T, B, I).
-
-    Raises ValueError if a state is not finite.
-    """
+    """The eigenvalues of ∂h_t/∂h_{t−1} at these times t ≥ 1, (T', B, H) complex; x (T, B, I)."""
     found = jacobians(layer, flatten(layer.initial_state(x.shape[1])), x, times)
     return torch.stack([torch.linalg.eigvals(J) for J in found])
 

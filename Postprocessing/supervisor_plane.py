@@ -27,10 +27,7 @@ STEPS, ONSET, STARTS = 400, 201, 10
 
 @torch.no_grad()
 def supervisor_states(layer, xi=XI, generator=None):
-    """g_t of a supervisor in open loop, averaged over initial states, (X, T, M).
-
-    generator: of the initial states.
-    """
+    """g_t of a supervisor in open loop, averaged over its initial states, (X, T, M)."""
     like = layer.Wgg.weight
     start = torch.randn(STARTS, 1, layer.supervisor_size, generator=generator, dtype=like.dtype)
     g = start.to(like).expand(-1, len(xi), -1)

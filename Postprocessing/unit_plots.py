@@ -90,10 +90,7 @@ def draw_scaling(xi, values, curve, ax, label):
 
 
 def draw_supervisor(xi, path, explained, ax, onset):
-    """Projections (X, T, 2) of the supervisor's state from just before the onset; circle: end.
-
-    explained: (2,), the fractions of the variance.
-    """
+    """Projections (X, T, 2) of g_t, circles at the end; explained: fractions of variance (2,)."""
     for size, line in zip(xi, path, strict=True):
         ax.plot(*line[onset - 1 :].T, color=colour(size), linewidth=0.8)
         ax.plot(*line[-1], "o", color=colour(size), markeredgecolor="k", markersize=4.5)
@@ -116,11 +113,10 @@ def draw_orders(xi, alphas, ax, connectivity, fit_name):
 
 def draw_density(values, ax, connectivity, filled=True, label=None):
     """Density of values in [−1, 1] over units, in 20 bins."""
-    style = {"color": UNITS[connectivity], "density": True, "bins": np.linspace(-1, 1, 21)}
-    if filled:
-        ax.hist(values, histtype="stepfilled", alpha=0.35, label=label, **style)
-    else:
-        ax.hist(values, histtype="step", linestyle="--", label=label, **style)
+    style = {"histtype": "step", "linestyle": "--"}
+    style = {"histtype": "stepfilled", "alpha": 0.35} if filled else style
+    bins = np.linspace(-1, 1, 21)
+    ax.hist(values, bins, density=True, color=UNITS[connectivity], label=label, **style)
     ax.set(xlim=(-1, 1), ylabel="density of units")
     return ax
 

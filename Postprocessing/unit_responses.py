@@ -99,10 +99,7 @@ def unit_layer(layer, isolated=False):
 
 @torch.no_grad()
 def responses(units, protocol, xi=XI, trials=TRIALS, generator=None):
-    """h of the units (`unit_layer`) under a step of each ξ, (trials, X, H, L).
-
-    generator: of x and ε.
-    """
+    """h of `unit_layer` under a step of each ξ, (trials, X, H, L); generator: of x and ε."""
     like, size = units.Whh.weight, units.hidden_size
 
     def normal(*shape):
