@@ -124,7 +124,7 @@ def _bias(x, y, neighbours):
 
 
 def _scaled(x):
-    """x scaled to unit standard deviation over all columns, so that no variable dominates."""
+    """x with unit standard deviation, pooled over columns, so that neither x nor h dominates."""
     spread = np.sqrt(np.mean((x - x.mean(axis=0)) ** 2))
     return x / spread if spread > 0 else x
 
