@@ -411,5 +411,7 @@ def count(grid):
 
 def in_words(values, unit=""):
     """A paired difference with its interval, such as "+0.021 [+0.013, +0.030] (45 cells)"."""
-    mean, low, high = (f"{value:+.2g}".replace("-", "−") for value in interval(values))
+    mean, low, high = (
+        f"{value:+.2g}".replace("-", "−") for value in np.round(interval(values), 12) + 0.0
+    )
     return f"{mean} [{low}, {high}]{unit} ({len(values)} cells)"

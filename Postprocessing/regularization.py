@@ -168,7 +168,7 @@ def draw_sizes(runs, ax):
     ax.axhline(0, color="0.5", linewidth=0.6)
     ax.set_xticks(at, [f"{size:g}" for size in runs[0]["sizes"]])
     ax.set(xlabel=r"current $\xi$", ylabel=r"$\lambda_1$ (nats/step)")
-    ax.legend()
+    ax.legend(loc="center", bbox_to_anchor=(0.5, 0.3))
     return ax
 
 
@@ -200,7 +200,7 @@ def draw_amplitude(runs, ax):
         ax.plot([], [], line, color="k", label=name)
     ax.set_yscale("log")
     ax.set(xlabel="steps since the onset", ylabel="RMS of $h_t$")
-    ax.legend()
+    ax.legend(loc="lower right", fontsize=6, labelspacing=0.2)
     return ax
 
 

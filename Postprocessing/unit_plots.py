@@ -35,9 +35,12 @@ def add_scale(figure, axes):
 
 
 def interval(values):
-    """Mean of values (R, ...) over runs and half its 95 % t interval, NaN for one run."""
+    """Mean of values (R, ...) over runs and half its 95 % t interval.
+
+    NaN for fewer than three runs: the interval of two is 13 standard errors wide to each side.
+    """
     mean, runs = np.mean(values, axis=0), len(values)
-    if runs < 2:
+    if runs < 3:
         return mean, np.full_like(mean, np.nan)
     return mean, student.ppf(0.975, runs - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(runs)
 
@@ -100,8 +103,9 @@ def draw_supervisor(xi, path, explained, ax, onset):
 
 
 def draw_orders(xi, alphas, ax, connectivity, fit_name):
-    """α (R, X) against ξ: mean over runs and 95 % interval. Dashed: the fit with a free gain."""
+    """α (R, X) against ξ: runs, mean and 95 % interval. Dashed: the fit with a free gain."""
     mean, half = interval(alphas)
+    ax.plot(xi, alphas.T, color=UNITS[connectivity], linewidth=0.4, alpha=0.5)
     style = {"paper": "-o", "free": "--s"}[fit_name]
     label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper'}"
     look = {"style": style, "markersize": 3, "linewidth": 1, "label": label}
@@ -140,5 +144,5 @@ def add_legend(ax):
     """A legend in two columns above the data of a panel."""
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.25 * (high - low))
-    style = {"loc": "upper center", "ncols": 2, "fontsize": 5, "borderaxespad": 0}
-    return ax.legend(**style, handlelength=1.2, handletextpad=0.3, columnspacing=0.6)
+    style = {"loc": "upper center", "ncols": 2, "fontsize": 4.5, "borderaxespad": 0}
+    return ax.legend(**style, handlelength=1, handletextpad=0.3, columnspacing=0.5)

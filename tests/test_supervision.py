@@ -205,7 +205,7 @@ def test_the_interval_over_runs_is_students():
     mean, half = interval(np.array([[1.0, 4], [2, 4], [6, 4]]))
     np.testing.assert_allclose(mean, [3, 4])
     np.testing.assert_allclose(half, [4.302652729911275 * math.sqrt(7 / 3), 0])  # 2 degrees
-    assert np.isnan(interval(np.array([[1.0]]))[1]).all()
+    assert np.isnan(interval(np.array([[1.0], [2]]))[1]).all()  # too few
 
 
 def test_other_networks_have_no_such_units(monkeypatch):
