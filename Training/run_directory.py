@@ -19,6 +19,7 @@ import contextlib
 import csv
 import datetime
 import errno
+import functools
 import io
 import json
 import os
@@ -90,6 +91,7 @@ def device_name(device):
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+@functools.cache
 def _versions():
     installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
     return {name: installed.get(name.lower()) for name in PACKAGES}
