@@ -60,6 +60,17 @@ def denormal_numbers_are_kept():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(scope="session")
+def toy_runs(tmp_path_factory):
+    """The folder of the analysed toy runs; see `tests.toy_runs.make`.
+
+    Tests that use it are in the xdist group "toy runs", so that only one worker makes them.
+    """
+    from tests import toy_runs
+
+    return toy_runs.make(tmp_path_factory.mktemp("notebooks"))
+
+
 @pytest.fixture
 def mnist_root():
     if not (DATA / "mnist").is_dir():

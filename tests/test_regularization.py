@@ -1,4 +1,4 @@
-"""Regularisation: adaptive and frozen exponents of hand-made ANRUs, command and notebook."""
+"""Regularisation: adaptive and frozen exponents of hand-made ANRUs, and the command."""
 
 import math
 
@@ -9,12 +9,11 @@ from torch.autograd.functional import jacobian
 
 from NetworkCreation.gamma_function import gamma, gamma_prime
 from NetworkCreation.Networks import ANRU
-from Postprocessing import analysis, regularization, spectra
+from Postprocessing import analysis, regularization
 from Postprocessing.dynamics import freeze
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.regularization import frozen_step, in_a_row, leading_exponents, systems
-from tests.conftest import TOY
-from tests.test_notebooks import execute, rewrite
+from tests.toy_runs import FEW
 from Training.run_directory import Run
 
 T, B, H, M, ONSET = 12, 2, 4, 3, 5
@@ -135,22 +134,12 @@ def test_streams_are_sequences_one_after_the_other():
     assert in_a_row(x, 2).squeeze(-1).tolist() == expected
 
 
-COMMON = [*TOY["sMNIST_task.py"], "-p", "--epochs", "1"]
-SMALL = [
-    *("--steps", "50", "--directions", "2", "--streams", "3"),
-    *("--draws", "1", "--sizes", "0", "5"),
-]
-
-
-def test_the_command_and_the_notebook(call, tmp_path, monkeypatch, capsys):
-    for network in (["--net-type", "ANRU"], ["--nonlin", "ReLU"]):
-        assert call("sMNIST_task.py", *COMMON, *network)[0] == 0
-    root = tmp_path / "SavedModels"
-    assert regularization.main([str(root), *SMALL]) == 1
-    assert "RNN_lr0.001_p0.0_hs8_ReLU" in (said := capsys.readouterr().err)
-    assert "needs an ANRU, got RNN" in said
-    (run,) = (Run(path.parent) for path in root.rglob("config.json") if "ANRU" in str(path))
-    found = analysis.load(run, "regularization")
+@pytest.mark.xdist_group("toy runs")
+def test_the_command_leaves_its_arrays(toy_runs, capsys):
+    (anru, relu) = (
+        next((toy_runs / "runs/psDigits/400").glob(name)) for name in ("ANRU_*/*", "*_ReLU/*")
+    )
+    found = analysis.load(Run(anru), "regularization")
     assert found["since"].tolist() == [0, 4, 8, 12, 16] and found["onset"] == 16
     for name in ("adaptive", "frozen"):
         assert found[name].shape == (2, 1, 3, 2)  # (X, R, S, K)
@@ -167,11 +156,8 @@ def test_the_command_and_the_notebook(call, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(adaptive[:16, 0], adaptive[:16, 1])
     assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
 
-    assert regularization.main([str(run.path), *SMALL, "--streams", "400", "--recompute"]) == 1
+    assert regularization.main([str(relu), *FEW]) == 1
+    assert f"{relu}: needs an ANRU, got RNN" in capsys.readouterr().err
+    copy = toy_runs / "seeds/psDigits/400/ANRU/run"
+    assert regularization.main([str(copy), *FEW, "--streams", "400", "--recompute"]) == 1
     assert "400 streams need 800 test sequences, got" in capsys.readouterr().err
-
-    assert spectra.main([str(root)]) == 0
-    for path in root.rglob("config.json"):
-        rewrite(path, limit_batches=None)  # no dry run
-    execute("regularization", tmp_path, monkeypatch, RUNS=root, TASK="psDigits")
-    assert (root / "figures" / "regularization_psDigits.png").stat().st_size > 5000

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -22,9 +21,7 @@ from Postprocessing.load_runs import LoadedRun
 from Postprocessing.step_response import ends, mean_shape
 from Postprocessing.supervisor_plane import plane, supervisor_states
 from Postprocessing.unit_plots import interval
-from tests.conftest import TOY
 from tests.layers import build, randn, seeded
-from tests.test_notebooks import execute, printed, rewrite
 from Training.run_directory import Run
 
 COMMANDS = (unit_responses, gain_scaling, step_response, supervisor_plane)
@@ -158,14 +155,9 @@ def test_the_plane_is_that_of_the_largest_variance():
     )
 
 
-def test_the_commands_leave_their_arrays_and_the_notebook_draws_them(call, only_run, monkeypatch):
-    assert (
-        call("sMNIST_task.py", *TOY["sMNIST_task.py"], "--net-type", "ANRU", "--epochs", 1)[0] == 0
-    )
-    run = Run(only_run())
-    for command in COMMANDS:
-        few = ["--sequences", "2"] if command in (gain_scaling, step_response) else []
-        assert command.main([str(run.path), *few]) == 0
+@pytest.mark.xdist_group("toy runs")
+def test_the_commands_leave_their_arrays(toy_runs):
+    run = Run(next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*")))
     units = analysis.load(run, "unit_responses")
     for name, steps in (("short", 150), ("long", 300)):
         for connectivity in ("connected", "isolated"):
@@ -189,16 +181,6 @@ def test_the_commands_leave_their_arrays_and_the_notebook_draws_them(call, only_
     assert plane_found["path"].shape == (10, 400, 2)
     np.testing.assert_allclose(plane_found["path"][0, :201], plane_found["path"][-1, :201])
     assert abs(plane_found["path"][0, 201] - plane_found["path"][-1, 201]).max() > 0.01
-
-    root, figures = run.path.parents[3], run.path.parents[3] / "figures"
-    again = run.path.parents[2] / "401" / "again"  # a second seed
-    shutil.copytree(run.path, again)
-    for one, seed in ((run.path, 400), (again, 401)):
-        rewrite(one / "config.json", seed=seed, limit_batches=None)  # no dry run
-    book = execute("adaptation", root, monkeypatch, RUNS=root, TASK="sDigits", FIGURES=figures)
-    assert printed(book).count("α, short protocol") == 4
-    for name in ("adaptation", "fractional_order"):
-        assert (figures / f"{name}_sDigits.png").stat().st_size > 5000
 
 
 def test_the_interval_over_runs_is_students():

@@ -1,0 +1,110 @@
+"""Analysed toy runs of both tasks, made once for the notebooks and the commands."""
+
+import functools
+import itertools
+import json
+import shutil
+
+import pytest
+
+import PTB_task
+import sMNIST_task
+from Postprocessing import (
+    adaptation,
+    gain_scaling,
+    jacobian_norm,
+    lyapunov,
+    mutual_information,
+    regularization,
+    robustness,
+    spectra,
+    step_response,
+    supervisor_plane,
+    unit_responses,
+)
+from Training import datasets
+
+COMMON = ["--nhid", "8", "--lr", "1e-2", "--epochs", "2", "--save-freq", "2"]
+TASKS = {
+    "psDigits": (sMNIST_task, ["--dataset", "digits", "-p", "--batch", "20"]),
+    "pydoc": (
+        PTB_task,
+        ["--dataset", "pydoc", "--emsize", "6", "--batch_size", "16", "--bptt", "12"],
+    ),
+}
+SETTINGS = [["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]]
+# What regularization computes: sizes ξ, draws, streams and directions.
+FEW = ["--steps", "50", "--directions", "2", "--streams", "3", "--draws", "1", "--sizes", "0", "5"]
+COMMANDS = {
+    "pydoc": [
+        (adaptation, "ANRU_*", []),
+        (robustness, "*", ["--amplitudes", "0", "1", "--samples", "50"]),
+    ]
+}
+COMMANDS["psDigits"] = [
+    *COMMANDS["pydoc"],
+    (lyapunov, "RNN_*_gamma*", ["--steps", "16"]),
+    (jacobian_norm, "RNN_*_gamma*", ["--sequences", "1", "--every", "32"]),
+    (mutual_information, "RNN_*_gamma*", ["--samples", "50", "--times", "8"]),
+    (regularization, "ANRU_*", FEW),
+    (spectra, "ANRU_*", []),
+    (spectra, "RNN_*_ReLU", []),
+    (unit_responses, "ANRU_*", []),
+    (gain_scaling, "ANRU_*", ["--sequences", "2"]),
+    (step_response, "ANRU_*", ["--sequences", "2"]),
+    (supervisor_plane, "ANRU_*", []),
+]
+
+
+def few_images(load):
+    """A loader of images that keeps only the first of them."""
+
+    def part(*arguments):
+        images, labels, scale, _, test_size, checksums = load(*arguments)
+        return images[:300], labels[:300], scale, [200, 50, 50], test_size, checksums
+
+    return part
+
+
+def few_symbols(load):
+    """A loader of a text that keeps only the first symbols of each part."""
+
+    @functools.cache
+    def part(*arguments):
+        parts, name, checksums = load(*arguments)
+        return [one[:2000] for one in parts], name, checksums
+
+    return part
+
+
+def make_toy_runs(task, root):
+    """Analysed runs of a task: over a grid with one missing cell, and of networks but the GRU."""
+    script, flags = TASKS[task]
+    runs = [
+        ["--nonlin", *setting, "--n", gain, "--s", saturation]
+        for setting in SETTINGS
+        for gain, saturation in itertools.product(("1", "5"), ("0", "0.5"))
+        if (gain, saturation) != ("5", "0.5")
+    ]
+    runs += [["--net-type", "ANRU"], ["--net-type", "LSTM"], ["--nonlin", "ReLU"]]
+    for own in runs:
+        assert script.main([*COMMON, *flags, "--save-dir", str(root), *own]) == 0
+    for command, pattern, few in COMMANDS[task]:
+        assert command.main([*map(str, (root / task / "400").glob(pattern)), *few]) == 0
+
+
+def make(folder):
+    """The toy runs of every task in folder/runs; in folder/seeds, the ANRU as if of two seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.PIXEL_SETS, "digits", few_images(datasets.PIXEL_SETS["digits"]))
+        patch.setitem(datasets.TEXT_SETS, "pydoc", few_symbols(datasets.TEXT_SETS["pydoc"]))
+        for task in TASKS:
+            make_toy_runs(task, folder / "runs")
+    (anru,) = (folder / "runs/psDigits/400").glob("ANRU_*/*")
+    for seed in (400, 401):
+        copy = folder / f"seeds/psDigits/{seed}/ANRU/run"
+        shutil.copytree(anru, copy)
+        config = json.loads((copy / "config.json").read_text())
+        config["arguments"]["seed"] = seed
+        (copy / "config.json").write_text(json.dumps(config))
+    return folder
