@@ -246,6 +246,7 @@ def parse(parser, argv, networks):
     return args, run
 
 
+@functools.cache
 def constructor(network):
     """{name: Parameter} of a layer's constructor and of those that it passes arguments on to."""
     found = {}
