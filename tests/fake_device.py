@@ -19,7 +19,7 @@ from torch.utils import backend_registration
 
 from NetworkCreation.models import CharacterModel, PixelClassifier, gain_statistics
 from tests.conftest import make_trainer
-from tests.layers import LAYERS, H, new
+from tests.layers import EACH_LOOP, LAYERS, H, new
 from tests.operations import Operations
 from Training.datasets import PixelSet
 from Training.evaluation import evaluate_pixels, evaluate_text
@@ -181,6 +181,7 @@ def main():
     cases["characters, dense, RNN-gamma"] = Characters("RNN-gamma", H + 1)
     for key in LAYERS:
         cases[f"pixels, {key}"] = Pixels(key)
+    for key in EACH_LOOP:
         cases[f"characters, {key}"] = Characters(key, 3)
     slip = Pixels("RNN-gamma")
     large, small, on_cpu = (

@@ -1,11 +1,13 @@
 """Adaptation and robustness: analyses of toy runs against the runs' own files and models."""
 
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import PTB_task
+import sMNIST_task
 from Postprocessing import (
     adaptation,
     analysis,
@@ -19,14 +21,28 @@ from tests.conftest import TOY
 from Training.evaluation import bits_per_character
 from Training.run_directory import Run
 
+pytestmark = pytest.mark.xdist_group("adaptation")  # they share the runs
+
 PIXELS = ["--epochs", "2", "--save-freq", "1", *TOY["sMNIST_task.py"]]
 TEXT = ["--epochs", "1", *TOY["PTB_task.py"]]
-RUNS = [
-    ("sMNIST_task.py", [*PIXELS, "--nonlin", "gamma2"]),
-    ("sMNIST_task.py", [*PIXELS, "--net-type", "ANRU"]),
-    ("sMNIST_task.py", [*PIXELS, "--net-type", "LSTM"]),
-    ("PTB_task.py", TEXT),
-]
+RUNS = {
+    "gamma2": (sMNIST_task, [*PIXELS, "--nonlin", "gamma2"]),
+    "ANRU": (sMNIST_task, [*PIXELS, "--net-type", "ANRU"]),
+    "LSTM": (sMNIST_task, [*PIXELS, "--net-type", "LSTM"]),
+    "text": (PTB_task, TEXT),
+}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """{name: the directory of the run} of `RUNS`."""
+    found = {}
+    for name, (script, flags) in RUNS.items():
+        folder = tmp_path_factory.mktemp(name)
+        assert script.main([*flags, "--save-dir", str(folder)]) == 0
+        (config,) = folder.rglob("config.json")
+        found[name] = config.parent
+    return found
 
 
 def main(module, path, *flags):
@@ -35,10 +51,9 @@ def main(module, path, *flags):
     return code, analysis.load(Run(path), name)
 
 
-@pytest.mark.parametrize(("script", "flags"), RUNS)
-def test_adaptation_is_that_of_the_run(call, only_run, script, flags):
-    call(script, *flags)
-    path = only_run()
+@pytest.mark.parametrize("name", RUNS)
+def test_adaptation_is_that_of_the_run(paths, name):
+    path, anru = paths[name], name == "ANRU"
     code, found = main(adaptation, path, "--size", "2", "9", "--units", "3", "--sequences", "4")
     assert code == 0
     run, (_, metrics, model) = Run(path), load_run(path)
@@ -76,16 +91,15 @@ def test_adaptation_is_that_of_the_run(call, only_run, script, flags):
         np.testing.assert_array_equal(before[:start], after[1, :start])
         shift = np.abs(after[:, start] - before[start]).max(axis=1)
         assert 0 < shift[0] < shift[1]
-    assert ("n_as_is" in found) == ("ANRU" in flags)
+    assert ("n_as_is" in found) == anru
 
 
-@pytest.mark.parametrize(("script", "flags"), RUNS)
-def test_robustness_begins_at_what_the_run_scored(call, only_run, monkeypatch, script, flags):
+@pytest.mark.parametrize("name", RUNS)
+def test_robustness_begins_at_what_the_run_scored(paths, monkeypatch, name):
     # up to the last step: a barely trained network forgets an earlier drive
     monkeypatch.setattr(robustness, "step_window", lambda steps: (steps // 2, steps // 2))
-    call(script, *flags)
-    path = only_run()
-    text = ["--samples", "3"] if script == "PTB_task.py" else []  # as its --limit-batches
+    path = paths[name]
+    text = ["--samples", "3"] if name == "text" else []  # as its --limit-batches
     code, found = main(robustness, path, "--amplitudes", "0", "30", *text)
     assert code == 0
     results = {row["condition"]: row for row in Run(path).rows("test_results.csv")}
@@ -102,18 +116,18 @@ def test_robustness_begins_at_what_the_run_scored(call, only_run, monkeypatch, s
         assert found["sin_loss"][1] != found["sin_loss"][0]
 
 
-def test_robustness_under_the_tests_own_transform(call, only_run):
-    call("sMNIST_task.py", *PIXELS)
-    _, found = main(robustness, only_run(), "--amplitudes", "0.5")
-    saved = [row for row in Run(only_run()).rows("test_results.csv") if row["condition"] == "sin"]
+def test_robustness_under_the_tests_own_transform(paths):
+    path = paths["gamma2"]
+    _, found = main(robustness, path, "--amplitudes", "0.5")
+    saved = [row for row in Run(path).rows("test_results.csv") if row["condition"] == "sin"]
     assert found["sin"][0] == float(saved[-1]["accuracy"])
     assert found["sin_loss"][0] == pytest.approx(float(saved[-1]["loss"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("module", [adaptation, robustness])
-def test_what_is_there_is_computed_again_on_request(call, only_run, module):
-    call("sMNIST_task.py", *PIXELS)
-    path = only_run()
+def test_what_is_there_is_computed_again_on_request(paths, tmp_path, module):
+    without = shutil.ignore_patterns("analysis")
+    path = shutil.copytree(paths["gamma2"], tmp_path / "run", ignore=without)
     assert main(module, path)[0] == 0
     (file,) = (path / "analysis").iterdir()
     first = file.stat().st_mtime_ns
@@ -121,11 +135,9 @@ def test_what_is_there_is_computed_again_on_request(call, only_run, module):
     assert main(module, path, "--recompute")[0] == 0 and file.stat().st_mtime_ns > first
 
 
-def test_every_analysis_computes_on_the_device_asked_for(call, only_run):
+def test_every_analysis_computes_on_the_device_asked_for(paths):
     """A tensor on the device meta has a shape and no values: reading a result there fails."""
-    for script, flags in (RUNS[0], RUNS[-1]):
-        call(script, *flags, "--save-dir", Path(script).stem)
-        path = str(only_run(Path(script).stem))
+    for path in (str(paths["gamma2"]), str(paths["text"])):
         for module in (adaptation, jacobian_norm, lyapunov, mutual_information, robustness):
             with pytest.raises((NotImplementedError, RuntimeError), match="meta tensor"):
                 module.main([path, "--device", "meta"])

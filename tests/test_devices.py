@@ -57,7 +57,7 @@ def test_training_on_a_fake_device():
         assert {k for k, noted in controls[kind].items() if noted} == {kind}
     assert re.search("two devices.*cpu.*fake", controls["slipped in"])
 
-    assert len(found["steps"]) == 42
+    assert len(found["steps"]) == 32
     for name, step in found["steps"].items():
         expected = Counter(LOOKS)
         if "expRNN" in name or "nnRNN" in name:
