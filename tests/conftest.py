@@ -47,6 +47,23 @@ ARGUMENTS = {
     "nonlin": None,
 }
 
+# Files whose tests share fixtures that take seconds; one worker of pytest-xdist makes them.
+SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
+SHARING |= {name: name for name in ("test_report.py", "test_load_runs.py", "test_adaptation.py")}
+SHARING |= {name: name for name in ("test_gamma_function.py", "test_flags.py")}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hands out single tests, but those of `SHARING` together, and first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return SHARING.get(Path(nodeid.split("::")[0]).name, nodeid)
+
+    return Scheduler(config, log)
+
 
 def make_trainer(model, optimizer, scheduler=None, run=None, saved=None, **changes):
     """A Trainer with default arguments; without a run it can take steps, but write no file."""
@@ -62,10 +79,7 @@ def denormal_numbers_are_kept():
 
 @pytest.fixture(scope="session")
 def toy_runs(tmp_path_factory):
-    """The folder of the analysed toy runs; see `tests.toy_runs.make`.
-
-    Tests that use it are in the xdist group "toy runs", so that only one worker makes them.
-    """
+    """The folder of the analysed toy runs; see `tests.toy_runs.make`."""
     from tests import toy_runs
 
     return toy_runs.make(tmp_path_factory.mktemp("notebooks"))

@@ -21,8 +21,6 @@ from tests.conftest import TOY
 from Training.evaluation import bits_per_character
 from Training.run_directory import Run
 
-pytestmark = pytest.mark.xdist_group("adaptation")  # they share the runs
-
 PIXELS = ["--epochs", "2", "--save-freq", "1", *TOY["sMNIST_task.py"]]
 TEXT = ["--epochs", "1", *TOY["PTB_task.py"]]
 RUNS = {

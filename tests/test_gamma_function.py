@@ -104,7 +104,6 @@ def gradients(inputs, function=gamma):
     return torch.autograd.grad(function(*inputs).sum(), inputs)
 
 
-@pytest.mark.xdist_group("mpmath")  # they share the references
 @every_dtype
 @pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("quantity", ["value", "x", "n", "s", "prime"])

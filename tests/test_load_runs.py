@@ -20,8 +20,6 @@ from Postprocessing.load_runs import (
 from tests.conftest import TOY
 from Training.run_directory import Run, RunError
 
-pytestmark = pytest.mark.xdist_group("load_runs")  # they share the runs
-
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 
 

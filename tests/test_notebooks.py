@@ -12,8 +12,6 @@ from nbclient import NotebookClient
 from tests.conftest import REPOSITORY
 from tests.toy_runs import TASKS
 
-pytestmark = pytest.mark.xdist_group("toy runs")  # they share the toy runs and a kernel
-
 PANELS = {"performance": (2, 2), "learning_speed": (2, 3), "dynamics": (3, 3)}
 PANELS |= {"robustness": (2, 3)}
 SHOWN = {"psDigits": list(PANELS), "pydoc": ["performance", "learning_speed", "robustness"]}

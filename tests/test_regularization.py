@@ -134,7 +134,6 @@ def test_streams_are_sequences_one_after_the_other():
     assert in_a_row(x, 2).squeeze(-1).tolist() == expected
 
 
-@pytest.mark.xdist_group("toy runs")
 def test_the_command_leaves_its_arrays(toy_runs, capsys):
     (anru, relu) = (
         next((toy_runs / "runs/psDigits/400").glob(name)) for name in ("ANRU_*/*", "*_ReLU/*")

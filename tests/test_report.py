@@ -19,8 +19,6 @@ from tests.conftest import REPOSITORY, TOY
 from Training import datasets
 from Training.run_directory import Run, RunError
 
-pytestmark = pytest.mark.xdist_group("report")  # they share the runs
-
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 TRAINED = {
     "gamma2": (SMNIST, ["-p", "--nonlin", "gamma2", "--n", "5", "--s", "0.5", "--save-freq", "1"]),

@@ -155,7 +155,6 @@ def test_the_plane_is_that_of_the_largest_variance():
     )
 
 
-@pytest.mark.xdist_group("toy runs")
 def test_the_commands_leave_their_arrays(toy_runs):
     run = Run(next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*")))
     units = analysis.load(run, "unit_responses")
