@@ -216,14 +216,18 @@ def true_scale(ax, values):
     positive = np.abs(values[values != 0])
     if len(positive):
         ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
-    at = ax.xaxis.get_transform().transform(values.astype(float))
-    shown, apart = [], np.ptp(at) / 9  # labels that do not touch
-    for value, place in zip(values, at, strict=True):
-        if not shown or place - shown[-1][1] >= apart:
+    scale = ax.xaxis.get_transform()
+    at = scale.transform(values.astype(float))
+    shown, apart = [], np.ptp(at) / 7  # labels that do not touch
+    for value, place in zip(values[::-1], at[::-1], strict=True):
+        if not shown or shown[-1][1] - place >= apart:
             shown.append((value, place))
     ax.set_xticks([value for value, _ in shown], [f"{value:g}" for value, _ in shown])
     ax.set_xticks(values, minor=True)
     ax.xaxis.set_minor_formatter("")
+    if apart > 0:
+        margin = 0.05 * np.ptp(at)
+        ax.set_xlim(scale.inverted().transform([at[0] - margin, at[-1] + margin]))
     return ax
 
 
