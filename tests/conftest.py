@@ -49,6 +49,7 @@ ARGUMENTS = {
 
 # Files whose tests share fixtures that take seconds; one worker of pytest-xdist makes them.
 SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
+SHARING |= {f"test_{name}.py": "forks" for name in ("scripts", "faults", "sweep")}
 SHARING |= {name: name for name in ("test_report.py", "test_load_runs.py", "test_adaptation.py")}
 SHARING |= {name: name for name in ("test_gamma_function.py", "test_flags.py")}
 

@@ -19,9 +19,12 @@ from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS as LAYERS
 from Postprocessing import grid
 from tests.conftest import REPOSITORY, TOY
+from tests.forks import Fork
 from Training.run_directory import MODE, Run, plain
+from Training.trainer import Trainer
 
 SCRIPTS = list(TOY)
+MAIN = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
 
 
 def metrics(run):
@@ -95,6 +98,19 @@ def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags
         assert not torch.equal(parameter, model.get_parameter(name)), name
 
 
+def interrupted(main, words, number):
+    """Runs a script that is sent a signal in its tenth batch."""
+    step = Trainer.step
+
+    def step_and_signal(trainer, *arguments, **sums):
+        step(trainer, *arguments, **sums)
+        if trainer.batch == 9:
+            os.kill(os.getpid(), number)
+
+    Trainer.step = step_and_signal
+    return main(words)
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "number"),
     [
@@ -103,26 +119,19 @@ def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags
             ["--shuffle", "--transform-ratio", "0.5", "--save-freq", "1", "-p"],
             signal.SIGTERM,
         ),
-        ("PTB_task.py", ["--net-type", "LSTM", "--log-interval", "10"], signal.SIGINT),
-        ("PTB_task.py", ["--net-type", "nnRNN", "--log-interval", "10"], signal.SIGINT),
-        ("PTB_task.py", ["--net-type", "EURNN", "--log-interval", "10"], signal.SIGINT),
+        ("PTB_task.py", ["--net-type", "LSTM"], signal.SIGINT),
+        ("PTB_task.py", ["--net-type", "nnRNN"], signal.SIGINT),
+        ("PTB_task.py", ["--net-type", "EURNN"], signal.SIGINT),
     ],
 )
-def test_an_interrupted_run_goes_on_bit_for_bit(call, start, only_run, script, flags, number):
+def test_an_interrupted_run_goes_on_bit_for_bit(call, tmp_path, only_run, script, flags, number):
     arguments = [*TOY[script], *flags, "--limit-batches", 14, "--epochs", 2]
-    arguments += ["-v"] if script == "sMNIST_task.py" else []
     assert call(script, *arguments, "--save-dir", "whole")[0] == 0
-    process = start(script, *arguments, "--save-dir", "torn")
-    printed = []
-    for line in process.stdout:
-        printed.append(line)
-        if "batch 10" in line:
-            process.send_signal(number)
-            break
-    rest = process.stdout.read()
-    assert process.wait(60) == 128 + number, "".join(printed) + rest
+    words = [str(word) for word in (*arguments, "--save-dir", "torn")]
+    code, *printed = Fork(interrupted, MAIN[script], words, number, folder=tmp_path).finish()
+    assert code == 128 + number, printed
     torn = only_run("torn")
-    assert 10 <= checkpoint(torn)["batch"] <= 14 and checkpoint(torn)["epoch"] == 0
+    assert (checkpoint(torn)["epoch"], checkpoint(torn)["batch"]) == (0, 10)
     code, out, err = call(script, "--resume", torn)
     assert code == 0, err
     names = ["last.pth.tar", "e_2.pth.tar"]
@@ -415,19 +424,17 @@ def test_a_wrong_config_is_one_line(call, tmp_path, found, said):
     assert code == 2 and err.count("\n") == 1 and said in err
 
 
+def with_full_standard_output(main, words):
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    return main(words)
+
+
 def test_a_full_standard_output_costs_no_run(tmp_path, only_run):
-    words = [sys.executable, str(REPOSITORY / "sMNIST_task.py"), *TOY["sMNIST_task.py"]]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*words, "--epochs", "1"],
-            cwd=tmp_path,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    assert done.stderr.count("\n") == 1
-    assert "standard output: cannot be written (No space left on device)" in done.stderr
+    words = [*TOY["sMNIST_task.py"], "--epochs", "1"]
+    process = Fork(with_full_standard_output, sMNIST_task.main, words, folder=tmp_path)
+    code, _, err = process.finish()
+    assert code == 0 and err.count("\n") == 1
+    assert "standard output: cannot be written (No space left on device)" in err
     assert "done: " in (only_run() / "log.txt").read_text()
 
 
@@ -642,8 +649,8 @@ def test_help_names_every_flag_and_the_script_runs_anywhere(start, script):
         assert flag in out
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_process_trains_and_another_scores(start, only_run, script):
+def test_a_process_trains_and_another_scores(start, only_run):
+    script = "sMNIST_task.py"
     process = start(script, *TOY[script], "--epochs", 1, "--note", "a remark")
     out = process.communicate()[0]
     assert process.returncode == 0, out
