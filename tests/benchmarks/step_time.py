@@ -365,7 +365,8 @@ def main(argv=None):
     torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
     torch.set_num_threads(args.threads)
     Training.machine.allow_tf32(args.tf32)
-    torch.set_default_device(args.device)
+    if args.device.type != "cpu":  # on a CPU it would only slow every operation down
+        torch.set_default_device(args.device)
     if args.alone:
         run_alone(args.alone, args.layer[0], resized(args.shape[0], args))
         return
