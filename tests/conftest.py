@@ -1,6 +1,7 @@
 """What the tests share: where the real data lie, and the scripts at toy size."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from Training.run_directory import Run
 from Training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,6 +49,15 @@ ARGUMENTS = {
     "nonlin": None,
 }
 
+CONFIG = {
+    "script": "task.py",
+    "arguments": {"epochs": 2, "nhid": 4},
+    "model": {},
+    "data": {"sha256": {"a": "1"}},
+    "device": "CPU",
+    "started": "2020",
+}
+
 # Files whose tests share fixtures that take seconds; one worker of pytest-xdist makes them.
 SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
 SHARING |= {f"test_{name}.py": "forks" for name in ("scripts", "faults", "sweep")}
@@ -70,6 +81,21 @@ def make_trainer(model, optimizer, scheduler=None, run=None, saved=None, **chang
     """A Trainer with default arguments; without a run it can take steps, but write no file."""
     args = argparse.Namespace(**ARGUMENTS | changes)
     return Trainer(run, args, model, optimizer, scheduler, saved)
+
+
+RUNS = contextlib.ExitStack()
+
+
+def create_run(root, **changes):
+    """A new run directory, which is closed after the test; changes: of `CONFIG`."""
+    args = argparse.Namespace(**ARGUMENTS, save_dir=root)
+    return RUNS.enter_context(contextlib.closing(Run.create(args, "task", CONFIG | changes)))
+
+
+@pytest.fixture(autouse=True)
+def created_runs_are_closed():
+    with RUNS:
+        yield
 
 
 @pytest.fixture(autouse=True)

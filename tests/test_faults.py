@@ -10,9 +10,8 @@ import torch
 import PTB_task
 import sMNIST_task
 from NetworkCreation.checkpoints import CheckpointError, load_model
-from tests.conftest import REPOSITORY, TOY
+from tests.conftest import REPOSITORY, TOY, create_run
 from tests.faults import carry_out
-from tests.test_run_directory import create
 from tests.test_scripts import assert_same_result, metrics
 from Training import run_directory
 from Training.run_directory import LAST, Run, RunError
@@ -81,9 +80,8 @@ def test_a_run_belongs_to_one_process(call, only_run, capsys):
 
 def test_without_locks_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_directory, "fcntl", None)
-    run = create(tmp_path)
+    run = create_run(tmp_path)
     assert "cannot be locked" in (run.path / "log.txt").read_text()
-    run.close()
 
 
 def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
@@ -91,7 +89,7 @@ def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
 
     def begin():
         barrier.wait()
-        made.append(create(tmp_path))
+        made.append(create_run(tmp_path))
 
     threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:
@@ -99,8 +97,6 @@ def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
     for thread in threads:
         thread.join()
     assert len({run.path for run in made}) == 8
-    for run in made:
-        run.close()
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint(call, only_run, monkeypatch):

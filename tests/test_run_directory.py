@@ -1,7 +1,6 @@
 """Run directories: names, writing, rows, and finding runs."""
 
 import argparse
-import contextlib
 import csv
 import json
 import os
@@ -9,31 +8,9 @@ import os
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ARGUMENTS
+from tests.conftest import ARGUMENTS, CONFIG, create_run
 from Training import run_directory
 from Training.run_directory import Run, RunError, find_runs, run_name, write_whole
-
-CONFIG = {
-    "script": "task.py",
-    "arguments": {"epochs": 2, "nhid": 4},
-    "model": {},
-    "data": {"sha256": {"a": "1"}},
-    "device": "CPU",
-    "started": "2020",
-}
-
-
-@pytest.fixture
-def create():
-    """A function that creates a run below a folder; the runs are closed after the test."""
-    with contextlib.ExitStack() as runs:
-
-        def create(root, **changes):
-            args = argparse.Namespace(**ARGUMENTS, save_dir=root)
-            run = Run.create(args, "task", CONFIG | changes)
-            return runs.enter_context(contextlib.closing(run))
-
-        yield create
 
 
 def name(**arguments):
@@ -46,8 +23,8 @@ def test_the_name_holds_what_runs_differ_in():
     assert name(**changes) == "ANRU_lr0.001_p0.5_hs64"
 
 
-def test_a_run_never_lies_where_another_does(create, tmp_path, capsys):
-    paths = [create(tmp_path).path for _ in range(3)]
+def test_a_run_never_lies_where_another_does(tmp_path, capsys):
+    paths = [create_run(tmp_path).path for _ in range(3)]
     assert [path.parent for path in paths] == [tmp_path / "task" / "400" / name()] * 3
     date = paths[0].name
     assert [path.name for path in paths] == [date, f"{date}--1", f"{date}--2"]
@@ -55,10 +32,10 @@ def test_a_run_never_lies_where_another_does(create, tmp_path, capsys):
     assert (paths[2] / "log.txt").read_text() in capsys.readouterr().out
 
 
-def test_where_it_cannot_be_written_nothing_is_left(create, tmp_path, monkeypatch):
+def test_where_it_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="file/task/400"):
-        create(tmp_path / "file")
+        create_run(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "in the way"
 
     def full(path, data):
@@ -66,7 +43,7 @@ def test_where_it_cannot_be_written_nothing_is_left(create, tmp_path, monkeypatc
 
     monkeypatch.setattr(run_directory, "write_whole", full)
     with pytest.raises(RunError, match="No space left"):
-        create(tmp_path / "new")
+        create_run(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -83,8 +60,8 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_are_kept_in_full_precision_and_forgotten_after_an_epoch(create, tmp_path):
-    run = create(tmp_path)
+def test_rows_are_kept_in_full_precision_and_forgotten_after_an_epoch(tmp_path):
+    run = create_run(tmp_path)
     for epoch in (1, 2, 3):
         run.add_row("metrics.csv", {"epoch": epoch, "loss": 0.1 * epoch, "n_mean": None})
         run.add_row("test_results.csv", {"epoch": epoch, "condition": "sin", "loss": 1 / 3})
@@ -100,8 +77,8 @@ def test_rows_are_kept_in_full_precision_and_forgotten_after_an_epoch(create, tm
     assert list(run.path.glob("events/*/events.out.*"))
 
 
-def test_the_newest_checkpoint_is_that_of_the_latest_epoch(create, tmp_path):
-    run = create(tmp_path)
+def test_the_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
+    run = create_run(tmp_path)
     with pytest.raises(RunError, match="no checkpoint"):
         run.newest_checkpoint()
     run.save("last.pth.tar", {})
@@ -111,11 +88,11 @@ def test_the_newest_checkpoint_is_that_of_the_latest_epoch(create, tmp_path):
     assert run.newest_checkpoint().name == "e_10.pth.tar"
 
 
-def test_runs_are_found_by_their_arguments_newest_first(create, tmp_path, capsys):
-    first = create(tmp_path, started="2021")
-    second = create(tmp_path, started="2022")
-    create(tmp_path, started="2023", arguments={"epochs": 2, "nhid": 5})
-    create(tmp_path, started="2024", script="other.py")
+def test_runs_are_found_by_their_arguments_newest_first(tmp_path, capsys):
+    first = create_run(tmp_path, started="2021")
+    second = create_run(tmp_path, started="2022")
+    create_run(tmp_path, started="2023", arguments={"epochs": 2, "nhid": 5})
+    create_run(tmp_path, started="2024", script="other.py")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")
     (tmp_path / "torn").mkdir()
@@ -127,8 +104,8 @@ def test_runs_are_found_by_their_arguments_newest_first(create, tmp_path, capsys
     assert find_runs(tmp_path, "task.py", nothing=1) == []
 
 
-def test_runs_behind_symbolic_links_are_found_once(create, tmp_path):
-    run = create(tmp_path / "disk")
+def test_runs_behind_symbolic_links_are_found_once(tmp_path):
+    run = create_run(tmp_path / "disk")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "task").symlink_to(tmp_path / "disk" / "task")
     (tmp_path / "runs" / "again").symlink_to(tmp_path / "disk" / "task")
@@ -138,30 +115,30 @@ def test_runs_behind_symbolic_links_are_found_once(create, tmp_path):
         assert found.path.resolve() == run.path.resolve()
 
 
-def test_a_best_model_outside_the_run_is_not_the_runs(create, tmp_path):
+def test_a_best_model_outside_the_run_is_not_the_runs(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"of any run")
-    run = create(tmp_path, arguments={"save": str(tmp_path / "best.pt")})
+    run = create_run(tmp_path, arguments={"save": str(tmp_path / "best.pt")})
     with pytest.raises(RunError, match=r"not in the run, but at .*best\.pt"):
         run.scored_checkpoint()
 
 
-def test_columns_that_a_run_does_not_have_are_found_on_resuming(create, tmp_path):
-    run = create(tmp_path)
+def test_columns_that_a_run_does_not_have_are_found_on_resuming(tmp_path):
+    run = create_run(tmp_path)
     run.add_row("metrics.csv", {"epoch": 1, "loss": 1.0})
     run.resume_after(1, ["epoch", "loss"])
     with pytest.raises(RunError, match=r"metrics\.csv: has other columns than a run: lr$"):
         run.resume_after(1, ["epoch", "loss", "lr"])
 
 
-def test_control_characters_are_not_printed(create, tmp_path, capsys):
-    run = create(tmp_path)
+def test_control_characters_are_not_printed(tmp_path, capsys):
+    run = create_run(tmp_path)
     run.print("γ ± \x1b[31m\r\nnext")
     assert capsys.readouterr().out.endswith("γ ± \\x1b[31m\\r\nnext\n")
 
 
-def test_a_line_of_a_chart_is_written_anew_from_where_a_run_resumes(create, tmp_path):
+def test_a_line_of_a_chart_is_written_anew_from_where_a_run_resumes(tmp_path):
     """Read with TensorBoard itself: training and validation are two lines of the chart `loss`."""
-    run = create(tmp_path)
+    run = create_run(tmp_path)
 
     def write(*losses):
         for epoch, loss in losses:
@@ -185,15 +162,15 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
             Run(path)
 
 
-def test_runs_of_earlier_versions_are_found_by_the_present_names(create, tmp_path):
+def test_runs_of_earlier_versions_are_found_by_the_present_names(tmp_path):
     old = {"gain": 2.5, "saturation": 0.5, "batch": 50, "nonlin": "relu"}
-    run = create(tmp_path, arguments=old)
+    run = create_run(tmp_path, arguments=old)
     for asked in ({"n": 2.5}, {"s": 0.5, "batch_size": 50}, {"nonlin": "ReLU"}):
         assert [found.path for found in find_runs(tmp_path, **asked)] == [run.path]
 
 
-def test_complete_is_the_last_epoch_trained_and_evaluated(create, tmp_path):
-    run = create(tmp_path)
+def test_complete_is_the_last_epoch_trained_and_evaluated(tmp_path):
+    run = create_run(tmp_path)
     run.add_row("test_results.csv", {"epoch": 1, "condition": "as_is", "loss": 1.0})
     run.save("e_2.pth.tar", {})
     assert not run.complete

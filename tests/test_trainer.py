@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS
-from tests.conftest import make_trainer
-from tests.test_run_directory import CONFIG, create
+from tests.conftest import CONFIG, create_run, make_trainer
 from Training.trainer import STREAMS, Interrupted, TrainingStopped, stream
 
 BATCHES = [0, 1, 2, 3]
@@ -38,7 +37,7 @@ def linear_trainer(root=None, lr=0.1, saved=None, run=None, **arguments):
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
     if root is not None:
         config = CONFIG["arguments"] | {"epochs": arguments.get("epochs", 2)}
-        run = create(root, arguments=config)
+        run = create_run(root, arguments=config)
     return make_trainer(model, optimizer, scheduler, run, saved, **arguments)
 
 
