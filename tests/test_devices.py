@@ -13,7 +13,7 @@ from torch.utils import backend_registration
 
 import sMNIST_task
 from NetworkCreation.gamma_function import gamma
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, WARNINGS_FAIL
 from tests.operations import Operations
 from Training import flags
 from Training.machine import allow_tf32
@@ -158,7 +158,7 @@ def tf32():
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.filterwarnings("error")
+@WARNINGS_FAIL
 def test_tf32_is_allowed_by_its_flag_alone(choose, monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     allow_tf32(True)

@@ -26,6 +26,7 @@ from NetworkCreation.gamma_function import (
     terms,
     value,
 )
+from tests.conftest import WARNINGS_FAIL
 
 SCRIPT = Path(gamma_function.__file__)
 DTYPES = [torch.float32, torch.float64]
@@ -107,7 +108,7 @@ def gradients(inputs, function=gamma):
 @every_dtype
 @pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("quantity", ["value", "x", "n", "s", "prime"])
-@pytest.mark.filterwarnings("error")
+@WARNINGS_FAIL
 def test_agrees_with_mpmath(quantity, flush, dtype):
     tensors, references = points_and_references(dtype)
     limits = torch.finfo(dtype)

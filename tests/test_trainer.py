@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS
-from tests.conftest import CONFIG, create_run, make_trainer
+from tests.conftest import CONFIG, WARNINGS_FAIL, create_run, make_trainer
 from Training.trainer import STREAMS, Interrupted, TrainingStopped, stream
 
 BATCHES = [0, 1, 2, 3]
@@ -334,7 +334,7 @@ def assert_names(said, trainer):
     assert any(name in said for name in trainer.model.state_dict()), said
 
 
-@pytest.mark.filterwarnings("error")
+@WARNINGS_FAIL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("net_type", NETWORKS)
 def test_a_result_is_finite_or_the_stop_names_what_went(net_type, dtype):
@@ -345,7 +345,7 @@ def test_a_result_is_finite_or_the_stop_names_what_went(net_type, dtype):
                 assert_names(said, trainer)
 
 
-@pytest.mark.filterwarnings("error")
+@WARNINGS_FAIL
 @pytest.mark.parametrize("nonlin", ["gamma", "gamma2"])
 @pytest.mark.parametrize("s", [0.0, 0.5, 1.0])
 def test_n_through_0_and_to_10000(nonlin, s):
