@@ -49,17 +49,17 @@ def make_parser():
     parser.set_defaults(nonlin="gamma", nhid=600, n=2.5, s=0.0, batch_size=128)
     flag = parser.add_argument_group("Penn Treebank").add_argument
     flag("--emsize", type=flags.positive_int, default=200, help="size of the embedding")
-    flag("--bptt", type=flags.positive_int, default=150, help="steps of a window")
-    flag("--tied", action="store_true", help="use one matrix for embedding and read-out")
-    flag("--log-interval", type=flags.positive_int, default=200, help="batches between two lines")
+    flag("--bptt", type=flags.positive_int, default=150, help="steps per window")
+    flag("--tied", action="store_true", help="share one matrix between embedding and read-out")
+    flag("--log-interval", type=flags.positive_int, default=200, help="batches between log lines")
     flag(
         "--save",
         type=run_file,
         default="model.pt",
         metavar="PATH",
-        help="file of the best model on validation, in the run's directory",
+        help="file name, in the run's directory, of the best model on validation",
     )
-    flag("--any-corpus", action="store_true", help="accept other text in place of pennchar")
+    flag("--any-corpus", action="store_true", help="accept any text in place of pennchar")
     return parser
 
 
@@ -119,7 +119,7 @@ def main(argv=None):
     flags.check_network(parser, args, device, lambda: build_model(spec, device="meta"), states)
     model = build_model(spec, stream(args.seed, "initialisation")).to(device)
     optimizer = flags.make_optimizer(args, model, parameter_groups)
-    # Halved whenever an epoch brings no improvement.
+    # Halves the learning rate whenever an epoch brings no improvement.
     options = {"factor": 0.5, "patience": 0, "threshold": 0.0, "eps": 0.0}
     scheduler = ReduceLROnPlateau(optimizer, **options)
     with parser.blame("save_dir" if run is None else "resume", RunError):

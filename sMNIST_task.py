@@ -51,14 +51,24 @@ def make_parser():
     parser.set_defaults(nonlin="gamma2", nhid=400, n=1.0, s=1.0, batch_size=100)
     parser.evaluation |= {"batch_size"}
     flag = parser.add_argument_group("sequential MNIST").add_argument
-    flag("-p", "--permute", action="store_true", help="permute the pixels, drawn from --seed")
+    flag(
+        "-p",
+        "--permute",
+        action="store_true",
+        help="permute the pixels, by --seed",
+    )
     flag(
         "--random",
         action=argparse.BooleanOptionalAction,
         help="draw n ~ U(5, 7) and set s = 0 (default: if neither n nor s is given)",
     )
-    flag("--shuffle", action="store_true", help="a new order of the images in every epoch")
-    flag("--transform", choices=TEST_TRANSFORMS, default="sin", help="of the test set")
+    flag("--shuffle", action="store_true", help="shuffle the training images in every epoch")
+    flag(
+        "--transform",
+        choices=TEST_TRANSFORMS,
+        default="sin",
+        help="of the test images",
+    )
     flag(
         "--transform-ratio",
         type=flags.fraction,
@@ -69,7 +79,7 @@ def make_parser():
         "-v",
         "--verbose",
         action="store_true",
-        help="print parameters, and the loss every 10 batches",
+        help="print the parameters, and the loss every 10 batches",
     )
     return parser
 
@@ -81,7 +91,7 @@ def parse(argv=None):
         by_hand = parser.typed & {"n", "s"}
         if by_hand and "random" in parser.typed and args.random:
             parser.error(f"argument --random: contradicts {parser.flag(by_hand.pop())}")
-        if by_hand:  # --random of a --config counts less
+        if by_hand:  # also overrides --random of a --config
             args.random = False
         if args.random is None:
             args.random = not parser.given & {"n", "s"}
@@ -153,7 +163,7 @@ def parameters_of(model):
 
 
 def evaluate(model, data, args, epoch, trainer):
-    """The columns of metrics.csv and, when the checkpoint is kept, the rows of test_results.csv."""
+    """The scores for metrics.csv and, if the checkpoint is kept, the rows for test_results.csv."""
 
     def score(part, transform=None):
         return evaluate_pixels(model, part, args.batch_size, transform, limit=args.limit_batches)

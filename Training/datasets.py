@@ -192,7 +192,7 @@ def _symbols(path):
     """The symbols of a text file, with <eos> for each line end."""
     symbols = []
     try:
-        with path.open(encoding="utf-8-sig") as file:  # a byte order mark is no symbol
+        with path.open(encoding="utf-8-sig") as file:  # without the byte order mark
             for line in file:
                 symbols += line.split()
                 symbols.append("<eos>")
@@ -243,7 +243,7 @@ def windows(rows, bptt):
 
 @contextlib.contextmanager
 def _reading(root):
-    """Turns the system's refusal to look into the data folder into a DataError."""
+    """Turns an OSError into a DataError that names the file."""
     try:
         yield
     except OSError as error:
@@ -265,10 +265,10 @@ def _new_folder(folder):
 
 
 def _obtain(what, folder, digests, missing, sources, advice):
-    """Gets each missing file from the first of the sources that has it.
+    """Gets each missing file from the first source that has it.
 
-    sources: {name: function that writes the file to a path}. A file with another digest is not
-    kept. Raises DataError if a file cannot be had or written.
+    sources: {name: function that writes the file to a path}. Files with a wrong digest are not
+    kept. Raises DataError if a file cannot be obtained or written.
     """
     if not missing:
         return
@@ -288,7 +288,7 @@ def _obtain(what, folder, digests, missing, sources, advice):
                         reasons.append(f"{source} ({error})")
                 else:
                     raise DataError(
-                        f"{named}; {path.name} cannot be had from {', '.join(reasons)}; {advice}"
+                        f"{named}; {path.name} not obtained from {', '.join(reasons)}; {advice}"
                     )
                 path.replace(folder / path.name)
     except OSError as error:
@@ -302,7 +302,7 @@ def _fetch_mirror(path):
 
 
 def _fetch_archive(path):
-    """Takes a file out of Mikolov's archive, which is downloaded once."""
+    """Extracts a file from Mikolov's archive, which is downloaded once."""
     whole = path.with_name("archive.tgz")
     if not whole.exists():
         _fetch(PENNCHAR_ARCHIVE, whole)

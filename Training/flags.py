@@ -1,6 +1,6 @@
-"""The flags of both task scripts, and the checks of what they are given.
+"""The flags shared by the task scripts, and checks of their values.
 
-A network takes the flags named as arguments of its constructor.
+A network takes the flags that are named like arguments of its constructor.
 """
 
 import argparse
@@ -38,7 +38,7 @@ GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamm
 
 
 def entry_point(main):
-    """Decorates a script's main(argv): settings of the process, and exit codes for its errors."""
+    """Decorates a script's main(argv): process settings, and exit codes for errors."""
 
     @functools.wraps(main)
     def run(argv=None):
@@ -70,7 +70,7 @@ def entry_point(main):
 
 
 def _report_thread(failed):
-    """Is silent of a write that failed in a thread of TensorBoard, which the next flush raises."""
+    """Ignores a failed write in a thread of TensorBoard: the next flush raises it again."""
     if not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)
 
@@ -79,7 +79,7 @@ def _report_thread(failed):
 
 
 def add_network_flags(parser, networks, nonlin, rinit, iinit, ostep_method):
-    """The flags that describe a network; the arguments are the choices of the flag."""
+    """The flags that describe a network; the arguments are the choices of each flag."""
     group = parser.add_argument_group("network")
     flag, switch = group.add_argument, argparse.BooleanOptionalAction
     flag("--net-type", choices=networks, default="RNN", help="recurrent layer")
@@ -100,13 +100,13 @@ def add_network_flags(parser, networks, nonlin, rinit, iinit, ostep_method):
         "--ostep_method",
         choices=ostep_method,
         default="exp",
-        help="from a skew-symmetric to an orthogonal matrix, of expRNN and nnRNN",
+        help="map from skew-symmetric to orthogonal matrices in expRNN and nnRNN",
     )
-    flag("--capacity", type=positive_int, default=2, help="layers of rotations of EURNN")
+    flag("--capacity", type=positive_int, default=2, help="layers of rotations in EURNN")
 
 
 def add_training_flags(parser):
-    """The flags of the optimiser and of the loop."""
+    """The flags of the optimiser and the training loop."""
     group = parser.add_argument_group("training")
     flag, switch = group.add_argument, argparse.BooleanOptionalAction
     flag("--lr", type=rate, default=1e-4, help="learning rate")
@@ -117,9 +117,9 @@ def add_training_flags(parser):
         nargs=2,
         default=[0.9, 0.999],
         metavar=("B1", "B2"),
-        help="of Adam: decay of the mean gradient and of its mean square",
+        help="decay rates of Adam's first and second moments",
     )
-    flag("--alpha", type=fraction, default=0.99, help="smoothing of RMSprop")
+    flag("--alpha", type=fraction, default=0.99, help="smoothing constant of RMSprop")
     flag("--weight_decay", type=not_negative, default=0.0, help="L2 penalty")
     flag(
         "--lr_orth",
@@ -135,9 +135,9 @@ def add_training_flags(parser):
         help="weight of the sum of (alpha - 1)^2 in the loss of nnRNN",
     )
     flag("--Tdecay", type=not_negative, default=1e-5, help="L2 penalty on T of nnRNN")
-    flag("--clip", type=rate, metavar="C", help="largest norm of the gradient (default: any)")
+    flag("--clip", type=rate, metavar="C", help="clip the gradient to this norm (default: off)")
     flag("--batch", "--batch_size", dest="batch_size", type=positive_int, help="batch size")
-    flag("--epochs", type=positive_int, default=100, help="in all")
+    flag("--epochs", type=positive_int, default=100, help="number of epochs")
     flag(
         "--limit-batches",
         type=positive_int,
@@ -147,7 +147,7 @@ def add_training_flags(parser):
 
 
 def add_run_flags(parser, script, datasets):
-    """The flags of data, device and files. script: its file; the data sets lie beside it."""
+    """The flags of data, device and files. script: its path; `data` lies beside it."""
     group = parser.add_argument_group("data, device and files")
     flag, switch = group.add_argument, argparse.BooleanOptionalAction
     flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
@@ -160,7 +160,7 @@ def add_run_flags(parser, script, datasets):
     )
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
     flag("--tf32", action=switch, default=False, help="faster, less precise products on a GPU")
-    flag("--seed", type=seed_int, default=400, help="of all random draws")
+    flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
     flag("--save-dir", type=path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
     flag(
         "--save-freq",
@@ -175,7 +175,7 @@ def add_run_flags(parser, script, datasets):
         nargs="+",
         default=[],
         metavar="N",
-        help="and after these epochs",
+        help="do so after these epochs as well",
     )
     flag(
         "--snapshot-minutes",
@@ -184,7 +184,7 @@ def add_run_flags(parser, script, datasets):
         metavar="M",
         help="save the state within an epoch every M minutes; 0: after every batch",
     )
-    flag("--note", type=text, default="", help="a remark, kept in config.json")
+    flag("--note", type=text, default="", help="a remark, saved in config.json")
     flag(
         "--resume",
         type=path,
@@ -196,8 +196,8 @@ def add_run_flags(parser, script, datasets):
         "--config",
         type=path,
         metavar="FILE",
-        help="take flags from a JSON file, {name: value}, or from the config.json of a run, which "
-        "it repeats; what is typed counts more",
+        help="read flags from a JSON file, {name: value}, or repeat the run of a config.json; "
+        "flags on the command line take precedence",
     )
     flag(
         "--test",
@@ -205,7 +205,7 @@ def add_run_flags(parser, script, datasets):
         help="do not train: evaluate the test set with --checkpoint, or with the newest run that "
         "has the given arguments",
     )
-    flag("--checkpoint", type=path, metavar="PATH", help="the checkpoint of --test")
+    flag("--checkpoint", type=path, metavar="PATH", help="the checkpoint that --test evaluates")
 
 
 def parse(parser, argv, networks):
@@ -226,7 +226,7 @@ def parse(parser, argv, networks):
     elif args.config is not None:
         with parser.blame("config", RunError):
             args = parser.merge(_read_arguments(parser, args.config), args.config)
-    del args.config  # is its arguments from here on
+    del args.config  # its arguments are in args now
     given = parser.given
     network = networks[args.net_type]
     if args.net_type != "RNN" and "nonlin" not in given and "nonlin" in takes(network):
@@ -239,7 +239,7 @@ def parse(parser, argv, networks):
         for name in GAMMA & vars(args).keys():
             _drop(parser, args, name, "nonlin", ["gamma", "gamma2"])
     unused, needed = ("alpha", "--no-adam") if args.adam else ("betas", "--adam")
-    # A run's config.json has the default of the one that it did not use.
+    # The config.json of a run has the unused one too, at its default.
     in_file = getattr(args, unused) != parser.get_default(unused) and "adam" not in parser.typed
     if unused in parser.typed or in_file:
         parser.error(f"argument {parser.flag(unused)}: requires {needed}")
@@ -256,7 +256,7 @@ def constructor(network):
 
 
 def takes(network):
-    """The names of the flags that a network has a use for."""
+    """The names of the flags that apply to a network."""
     names = set(constructor(network))
     if "learn_params" in names:
         names.add("random")
@@ -267,9 +267,9 @@ def takes(network):
 
 
 def _drop(parser, args, name, choice, owners):
-    """Sets an argument that does not apply to None; an error if it was given.
+    """Sets an argument that does not apply to None; exits if it was given.
 
-    One from a file is no error where the choice that it does not apply to was typed.
+    An argument from a file is dropped silently if the choice on the command line rules it out.
     """
     if name in parser.typed or (name in parser.given and choice not in parser.typed):
         parser.error(
@@ -280,7 +280,7 @@ def _drop(parser, args, name, choice, owners):
 
 
 def _resume(parser, path):
-    """The saved arguments of a run with those typed on top, and the run."""
+    """The arguments of a saved run, updated from the command line, and the run."""
     run, source = Run(path), path / "config.json"
     if run.config["script"] != parser.prog:
         raise RunError(f"{source}: a run of {run.config['script']}")
@@ -310,19 +310,19 @@ def _read_arguments(parser, path):
     return {k: v for k, v in current_names(found["arguments"]).items() if k not in aside}
 
 
-# What the arguments come to
+# From arguments to objects
 
 
 def layer_options(args, networks):
-    """The arguments of a layer's constructor that flags set."""
+    """The arguments for a layer's constructor."""
     names = constructor(networks[args.net_type]).keys() & vars(args).keys()
     return {k: getattr(args, k) for k in sorted(names) if getattr(args, k) is not None}
 
 
 def make_optimizer(args, model, parameter_groups):
-    """Adam or RMSprop over the model's parameters; those that a layer sets apart differ.
+    """Adam or RMSprop; the parameter groups that a layer sets apart have their own options.
 
-    A decay of the orthogonal parameters would pull the matrix back to its start.
+    Weight decay of the orthogonal parameters would pull the matrix back to its initial value.
     """
     options = {"orthogonal": {"lr": args.lr_orth, "weight_decay": 0.0}}
     options["T"] = {"weight_decay": args.Tdecay}
@@ -334,11 +334,11 @@ def make_optimizer(args, model, parameter_groups):
 
 
 def check_network(parser, args, device, build, states):
-    """An error if the network cannot be built, or its training cannot fit into memory.
+    """Exits if the network cannot be built, or if training it cannot fit into memory.
 
-    build: returns the model on the meta device. states: T · B of a training step. Counted are
-    weights, gradients and Adam's two means, and a and h of every step. The error names the flag
-    that is furthest above its default.
+    build: returns the model on the meta device. states: T · B of a training step. The estimate
+    counts weights, gradients, Adam's two moments, and a and h of every step. The error names the
+    flag that is furthest above its default.
     """
     try:
         weights = sum(parameter.numel() for parameter in build().parameters())
@@ -364,8 +364,8 @@ def check_network(parser, args, device, build, states):
 def choose_device(parser, args):
     """The device that -g/--no-cuda asks for, or else the GPU if there is one; sets args.cuda.
 
-    A GPU that this torch has no kernels for is an error of --cuda; without the flag, a line says so
-    and the CPU is used. Products are computed in float32, or with --tf32 in TF32.
+    If this torch has no kernels for the GPU, --cuda is an error; without the flag, a line says so
+    and the CPU is used. Matrix products are in float32, or with --tf32 in TF32.
     """
     allow_tf32(args.tf32)
     if args.cuda is not False and (problem := _gpu_problem()):
@@ -378,7 +378,7 @@ def choose_device(parser, args):
     if args.tf32 and not args.cuda:
         if "tf32" in parser.typed:
             parser.error("argument --tf32: requires a GPU")
-        args.tf32 = False  # of a run on a GPU that goes on, or is repeated, on a CPU
+        args.tf32 = False  # saved by a run on a GPU, and now on a CPU
     return torch.device("cuda" if args.cuda else "cpu")
 
 
@@ -398,7 +398,7 @@ def _gpu_problem():
 
 
 def newest_checkpoint(parser, args):
-    """The checkpoint of the newest run below --save-dir that has one and the given arguments."""
+    """The checkpoint of the newest run below --save-dir with the given arguments."""
     asked = plain({name: getattr(args, name) for name in parser.given - parser.evaluation})
     for run in find_runs(args.save_dir, parser.prog, **asked):
         try:
@@ -411,10 +411,10 @@ def newest_checkpoint(parser, args):
 
 
 def tested_arguments(parser, args, config, path):
-    """The arguments that a checkpoint was trained with; defaults for flags that it does not know.
+    """The arguments that a checkpoint was trained with, and defaults for those that it lacks.
 
-    config: the checkpoint's. Exits if it is of another script or version, or contradicts a flag
-    given.
+    config: the checkpoint's. Exits if it belongs to another script or version, or contradicts a
+    given flag.
     """
     if config.get("script") != parser.prog:
         parser.error(f"argument --checkpoint: {path} is of a run of {config.get('script')}")

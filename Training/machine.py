@@ -1,4 +1,4 @@
-"""Settings of the process: threads that do not spin, memory that is kept, products in float32.
+"""Process settings: threads that do not spin, memory that is kept, products in float32.
 
 Import this module before torch: libgomp reads its environment when torch loads it.
 """

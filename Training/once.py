@@ -1,10 +1,10 @@
-"""Trains one run once: skips it if it is finished, resumes it if it has begun.
+"""Trains one run: skips it if it is finished, resumes it if it was interrupted.
 
     python3 -m Training.once sMNIST_task.py --dataset digits --seed 1
 
-The run is recognised by its saved arguments, so the same command can be repeated, on any machine
-that shares the folder of runs, until the run is finished. If another process is training the run,
-nothing is done: the exit code is 75, and the last line names the lock that the process holds.
+The run is recognised by its saved arguments, so the same command can be repeated until the run is
+finished, on any machine that shares the folder of runs. If another process is training the run, the
+exit code is 75 and the last line names the lock that the process holds.
 """
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
@@ -25,8 +25,8 @@ from Training.run_directory import HOW, LAST, LOCK, MODE, fcntl, find_runs, plai
 
 BUSY = os.EX_TEMPFAIL
 FINISHED = "already finished"
-LOCKS = ".sweep"  # folder in the folder of runs: one lock per run that is to be made
-# Arguments that say where and how a run is made, not what is trained.
+LOCKS = ".sweep"  # folder of the locks of runs that do not exist yet, in the folder of runs
+# Arguments that say where and how a run is trained, not what.
 ASIDE = {"save_dir", *HOW, *MODE}
 
 
@@ -36,10 +36,10 @@ def identity(args):
 
 
 def take(path):
-    """An open file that holds the lock of this path; None if another process holds it.
+    """Locks a path: an open file that holds the lock, or None if another process holds it.
 
-    The lock is free again when the file is closed or the process ends, in whatever way. Where the
-    file system has no locks it is always free.
+    Closing the file or the end of the process frees the lock. Where the file system has no locks,
+    it is always free.
     """
     file = path.open("a")
     try:
@@ -79,7 +79,7 @@ def check_mode(parser, words):
 def main(argv=None):
     parser = Parser("python3 -m Training.once", __doc__)
     flag = parser.add_argument
-    flag("--attended", action="store_true", help="save and end when standard input closes")
+    flag("--attended", action="store_true", help="save and exit when standard input closes")
     flag("script", type=task_script, metavar="SCRIPT", help="sMNIST_task.py, PTB_task.py")
     flag("words", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of the script")
     args = parser.parse_args(argv)
@@ -89,8 +89,8 @@ def main(argv=None):
     script = runpy.run_path(str(args.script))
     task_parser, wanted, _ = script["parse"](args.words)
 
-    # Two processes could both find no run and both create one: only one at a time looks, and it
-    # keeps the others from looking until it ends.
+    # Two processes could both find no run and both create one, so each holds this lock from before
+    # it looks until it ends.
     key = json.dumps([args.script.name, identity(wanted)], sort_keys=True)
     path = wanted.save_dir / LOCKS / hashlib.sha256(key.encode()).hexdigest()[:16]
     with task_parser.blame("save_dir", OSError):
@@ -117,7 +117,7 @@ def _busy(lock):
 
 
 def _end_with_stdin():
-    """Sends SIGTERM to this process when nobody can write to its standard input any more."""
+    """Sends SIGTERM to this process when its standard input is closed."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 

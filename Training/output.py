@@ -1,4 +1,4 @@
-"""What a person sees: lines on standard output and stderr, and the way through a set of batches."""
+"""Console output: lines on standard output and stderr, and progress through batches."""
 
 import contextlib
 import os
@@ -7,15 +7,15 @@ import time
 
 from tqdm import tqdm
 
-SECONDS = 60  # between two lines about the way through a set
+SECONDS = 60  # between two lines of progress
 
 
 class OutputError(Exception):
-    """Standard output or stderr cannot be written; what is printed from then on is lost."""
+    """Standard output or stderr cannot be written; further output is lost."""
 
 
 def printable(text):
-    """The text with its control characters, line ends aside, escaped: a file may be foreign."""
+    """The text with control characters escaped, except newlines: it may be from a foreign file."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -26,7 +26,7 @@ def say(text):
 
 
 def report(text):
-    """Prints a line to stderr, if there still is one."""
+    """Prints a line to stderr, unless stderr is closed or full."""
     with contextlib.suppress(OutputError), writing(sys.stderr):
         tqdm.write(text, file=sys.stderr)
 
@@ -38,7 +38,7 @@ def writing(stream):
         yield
         stream.flush()
     except OSError as error:
-        # What is still in the buffer would fail again when Python exits.
+        # Flushing what is left in the buffer would fail again when Python exits.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
         name = {"<stdout>": "standard output"}.get(stream.name, stream.name)
@@ -46,10 +46,9 @@ def writing(stream):
 
 
 class Progress:
-    """The way through `total` batches, from `done` of them on.
+    """Progress through `total` batches, of which `done` are finished.
 
-    On a terminal a bar. Elsewhere, such as in a file, a line on stderr at most once a minute, and
-    none for what takes less than one.
+    On a terminal, a bar; elsewhere, such as in a file, a line on stderr once a minute.
     """
 
     def __init__(self, title, total, done=0, leave=True):
@@ -65,7 +64,7 @@ class Progress:
         self.bar.close()
 
     def update(self, state=lambda: ""):
-        """After a batch. state: function that returns what else to show."""
+        """Counts a batch. state: function that returns further text to show."""
         self.done += 1
         if not self.bar.disable:
             self.bar.set_postfix_str(state(), refresh=False)
@@ -82,7 +81,7 @@ class Progress:
 
 
 def progress(items, title):
-    """Yields the items and shows the way through them."""
+    """Yields the items and shows the progress through them."""
     with Progress(title, len(items), leave=False) as shown:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""The parser of the scripts and commands: its errors, flags from a file, and types of values."""
+"""The argument parser of scripts and commands: one-line errors, flags from a file, value types."""
 
 import argparse
 import contextlib
@@ -14,14 +14,14 @@ import torch
 from Training.output import printable
 from Training.run_directory import HOW, MODE, RunError, is_run_file, part_of
 
-# Flags that say what to evaluate and where, not what was trained.
+# Flags of --test that do not describe what was trained.
 EVALUATION = {*MODE, *HOW, "save_dir", "limit_batches", "transform", "config"} - {"note"}
 # Arguments of the networks and models whose flag has another name.
 FLAGS = {"hidden_size": "nhid", "embedding_size": "emsize"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the description as it is, and the default of a flag that has one to show."""
+    """Keeps the line breaks of the description, and shows defaults where they tell something."""
 
     def _get_help_string(self, action):
         if action.default in (None, False, "", []):
@@ -30,10 +30,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser for a script: errors in one line, no abbreviated flags.
+    """An ArgumentParser with errors in one line and no abbreviated flags.
 
-    After `parse_args`, `typed` is the set of arguments that were typed, `given` also has those
-    that `merge` took from a file, `command` is the command.
+    After `parse_args`, `typed` is the set of arguments on the command line, `given` also has those
+    that `merge` took from a file, and `command` is the whole command.
     """
 
     def __init__(self, script, description):
@@ -62,10 +62,10 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def merge(self, arguments, path):
-        """Parses the flags that set the arguments of a file, then those that were typed.
+        """Parses the arguments of a file, then the command line, which takes precedence.
 
-        arguments: {name: value}, checked as if they were typed; null stands for not given. path:
-        the file, for errors. Raises RunError for an argument that there is not.
+        arguments: {name: value}, checked like those on the command line; null means not given.
+        path: the file, for errors. Raises RunError for an unknown argument.
         """
         words, actions = [], self.settable()
         for name, value in arguments.items():
@@ -96,14 +96,14 @@ class Parser(argparse.ArgumentParser):
 
     @contextlib.contextmanager
     def blame(self, flag, *errors):
-        """Turns these errors into an error of the flag with this name."""
+        """Reports these errors as errors of the flag with this name."""
         try:
             yield
         except errors as error:
             self.error(f"argument {self.flag(flag)}: {error}")
 
     def flag(self, name):
-        """The long flag that sets an argument, in the spelling that was typed."""
+        """The long flag that sets an argument, spelt as on the command line."""
         name = FLAGS.get(name, name)
         options = [o for a in self._actions if a.dest == name for o in a.option_strings]
         options = [option for option in options if option.startswith("--")]
@@ -177,7 +177,7 @@ def text(typed):
 
 
 def path_text(typed):
-    """A string that can be a path, whether or not there is a file."""
+    """A string that is a valid path, whether or not the file exists."""
     try:
         os.lstat(text(typed) or ".")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -194,11 +194,11 @@ def path(typed):
 
 
 def run_file(typed):
-    """The path, relative to a run's directory, of a file that is none of the run's own."""
+    """A path relative to a run's directory that does not clash with the run's own files."""
     file = Path(typed)
     if file.is_absolute() or not file.name or ".." in file.parts:
         raise argparse.ArgumentTypeError(f"{typed!r} is not a file in the run's directory")
     if is_run_file(file.parts[0]):
         raise argparse.ArgumentTypeError(f"{typed} is the name of another file of a run")
-    path_text(str(part_of(file)))  # the longest name that is written
+    path_text(str(part_of(file)))  # its temporary file has a longer name
     return typed

@@ -1,4 +1,4 @@
-"""What a run leaves: its directory.
+"""The directory of a run.
 
     <save_dir>/<task>/<seed>/<net>_lr<lr>_p<ratio>_hs<nhid>[_<nonlin>]/<date>[--k]/
         config.json         resolved arguments, command, commit, versions, device, data, model;
@@ -11,8 +11,8 @@
         events/             for TensorBoard
         lock                held by the process that trains the run
 
-Every file except the log and the events is written completely or not at all, an epoch's metrics
-before its checkpoints. Checkpoints hold tensors and plain values.
+Every file except the log and the events is written completely or not at all; an epoch's metrics are
+written before its checkpoints. Checkpoints hold tensors and plain values only.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ except ImportError:  # Windows
 LAST = "last.pth.tar"
 LOCK = "lock"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboard")
-MODE = ("test", "checkpoint", "resume")  # flags that say what to do, not part of a run
-# Where and how a run is trained, not what: may be given anew when it is resumed.
+MODE = ("test", "checkpoint", "resume")  # flags that choose what to do; not saved
+# Flags that say where and how a run is trained, not what: may be given anew on resuming.
 HOW = ("data", "cuda", "tf32", "snapshot_minutes", "verbose", "note")
 PART = ("started", "command", "commit", "versions", "platform", "device", "threads")  # of a resume
 RENAMED = {"gain": "n", "saturation": "s", "batch": "batch_size"}  # arguments of earlier versions
@@ -54,10 +54,10 @@ class RunError(Exception):
 
 
 def describe(parser, args, spec, data, device):
-    """The config of a run: all that is needed to know and to repeat it, as plain values.
+    """The config of a run, from which it can be repeated, as plain values.
 
-    parser: of the script, after parsing. args: resolved arguments. spec: of the model. data: name
-    and `sha256` of the data set.
+    parser: the script's, after parsing. args: resolved arguments. spec: the model's. data: name and
+    `sha256` of the data set, and its size.
     """
     config = {
         "script": parser.prog,
@@ -70,7 +70,7 @@ def describe(parser, args, spec, data, device):
         "versions": {
             "python": platform.python_version(),
             **_versions(),
-            "cuda": torch.version.cuda,  # that torch is built for; None for the CPU
+            "cuda": torch.version.cuda,  # None in a CPU build
         },
         "platform": platform.platform(),
         "device": device_name(device),
@@ -80,7 +80,7 @@ def describe(parser, args, spec, data, device):
 
 
 def plain(values):
-    """Values as they come back from JSON: tuples become lists, paths absolute strings."""
+    """Values as JSON returns them: tuples become lists, paths absolute strings."""
     return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
 
 
@@ -108,8 +108,9 @@ def _commit():
 
 
 def is_run_file(name):
-    """Whether a run has a file of this name, or will have."""
+    """Whether this is the name of a run's own files."""
     names = ("config.json", "log.txt", "metrics.csv", "test_results.csv", "events", LAST, LOCK)
+    name = re.sub(r"^\.(.*)\.part$", r"\1", name)  # of `part_of`
     return name in names or re.fullmatch(r"e_\d+\.pth\.tar", name) is not None
 
 
@@ -157,9 +158,9 @@ class Run:
         return run
 
     def lock(self):
-        """Reserves the run for this process until it closes it or ends, in whatever way.
+        """Locks the run for this process, until the run is closed or the process ends.
 
-        Raises RunError if another process holds it. Warns where locks are not supported.
+        Raises RunError if another process holds the lock. Warns where locks are not supported.
         """
         with self._writing(LOCK):
             self._lock = (self.path / LOCK).open("a")
@@ -174,7 +175,7 @@ class Run:
                 f"{self.path / LOCK}: cannot be locked ({error.strerror}): make sure that no other "
                 "process resumes this run"
             )
-        self.config = read_config(self.path)  # as the process that held it left it
+        self.config = read_config(self.path)  # another process may have changed it
 
     def state(self, read):
         """The checkpoint to resume from, or None for a run that ended before it saved one.
@@ -189,10 +190,10 @@ class Run:
         return checkpoint
 
     def resume(self, config):
-        """Adds the present process to the run's config, which is not written yet; returns the run.
+        """Adds a resume to the config, without writing it yet; returns the run.
 
-        config: from `describe`. Raises RunError if the data are not those of the run. Warns of what
-        may change the last bits of the results.
+        config: from `describe`. Raises RunError if the data differ from the run's. Warns of changes
+        that may affect the last bits of the results.
         """
         self.check_data(config["data"]["sha256"])
         parts = self.config.get("resumed", [])
@@ -228,7 +229,7 @@ class Run:
     def write(self, name, data):
         """Writes bytes to a path in the run, completely or not at all."""
         with self._writing(name):
-            if self.path.is_dir():  # a run that was removed does not come back
+            if self.path.is_dir():  # do not recreate a run that was deleted
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / name, data)
 
@@ -239,8 +240,7 @@ class Run:
     def add_row(self, name, row):
         """Adds a row to metrics.csv or test_results.csv, and its numbers to the events.
 
-        In TensorBoard, what is measured on the training, the validation and the test set are lines
-        of one chart.
+        In TensorBoard, training, validation and test are lines of one chart.
         """
         self.put_row(name, row)
         for key, value in row.items():
@@ -255,7 +255,7 @@ class Run:
                 writer.flush()
 
     def put_row(self, name, row):
-        """Adds a row to metrics.csv or test_results.csv, in place of one of the same epoch and
+        """Adds a row to metrics.csv or test_results.csv; replaces one of the same epoch and
         condition."""
         rows = [*self.rows(name), {k: "" if v is None else str(v) for k, v in row.items()}]
         if rows[0].keys() != row.keys():
@@ -264,14 +264,14 @@ class Run:
         self._write_rows(name, list(unique.values()))
 
     def add_event(self, line, step, chart, value):
-        """Adds a point to a line of a chart of TensorBoard, which calls a line a run."""
+        """Adds a point to a line of a TensorBoard chart (TensorBoard calls a line a run)."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, only needed here
 
         with self._writing("events"):
             if line not in self._events:
-                if not self.path.is_dir():  # a run that was removed does not come back
+                if not self.path.is_dir():  # do not recreate a run that was deleted
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                # TensorBoard drops what an interrupted process wrote from this step on.
+                # TensorBoard then ignores what an interrupted process wrote from this step on.
                 folder = self.path / "events" / line
                 self._events[line] = SummaryWriter(str(folder), purge_step=step)
             self._events[line].add_scalar(chart, value, step)
@@ -298,10 +298,10 @@ class Run:
         return rows
 
     def resume_after(self, epoch, columns=None):
-        """Drops the rows of later epochs, written after the checkpoint that the run resumes from.
+        """Drops the rows of epochs after this one, which the run resumes from.
 
-        columns: of metrics.csv from now on. Raises RunError if the file has others, or an epoch
-        has no row.
+        columns: those that metrics.csv must have, if given. Raises RunError if it has others or
+        lacks the row of an epoch.
         """
         metrics = self.rows("metrics.csv")
         if metrics and columns is not None and list(metrics[0]) != columns:
@@ -332,7 +332,7 @@ class Run:
                 raise RunError(f"{self.path / 'config.json'}: {part} differ from those in {LAST}")
 
     def check_data(self, checksums):
-        """Raises RunError if these are not the checksums of the data that the run began with."""
+        """Raises RunError if these checksums differ from those of the run's data."""
         if self.config["data"].get("sha256") != checksums:
             raise RunError(f"{self.path / 'config.json'}: the run used other data than these")
 
@@ -343,7 +343,7 @@ class Run:
         return self.evaluated(last) and (self.path / f"e_{last}.pth.tar").is_file()
 
     def evaluated(self, epoch):
-        """Whether training evaluated the test set after an epoch; --test has its own conditions."""
+        """Whether training has evaluated the test set after an epoch (--test does not count)."""
         conditions = ("as_is", "best")
         rows = [row for row in self.rows("test_results.csv") if row.get("condition") in conditions]
         return any(int(row["epoch"]) == epoch for row in rows)
@@ -358,13 +358,13 @@ class Run:
         return dict(sorted(found.items()))
 
     def newest_checkpoint(self):
-        """The path of the kept checkpoint of the latest epoch, or else of the last state."""
+        """The path of the latest kept checkpoint, or else of the newest state."""
         epoch = max(self.kept, default=0)
         return self._existing(self.kept[epoch] if epoch else self.path / LAST)
 
     def scored_checkpoint(self):
-        """The path of what the test set is evaluated with: the best model of a text, if that is
-        what the run saves, or else the newest checkpoint."""
+        """The path of the checkpoint that --test evaluates: the best model if the run saves one,
+        else the newest checkpoint."""
         best = self.config["arguments"].get("save")
         if best is None:
             return self.newest_checkpoint()
@@ -400,7 +400,7 @@ class Run:
 
 
 class _Writing:
-    """Turns the system's refusal to write a file into a RunError with its name."""
+    """Turns an OSError into a RunError that names the file."""
 
     def __init__(self, path):
         self.path = path
@@ -414,9 +414,9 @@ class _Writing:
 
 
 def write_whole(path, data):
-    """Writes bytes to a file, which then holds all of them or what it held before.
+    """Writes bytes to a file completely, or leaves it unchanged.
 
-    Raises OSError. A process killed here leaves `.<name>.part`, which the next write replaces.
+    Raises OSError. If the process is killed here, `.<name>.part` stays until the next write.
     """
     temporary = part_of(path)
     try:
@@ -426,19 +426,19 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to report
+        with contextlib.suppress(OSError):  # report the first error
             temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
 def part_of(path):
-    """Where a file is written until it is whole."""
+    """The temporary file that `write_whole` writes first."""
     return path.with_name(f".{path.name}.part")
 
 
 def _sync_folder(folder):
-    """Puts the names in a folder on disk, so that no later write survives a crash without them."""
+    """Flushes a folder's entries to disk, so that files survive a crash in the order written."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -450,11 +450,11 @@ def _sync_folder(folder):
 
 
 def keep_results(path, checkpoint, results, limit):
-    """Adds what --test found to test_results.csv of the run that a checkpoint lies in, if any.
+    """Adds the results of --test to test_results.csv of the checkpoint's run, if it is in one.
 
-    results: {condition: {column: number}}; the conditions in the file begin with `test_`. limit:
-    the --limit-batches. Prints why if a run does not take them, such as one that another process
-    is training.
+    results: {condition: {column: number}}; the file prefixes conditions with `test_`. limit: the
+    --limit-batches. If the results cannot be added, for example because another process is training
+    the run, prints why.
     """
     folders = path.resolve().parents
     folder = next((one for one in folders if (one / "config.json").is_file()), None)
@@ -462,9 +462,9 @@ def keep_results(path, checkpoint, results, limit):
         return
     try:
         if checkpoint.get("batch"):
-            raise RunError(f"{path.name} is of within an epoch")
+            raise RunError(f"{path.name} was saved within an epoch")
         if limit is not None:
-            raise RunError("--limit-batches evaluates a part of the test set")
+            raise RunError("--limit-batches evaluates only part of the test set")
         with contextlib.closing(Run(folder)) as run:
             run.check_config(checkpoint.get("config"))
             run.lock()
@@ -478,10 +478,10 @@ def keep_results(path, checkpoint, results, limit):
 
 
 def _settings(part):
-    """What the last bits of the results depend on, of a config or one of its `resumed`."""
+    """What the last bits of results depend on; part: a config or an entry of its `resumed`."""
     versions = part.get("versions")
     torch_version = versions.get("torch") if isinstance(versions, dict) else None
-    found = {name: part.get(name) for name in ("device", "threads", "commit")}
+    found = {name: part.get(name) for name in ("device", "commit")}  # the CPU's has its threads
     return found | {"torch": torch_version}
 
 
@@ -506,7 +506,7 @@ def read_config(path):
 
 
 def current_names(arguments):
-    """Saved arguments of this or an earlier version under their present names."""
+    """Saved arguments of this or an earlier version under their current names."""
     named = {RENAMED.get(name, name): value for name, value in arguments.items()}
     return named | ({"nonlin": "ReLU"} if named.get("nonlin") == "relu" else {})
 
@@ -530,7 +530,7 @@ def find_runs(root, script=None, **arguments):
 
 
 def _folders(root):
-    """The folders with a config.json at or below root, each once, through symbolic links too."""
+    """The folders with a config.json at or below root, each once; follows symbolic links."""
     seen = set()
     for folder, below, files in os.walk(root, followlinks=True):
         below.sort()
@@ -543,13 +543,13 @@ def _folders(root):
 
 
 def has_arguments(run, arguments):
-    """Whether a run was started with these arguments, {name: value} of some of them."""
+    """Whether a run has these arguments, {name: value}, among its own."""
     saved = run.config["arguments"]
     return all(name in saved and saved[name] == value for name, value in arguments.items())
 
 
 def _next_free(path):
-    """Makes the directory path, or path--1, path--2, … if those before it exist."""
+    """Creates the directory path, or the first of path--1, path--2, … that does not exist."""
     number = 0
     while True:
         candidate = path if number == 0 else path.with_name(f"{path.name}--{number}")

@@ -3,15 +3,15 @@
     python3 -m Training.sweep sMNIST_task.py --gain 1 2.5 5 --saturation 0 0.5 1 --seed 400 401 \\
         -- --dataset digits --nonlin gamma --no-learn_params
 
-The flags before -- are the script's, each with a list of values; those after it apply to all runs.
-Runs are processes that share the processors, or a GPU each. With --scheduler they are trained by
-the workers of a Dask cluster, which need this repository, the current directory and the folder of
-runs at the same paths. With --commands a batch system, GNU parallel or a shell trains them.
+Each flag before -- has a list of values; the arguments after it apply to all runs. Every run is a
+process; runs share the processors, or have a GPU each. With --scheduler, the workers of a Dask
+cluster train them; these need this repository, the current directory and the folder of runs at the
+same paths. --commands prints the commands, for a batch system, GNU parallel or a shell.
 
-Started again, a sweep skips finished runs and resumes the others; it recognises them by their saved
-arguments. Several sweeps can share the work: a run that another process trains is left to it, and
-taken over if that process dies. A run that fails does not stop the others. Ctrl-C and SIGTERM save
-the runs in progress; they also save and end if the sweep dies.
+Started again, a sweep skips finished runs and resumes the others, which it recognises by their
+saved arguments. Several sweeps can share the work: a run that another process is training is left
+to it, and taken over if that process dies. A failed run does not stop the others. Ctrl-C and
+SIGTERM save the runs in progress; if the sweep is killed, they save and exit as well.
 
 The paper's grid: --gain 1 2.5 5 7.5 10 12.5 15 17.5 20 --saturation 0 0.25 0.5 0.75 1
 """
@@ -47,11 +47,11 @@ OUTCOMES = {
     "stopped": "not trained to the end",
 }
 OWN = ("--jobs", "--scheduler", "--commands")
-TICK, POLL = 0.2, 5  # seconds between looks at our own runs, and at those of other processes
+TICK, POLL = 0.2, 5  # seconds between checks of our own runs, and of those of other processes
 
 
 class Combination(NamedTuple):
-    """A run to make: the words of its command, its arguments as plain values, and its folder."""
+    """A run to train: the words of its command, its arguments as plain values, and --save-dir."""
 
     words: list
     arguments: dict
@@ -61,8 +61,8 @@ class Combination(NamedTuple):
 def combinations(script, lists, common):
     """A Combination for every choice of one value from each list, and whether they may use a GPU.
 
-    lists: {flag: words}. common: words for all runs. Choices of equal values, as 1 and 1.0, are one
-    Combination. Exits as the script does if it rejects one of them.
+    lists: {flag: words}. common: words for all runs. Equal values, such as 1 and 1.0, make one
+    Combination. Exits like the script if it rejects one of them.
     """
     parse, found, cuda = runpy.run_path(str(script))["parse"], {}, False
     for choice in itertools.product(*lists.values()):
@@ -79,25 +79,25 @@ def unfinished(runs, script):
     saved = {folder: find_runs(folder, script.name) for folder in {run.save_dir for run in runs}}
 
     def finished(run, combination):
-        with contextlib.suppress(RunError):  # a damaged run, which is reported when its turn comes
+        with contextlib.suppress(RunError):  # damaged; reported when it is its turn
             return has_arguments(run, combination.arguments) and run.complete
 
     return [one for one in runs if not any(finished(run, one) for run in saved[one.save_dir])]
 
 
 def gpus():
-    """The names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
+    """The names of the visible GPUs, for CUDA_VISIBLE_DEVICES."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
 
 
 def train(runs, submit, stopped):
-    """Trains these combinations; yields the outcome of each, and a remark, until stopped is set.
+    """Trains these combinations; yields the outcome of each and a remark, until stopped is set.
 
-    submit: takes the words of a command and returns a future of its exit code and last line.
-    A run that another process trains is tried again when its lock is free. Raises CancelledError if
-    the connection to the Dask scheduler is lost.
+    submit: takes the words of a command and returns a future of its exit code and last line. A run
+    that another process is training is submitted again once its lock is free. Raises CancelledError
+    if the connection to the Dask scheduler is lost.
     """
     pending = [(submit(run.words), run) for run in runs]
     elsewhere, due = {}, 0
@@ -107,12 +107,12 @@ def train(runs, submit, stopped):
         for future, run in ended:
             try:
                 code, said = future.result()
-            except CancelledError:  # by Dask, whose scheduler is gone
+            except CancelledError:  # by Dask, when its scheduler is gone
                 raise
             except Exception as error:  # of a Dask worker
                 code, said = None, str(error)
             if code == BUSY:
-                report(f"left to another process, which trains it: {shlex.join(run.words)}")
+                report(f"another process is training this run: {shlex.join(run.words)}")
                 elsewhere[said] = run
             elif stopped.is_set():
                 yield "stopped", ""
@@ -148,14 +148,14 @@ def parse(argv):
     where(
         "--commands",
         action="store_true",
-        help="train nothing: print the commands of the runs that are not finished",
+        help="print the commands of the unfinished runs instead of training them",
     )
     end = argv.index("--") if "--" in argv else len(argv)
     lists, own = {}, []
     for word in argv[:end]:
         if word.startswith("--") and word != "--help":
             if word in lists:
-                parser.error(f"argument {word}: is given twice")
+                parser.error(f"argument {word}: given twice")
             lists[word] = []
         else:
             (lists[next(reversed(lists))] if lists else own).append(word)
@@ -165,7 +165,7 @@ def parse(argv):
     args = parser.parse_args(own)
     for word, values in lists.items():
         if not values:
-            parser.error(f"argument {word}: has no values; what applies to all runs follows --")
+            parser.error(f"argument {word}: has no values; flags for all runs go after --")
     check_mode(parser, [*lists, *argv[end + 1 :]])
     return parser, args, lists, argv[end + 1 :]
 
@@ -218,7 +218,7 @@ def main(argv=None):
                     report(failures[-1])
                 bar.update(outcome != "stopped")
         except CancelledError:
-            failures.append("the connection to the scheduler is lost; its runs save and end")
+            failures.append("lost the connection to the scheduler; its runs save and exit")
     count["stopped"] = len(runs) - sum(count[o] for o in OUTCOMES if o != "stopped")
     said = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in count.items() if number)
     say("\n".join([f"{len(runs)} runs: {said}", *failures]))

@@ -1,4 +1,4 @@
-"""The training of one run: updates, epochs and batches, and what makes it survive interruptions.
+"""The training loop of one run, which survives interruptions.
 
     with Trainer(run, args, model, optimizer, scheduler) as trainer:
         for epoch in trainer.epochs():
@@ -7,8 +7,8 @@
                 trainer.step(loss, count)
             trainer.finish_epoch(scores)
 
-A signal is handled between two batches, or at once while an epoch is being scored; the state is
-then saved, so that a resumed run is bit-identical to an uninterrupted one.
+A signal is handled between two batches, or at once during the evaluation after an epoch; the state
+is then saved, so that a resumed run is bit-identical to an uninterrupted one.
 """
 
 import math
@@ -34,7 +34,7 @@ class TrainingStopped(Exception):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM; `code` is the exit code that belongs to it."""
+    """SIGINT or SIGTERM arrived; `code` is the exit code."""
 
     def __init__(self, signum):
         super().__init__(signal.Signals(signum).name)
@@ -42,9 +42,9 @@ class Interrupted(Exception):
 
 
 def stream(seed, name, epoch=0):
-    """A generator for one purpose, a name in `STREAMS`, and if needed one epoch.
+    """A random generator for one purpose, a name in `STREAMS`, and optionally one epoch.
 
-    Different purposes draw independent numbers from the same seed.
+    The streams of one seed are independent.
     """
     entropy = np.random.SeedSequence([seed, STREAMS.index(name), epoch])
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
@@ -63,7 +63,7 @@ class Trainer:
     """
 
     def __init__(self, run, args, model, optimizer, scheduler, saved=None, columns=None):
-        keep_memory()  # from here on: what loading the data took goes back to the system
+        keep_memory()  # not earlier: memory used to load the data is returned to the system
         self.run, self.args = run, args
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
@@ -80,10 +80,10 @@ class Trainer:
                 f"resumed after {self.epoch} epochs and {self.batch} batches"
             )
 
-    # the loop
+    # The loop
 
     def epochs(self):
-        """Yields the numbers of the epochs that are left, counted from 1."""
+        """Yields the numbers of the remaining epochs, counted from 1."""
         if not (self.run.path / LAST).exists():
             for name in ("e_0.pth.tar", LAST):
                 self.run.save(name, self.checkpoint())
@@ -92,9 +92,10 @@ class Trainer:
         self._begin_scoring()
 
     def batches(self, items, log_every=None, report="loss {:.4f}".format):
-        """Yields what is left of `items`, one per batch, in this epoch.
+        """Yields the remaining `items` of this epoch, one per batch.
 
-        log_every: print the mean loss every so many batches, as `report` puts it.
+        log_every: number of batches between two printed lines with the mean loss, which `report`
+        formats.
         """
         items = items[: self.args.limit_batches]
         self.model.train()
@@ -132,7 +133,7 @@ class Trainer:
         self._begin_scoring()
 
     def _time_left(self, batches):
-        """The time to the end of the run, as h:mm:ss, of epochs of this many batches."""
+        """The time to the end of the run, h:mm:ss, for epochs of this many batches."""
         epochs = self.args.epochs - self.epoch
         each = self.sums["seconds"] / self.batch
         seconds = each * (epochs * batches - self.batch) + epochs * self._scoring_seconds
@@ -154,11 +155,11 @@ class Trainer:
         return torch.rand((), generator=self.draws).item() < probability
 
     def step(self, loss, count, **sums):
-        """One update of the parameters down the loss.
+        """One step of the optimiser.
 
-        loss: (), the mean over `count` samples. sums: further numbers to add up over the epoch.
-        Raises TrainingStopped, before a parameter changes, if the loss or its gradient is not
-        finite, or after the update if a parameter is not.
+        loss: (), the mean over `count` samples. sums: further numbers to sum over the epoch.
+        Raises TrainingStopped if the loss or its gradient is not finite, before any parameter
+        changes, or if a parameter is not finite after the step.
         """
         self.optimizer.zero_grad()
         descended = loss
@@ -183,7 +184,7 @@ class Trainer:
             self.sums[name] = self.sums.get(name, 0) + value
 
     def mean(self, name):
-        """The mean over this epoch's samples of what was summed under this name."""
+        """The mean of a sum over the samples of this epoch so far."""
         return float(self.sums[name]) / self.sums["seen"]
 
     def finish_epoch(self, scores, tests=None, best=None):
@@ -194,7 +195,7 @@ class Trainer:
         Raises TrainingStopped if the validation loss is not finite.
         """
         self._heed_signal()
-        self._scoring = False  # all files of an epoch are written, or none
+        self._scoring = False  # a signal waits until all files of the epoch are written
         loss, lr = scores["validation_loss"], self.lr
         if not math.isfinite(loss):
             raise TrainingStopped(
@@ -239,7 +240,7 @@ class Trainer:
         """The current learning rate, of the first parameter group."""
         return self.optimizer.param_groups[0]["lr"]
 
-    # the state
+    # The state
 
     def checkpoint(self):
         """The state as a dictionary of tensors and plain values, the run's config included."""
@@ -253,7 +254,7 @@ class Trainer:
         }
 
     def restore(self, checkpoint, columns=None):
-        """Takes the state from a checkpoint, and drops the rows of later epochs.
+        """Restores the state from a checkpoint, and drops the rows of later epochs.
 
         columns: the names of the scores of an epoch.
         """
@@ -272,7 +273,7 @@ class Trainer:
             columns = ["epoch", *columns, "gradient_norm", "lr", "seconds"]
         self.run.resume_after(self.epoch, columns)
 
-    # interruptions
+    # Interruptions
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -307,11 +308,11 @@ class Trainer:
             raise Interrupted(self._signum)
 
     def _begin_scoring(self):
-        """From here on the state does not change, and a signal may interrupt at any point."""
+        """From here on the state is constant, so a signal may interrupt at any point."""
         self._scoring, self._scoring_begun = True, time.perf_counter()
         self._heed_signal()
 
-    # what is not finite
+    # Values that are not finite
 
     def _explain(self, loss, norm):
         """Raises TrainingStopped for a loss or a gradient norm that is not finite.

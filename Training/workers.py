@@ -1,8 +1,7 @@
-"""Where the runs of a sweep are trained: by processes of this machine, or by a Dask cluster.
+"""Workers for the runs of a sweep: processes of this machine, or a Dask cluster.
 
-`processes` and `cluster` are context managers. Each gives a function that takes the words of a
-command of `Training.once` and returns a future: `done()`, and `result()`, which is the exit code
-and the last line printed.
+`processes` and `cluster` are context managers. Each yields a function that takes the arguments of
+`Training.once` and returns a future, whose `result()` is the exit code and the last line printed.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from pathlib import Path
 import joblib
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RESOURCE = {"run": 1}  # of a Dask worker: the runs that it trains at a time
+RESOURCE = {"run": 1}  # of a Dask worker: it trains one run at a time
 ALIVE = ("running", "paused")  # states of a Dask worker
 INTERRUPTED = (-2, -15, 130, 143)  # exit codes after SIGINT and SIGTERM
 
@@ -26,8 +25,8 @@ INTERRUPTED = (-2, -15, 130, 143)  # exit codes after SIGINT and SIGTERM
 def attend(words, stopped, threads, repository, cwd=None, **environment):
     """Runs `Training.once` until it ends; returns its exit code and the last line that it printed.
 
-    stopped: a function; when it returns true, the run is told to save and end. threads: of the run.
-    The run also saves and ends if this process dies, which closes the pipe between them.
+    stopped: a function; once it returns true, the run saves and exits. It does so as well if this
+    process dies, which closes the pipe between them. threads: of the run.
     """
     path = os.pathsep.join(filter(None, [str(repository), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, **environment}
@@ -57,7 +56,7 @@ def attend(words, stopped, threads, repository, cwd=None, **environment):
 
 @contextlib.contextmanager
 def processes(jobs, devices, stopped):
-    """Trains `jobs` runs at a time, which share the processors and the GPUs with these names."""
+    """Trains `jobs` runs at a time, which share the processors and these GPUs."""
     threads = max(1, joblib.cpu_count() // jobs)
     free = queue.SimpleQueue()
     for device in itertools.islice(itertools.cycle(devices or [None]), jobs):
@@ -80,14 +79,14 @@ def processes(jobs, devices, stopped):
 def cluster(address, folders):
     """Trains one run at a time on each worker of the Dask scheduler at this address.
 
-    folders: that every worker must have. Raises ImportError without `distributed`, OSError if there
-    is no scheduler or if a worker lacks a folder.
+    folders: paths that must exist on every worker. Raises ImportError without `distributed`, and
+    OSError if there is no scheduler or a worker lacks a folder.
     """
     import cloudpickle
     import distributed
 
     class OneRun(distributed.WorkerPlugin):
-        """Gives a worker, now or when it joins, the resource that a run takes."""
+        """Gives each worker, also one that joins later, the resource that a run needs."""
 
         name = "one run at a time"
 
@@ -95,7 +94,7 @@ def cluster(address, folders):
             await worker.set_resources(**RESOURCE)
 
     def lacks():
-        """The first folder that this worker does not have, in words."""
+        """A message about the first folder that this worker lacks, or None."""
         missing = [folder for folder in folders if not os.path.isdir(folder)]
         return f"has no {missing[0]}: all need the same folders" if missing else None
 
@@ -107,16 +106,16 @@ def cluster(address, folders):
             raise FileNotFoundError(f"worker {worker.address} {reason}")
 
         def stopped():
-            # The scheduler withdraws the tasks of a client that is gone.
+            # The scheduler cancels the tasks of a client that has disconnected.
             task, closing = worker.state.tasks.get(key), worker.status.name not in ALIVE
             return closing or task is None or task.state != "executing"
 
         code, said = attend(words, stopped, worker.state.nthreads, folders[0], cwd)
-        if code in INTERRUPTED:  # as when a batch system ends the worker's job
+        if code in INTERRUPTED:  # for example by the batch system that ends the worker's job
             raise distributed.Reschedule
         return code, said
 
-    # Workers get these functions and those of this file as they are, and need not import them.
+    # Sends the functions of this file by value, so that workers need not import it.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cwd = os.getcwd()
     with distributed.Client(address) as client:

@@ -122,7 +122,7 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_pro
         (["--gain", "1", "0", "--", *TOY], "--gain"),  # rejected by the script
         (["--gian", "1", "--", *TOY], "--gian"),
         (["--gain", "--", *TOY], "--gain: has no values"),
-        (["--gain", "1", "--gain", "2"], "--gain: is given twice"),
+        (["--gain", "1", "--gain", "2"], "--gain: given twice"),
         (["--jobs", "0", "--gain", "1"], "--jobs"),
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
         (["--seed", "1", "--", "--test"], "--test: does not train"),
@@ -172,7 +172,7 @@ def test_a_run_that_another_process_trains_is_left_to_it_until_it_ends(
         assert call(*words) == 0
         released.result()
     out, err = capsys.readouterr()
-    assert f"left to another process, which trains it: {SCRIPT} --seed 1" in err
+    assert f"another process is training this run: {SCRIPT} --seed 1" in err
     assert "2 runs: 2 trained to the end" in out
     assert len(find_runs("SavedModels")) == 2 and run.complete
 
