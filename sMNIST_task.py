@@ -51,12 +51,7 @@ def make_parser():
     parser.set_defaults(nonlin="gamma2", nhid=400, n=1.0, s=1.0, batch_size=100)
     parser.evaluation |= {"batch_size"}
     flag = parser.add_argument_group("sequential MNIST").add_argument
-    flag(
-        "-p",
-        "--permute",
-        action="store_true",
-        help="permute the pixels, by --seed",
-    )
+    flag("-p", "--permute", action="store_true", help="permute the pixels; --seed draws the order")
     flag(
         "--random",
         action=argparse.BooleanOptionalAction,
@@ -67,7 +62,7 @@ def make_parser():
         "--transform",
         choices=TEST_TRANSFORMS,
         default="sin",
-        help="of the test images",
+        help="brightness transform of test images",
     )
     flag(
         "--transform-ratio",
