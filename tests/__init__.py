@@ -1,1 +1,1 @@
-"""Tests of the networks, of their training and of the analysis."""
+"""Tests of the networks, their training and the analysis."""

@@ -1,4 +1,4 @@
-"""What the tests share: where the real data lie, and the scripts at toy size."""
+"""Shared fixtures and settings: the real data, and scripts at toy size."""
 
 import argparse
 import contextlib
@@ -16,8 +16,8 @@ from Training.trainer import Trainer
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DATA_DIR", REPOSITORY / "data")).resolve()
 
-# One thread: at toy size a second one gains nothing, and on a busy machine the two wait for each
-# other. Processes that the tests start inherit it.
+# One thread: at toy size a second one does not help, and on a busy machine the two wait for each
+# other. Subprocesses inherit this.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -33,7 +33,7 @@ for flags in TOY.values():
     flags += ["--lr", "1e-3"]
 
 
-# What a trainer and a run directory use of a script's arguments.
+# The script arguments that a trainer and a run directory use.
 ARGUMENTS = {
     "seed": 400,
     "epochs": 2,
@@ -49,7 +49,7 @@ ARGUMENTS = {
     "nonlin": None,
 }
 
-# An unclosed file may be another test's, found whenever Python collects it.
+# An unclosed file may belong to another test, as Python reports it only on collecting it.
 WARNINGS_FAIL = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 
 CONFIG = {
@@ -61,7 +61,7 @@ CONFIG = {
     "started": "2020",
 }
 
-# Files whose tests share fixtures that take seconds; one worker of pytest-xdist makes them.
+# Files whose tests share slow fixtures; each group runs on one worker of pytest-xdist.
 SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
 SHARING |= {f"test_{name}.py": "forks" for name in ("scripts", "faults", "sweep")}
 SHARING |= {name: name for name in ("test_report.py", "test_load_runs.py", "test_adaptation.py")}
@@ -70,7 +70,7 @@ SHARING |= {name: name for name in ("test_gamma_function.py", "test_flags.py")}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Hands out single tests, but those of `SHARING` together, and first."""
+    """Schedules tests one by one, except for the groups of `SHARING`, which go first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
@@ -81,7 +81,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def make_trainer(model, optimizer, scheduler=None, run=None, saved=None, **changes):
-    """A Trainer with default arguments; without a run it can take steps, but write no file."""
+    """A Trainer with default arguments; without a run it can take steps but not write files."""
     args = argparse.Namespace(**ARGUMENTS | changes)
     return Trainer(run, args, model, optimizer, scheduler, saved)
 
@@ -90,20 +90,20 @@ RUNS = contextlib.ExitStack()
 
 
 def create_run(root, **changes):
-    """A new run directory, which is closed after the test; changes: of `CONFIG`."""
+    """A new run directory, which is closed after the test; changes: to `CONFIG`."""
     args = argparse.Namespace(**ARGUMENTS, save_dir=root)
     return RUNS.enter_context(contextlib.closing(Run.create(args, "task", CONFIG | changes)))
 
 
 @pytest.fixture(autouse=True)
-def created_runs_are_closed():
+def close_created_runs():
     with RUNS:
         yield
 
 
 @pytest.fixture(autouse=True)
-def denormal_numbers_are_kept():
-    """A script that ran in this process has them flushed from then on."""
+def keep_denormals():
+    """Undoes the flushing that a script run in this process turns on."""
     torch.set_flush_denormal(False)
 
 
@@ -131,7 +131,7 @@ def pennchar_root():
 
 @pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
-    """Runs a script's main in this process, in an empty directory: exit code, stdout, stderr."""
+    """Runs a script's main in this process, in an empty directory; returns code, stdout, stderr."""
     import PTB_task
     import sMNIST_task
 
@@ -152,7 +152,7 @@ def call(tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a script in a process of its own, in the test's directory."""
+    """Starts a script in its own process, in the test's directory."""
 
     def run(script, *arguments):
         return subprocess.Popen(
@@ -169,7 +169,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def only_run(tmp_path):
-    """The directory of the one run below a folder of the test's directory."""
+    """The directory of the only run below a folder of the test's directory."""
 
     def find(save_dir="SavedModels"):
         (config,) = (tmp_path / save_dir).rglob("config.json")

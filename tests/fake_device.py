@@ -1,11 +1,11 @@
 """Training steps of all networks on a device that computes nothing.
 
-    python3 -m tests.fake_device        prints what each of them asked of the device, as JSON
+    python3 -m tests.fake_device        prints the operations of each as JSON
 
-torch lets Python register a device; with fake tensors, which have a shape, a type and a device but
-no numbers, it needs no hardware, backward included. (Fake tensors of `cuda` do not get through
-autograd without a driver.) The device must be there before autograd starts its threads, and it
-stays, so the walk has a process of its own.
+torch lets Python register a device. With fake tensors, which have a shape, a dtype and a device but
+no data, forward and backward need no hardware. (Fake `cuda` tensors fail in autograd without a
+driver.) The device must be registered before autograd starts its threads and cannot be removed, so
+this runs in its own process.
 """
 
 import json
@@ -30,7 +30,7 @@ T, B, CLASSES = 2, 3, 10
 
 
 class FakeOperations(Operations):
-    """The operations on fake tensors. Every number that is read from the device is 1."""
+    """Operations on fake tensors. Every number read from the device is 1."""
 
     def compute(self, function, args, kwargs):
         if function is torch.ops.aten._local_scalar_dense.default:
@@ -39,7 +39,7 @@ class FakeOperations(Operations):
 
 
 class Recurrences(TorchFunctionMode):
-    """Notes the calls of torch's own recurrences."""
+    """Records the calls of torch's own recurrences."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Recurrences(TorchFunctionMode):
 
 
 def register_gru_cell():
-    """The shapes of torch's GRU cell, for which it has no fake version."""
+    """Registers the output shapes of torch's GRU cell, which has no fake version."""
 
     def forward(input_gates, hidden_gates, h, bias_x=None, bias_h=None):
         return torch.empty_like(h), h.new_empty(len(h), 5 * h.shape[1])
@@ -69,7 +69,7 @@ def register_gru_cell():
 
 
 def move(model, device=DEVICE):
-    """Moves a model to a fake device by hand; a parameter that has two names is moved once."""
+    """Moves a model to a fake device by hand; a parameter with two names is moved once."""
     moved = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -83,7 +83,7 @@ def move(model, device=DEVICE):
 
 
 class Pixels:
-    """A training step of a classifier, an evaluation and what metrics.csv takes of n and s."""
+    """A training step of a classifier, an evaluation, and statistics of n and s."""
 
     def __init__(self, key):
         self.model = PixelClassifier(new(key, 1, dtype=None), CLASSES)
@@ -124,7 +124,7 @@ class Characters:
 
 
 def walk(case):
-    """What a case asks of the device in a training step, and in evaluation and analysis."""
+    """Runs a case; returns its operations in a training step and in evaluation and analysis."""
     case.load()
     model = case.model
     trainer = make_trainer(model, torch.optim.Adam(model.parameters()), alam=1e-4)
@@ -153,7 +153,7 @@ def kernels(layer, batch, device):
 
 
 def controls(case):
-    """What is noted of faults that are made on purpose, and the error of a CPU tensor."""
+    """The records of deliberate faults, and the error raised for a CPU tensor."""
     x, double = torch.rand(3, 4, device=DEVICE), torch.rand(3, device=DEVICE, dtype=torch.double)
     faults = {
         "waits": lambda: x.sum().item(),
@@ -176,7 +176,7 @@ def controls(case):
 
 def main():
     backend_registration._setup_privateuseone_for_python_backend(DEVICE)
-    library = register_gru_cell()  # in force as long as there is a reference to it
+    library = register_gru_cell()  # in effect as long as it is referenced
     cases = {"characters, tied, RNN-gamma": Characters("RNN-gamma", 3, tied=True)}
     cases["characters, dense, RNN-gamma"] = Characters("RNN-gamma", H + 1)
     for key in LAYERS:

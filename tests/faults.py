@@ -70,7 +70,7 @@ class Hang(BaseException):
 
 
 def train(script, arguments, limit):
-    """A script with a maximum size of a file that it writes, in bytes, if there is a limit."""
+    """Runs a script; limit: the maximum size in bytes of the files that it writes, or None."""
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return MAINS[script](arguments)
@@ -317,7 +317,7 @@ def damage_value(value, draw):
 
 
 def damage_checkpoint(path, draw, marker):
-    """Writes an intact file that is foreign, holds code, or is of another network."""
+    """Writes an intact file that is foreign, contains code, or belongs to another network."""
     kind = draw.random()
     if kind < 0.1:
         path.write_bytes(pickle.dumps({"state_dict": Evil(marker)}))
@@ -384,7 +384,7 @@ def files_round(folder, number, draw, counts):
         return
     signal.alarm(READING_SECONDS)
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, before[1]))  # spares the system
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, before[1]))  # protects the system
     try:
         said = read(kind, place, path, script, sound)
     finally:

@@ -1,7 +1,7 @@
-"""Processes that start at once: forks of a server that has imported what takes seconds.
+"""Processes that start fast: forks of a server that has already imported the slow modules.
 
-At toy size a run takes less time than `import torch`. The server has run no code of torch, whose
-threads and GPUs do not survive a fork.
+A toy run takes less time than `import torch`. The server only imports torch, whose threads and GPU
+state do not survive a fork.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ Popen = subprocess.Popen
 
 
 class Fork:
-    """A process that calls function(*arguments) in a folder and exits with what it returns.
+    """A process that calls function(*arguments) in a folder and exits with its return value.
 
-    What it prints goes to the files `out` and `err`. `python -m Training.once` in a process of its
-    own, which it may start, is a fork of it.
+    Its output goes to the files `out` and `err`. If it starts `python -m Training.once`, that
+    process is a fork of it too.
     """
 
     def __init__(self, function, *arguments, folder="."):
@@ -50,14 +50,14 @@ class Fork:
             os.kill(self.process.pid, number)
 
     def finish(self):
-        """Waits for the end: exit code, and what was printed to stdout and stderr."""
+        """Waits for the process; returns exit code, stdout and stderr."""
         self.process.join(SECONDS)
-        assert self.ended, f"has not ended:\n{self.out.read()}{self.err.read()}"
+        assert self.ended, f"still running:\n{self.out.read()}{self.err.read()}"
         return self.process.exitcode, self.out.read(), self.err.read()
 
 
 def wait_for(condition, *processes):
-    """Waits until a condition holds; all the while these processes must not end."""
+    """Waits until a condition holds; these processes must not end before."""
     end = time.monotonic() + SECONDS
     while not condition():
         ended = [process for process in processes if process.ended]
@@ -70,20 +70,18 @@ def _run(out, err, folder, function, arguments):
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(folder)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is a semaphore, which outlives a process that is killed
+    tqdm.set_lock(threading.RLock())  # the default semaphore outlives a killed process
     subprocess.Popen = _popen
     sys.exit(function(*arguments))
 
 
 def _popen(command, *arguments, **options):
-    """Popen, but a fork in place of `python -m Training.once WORD ...`."""
+    """Popen that forks instead of running `python -m Training.once WORD ...`."""
     if "Training.once" not in command:
         return Popen(command, *arguments, **options)
 
     def run():
-        os.closerange(3, 256)  # among them the pipe on which Popen waits for the other program
+        os.closerange(3, 256)  # including the pipe on which Popen waits for exec
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(options["env"])
@@ -97,7 +95,7 @@ def _popen(command, *arguments, **options):
 
 
 def train_once(words):
-    """`Training.once`, held up after an epoch while there is a file hold<seed>."""
+    """`Training.once`, paused after an epoch while the file hold<seed> exists."""
     from Training import once
     from Training.trainer import Trainer
 
@@ -113,7 +111,7 @@ def train_once(words):
 
 
 def dask(*words):
-    """The command `dask`."""
+    """Runs the command `dask`."""
     from dask.cli import run_cli
 
     sys.argv = ["dask", *words]

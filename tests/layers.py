@@ -5,7 +5,7 @@ import torch
 from NetworkCreation.layer import NONLINEARITIES, parts
 from NetworkCreation.Networks import NETWORKS
 
-T, B, I, H, M = 5, 3, 2, 4, 6  # noqa: E741 — all differ, so that no axis passes for another
+T, B, I, H, M = 5, 3, 2, 4, 6  # noqa: E741 — all differ, so that swapped axes fail
 
 RNNS = {f"RNN-{name}": ("RNN", {"nonlin": name}) for name in NONLINEARITIES}
 RNNS |= {
@@ -13,7 +13,7 @@ RNNS |= {
     for name in ("gamma", "gamma2")
 }
 GATED = {"LSTM": ("LSTM", {}), "GRU": ("GRU", {})}
-# With a matrix that is orthogonal, or made of one that is.
+# With a recurrent matrix that is orthogonal or built from an orthogonal one.
 ORTHOGONAL = {
     "expRNN": ("expRNN", {}),
     "expRNN-cayley-tanh": ("expRNN", {"ostep_method": "cayley", "nonlin": "tanh"}),
@@ -26,7 +26,7 @@ ORTHOGONAL = {
 }
 LAYERS = RNNS | {"ANRU": ("ANRU", {"supervisor_size": M})} | GATED | ORTHOGONAL
 
-# Every loop, and every kind of activation in it.
+# Every loop, with every kind of activation.
 EACH_LOOP = [
     *("RNN-gamma", "RNN-gamma2", "RNN-gamma2-fixed", "RNN-ReLU", "RNN-modrelu"),
     *("ANRU", "LSTM", "GRU", "nnRNN", "EURNN"),
@@ -42,14 +42,14 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 
 def new(key, inputs=I, units=H, seed=0, dtype=torch.float64, **more):
-    """A layer as it starts; key: of `LAYERS` or of `NETWORKS`."""
+    """A newly initialised layer; key: of `LAYERS` or `NETWORKS`."""
     name, options = LAYERS.get(key, (key, {}))
     return NETWORKS[name](inputs, units, generator=seeded(seed), dtype=dtype, **options | more)
 
 
 @torch.no_grad()
 def build(key, seed=0, scale=0.3, **more):
-    """A layer whose every parameter is away from where it starts; n of both signs."""
+    """A layer with every parameter perturbed; n has both signs."""
     layer = new(key, seed=seed, **more)
     tensors = dict(layer.named_parameters()) | {
         name: tensor for name, tensor in layer.named_buffers() if name in ("n", "s")
@@ -64,7 +64,7 @@ def build(key, seed=0, scale=0.3, **more):
 
 
 def joined(state):
-    """A state of these tensors."""
+    """The inverse of `parts`."""
     return tuple(state) if len(state) > 1 else state[0]
 
 
@@ -81,7 +81,7 @@ def arguments_for(layer, steps=T, batch=B, drive=None, state=True, dtype=torch.f
 
 
 def by_steps(layer, x, state=None, drive=None):
-    """The layer as a plain loop of its steps; a matrix made of parameters is made anew in each."""
+    """Runs the layer as a plain loop of steps, each of which rebuilds a parametrised matrix."""
     state = layer.initial_state(x.shape[1]) if state is None else state
     outputs = []
     for t in range(len(x)):
@@ -91,7 +91,7 @@ def by_steps(layer, x, state=None, drive=None):
 
 
 def results(run, layer, x, state=None, drive=None, into=("outputs", "state")):
-    """Outputs, last state and every gradient of a loss of what `into` names."""
+    """Outputs, last state and all gradients of a loss on what `into` names."""
     x = x.detach().requires_grad_()
     before = [] if state is None else [part.detach().requires_grad_() for part in parts(state)]
     drive = None if drive is None else drive.detach().requires_grad_()
@@ -106,14 +106,14 @@ def results(run, layer, x, state=None, drive=None, into=("outputs", "state")):
 
 
 def assert_close(found, expected, tolerance=1e-10):
-    """Tensors differ by no more than this much of the largest element."""
+    """The error is at most this fraction of the largest element."""
     for ours, right in zip(found, expected, strict=True):
         assert ours.shape == right.shape
         assert (ours - right).abs().max() <= tolerance * right.abs().max()
 
 
 def assert_same_run(found, expected, **tolerance):
-    """Two pairs (outputs, state) are equal; a state is a tensor or a tuple in both."""
+    """Two pairs (outputs, state) are equal, and their states have the same type."""
     torch.testing.assert_close(found[0], expected[0], **tolerance)
     assert isinstance(found[1], tuple) == isinstance(expected[1], tuple)
     torch.testing.assert_close(parts(found[1]), parts(expected[1]), **tolerance)

@@ -1,4 +1,4 @@
-"""Counts what a piece of work asks of its device, operation by operation."""
+"""Counts the operations that code runs on its device."""
 
 import sys
 from collections import Counter
@@ -13,7 +13,7 @@ CODE = tuple(str(REPOSITORY / part) for part in ("NetworkCreation", "Training"))
 
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 NO_KERNEL = {*ALLOCATIONS, "device", "_unsafe_view", "_local_scalar_dense"}
-# Operations that end only when the device has done all of its work; some wait several times.
+# Operations that wait for the device to finish its work; some wait several times.
 WAITING = {
     *("_local_scalar_dense", "is_nonzero", "equal", "allclose"),
     *("nonzero", "masked_select", "masked_scatter_backward", "unique_dim", "_unique2"),
@@ -22,14 +22,14 @@ WAITING = {
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations within it, and notes by file and line what a device should be spared.
+    """Counts operations, and records by file and line those that a device should avoid.
 
-    kernels: the number of operations that compute something, on any device; each is at least one
-    kernel launch on a GPU, and an operation inside another, such as a step of cuDNN's recurrence,
-    is none of its own. The others are Counters of the lines of `NetworkCreation` and `Training`
-    that cause them (of backward functions inside torch: the operation alone): waits, where the
-    host waits for a device; copies between devices; doubles, in float64 on a device; mixed, of
-    tensors on several devices. A CPU is no device here.
+    kernels: the number of operations that compute something, on any device. Each is at least one
+    kernel launch on a GPU; operations inside another, such as the steps of cuDNN's recurrence, are
+    not counted. The others are Counters of the lines of `NetworkCreation` and `Training` that
+    cause them (only the operation for backward functions inside torch): waits of the host for a
+    device; copies between devices; doubles, in float64 on a device; mixed, on tensors of several
+    devices. The CPU does not count as a device.
     """
 
     def __init__(self):
@@ -58,7 +58,7 @@ class Operations(TorchDispatchMode):
         return result
 
     def compute(self, function, args, kwargs):
-        """What the operation returns."""
+        """Runs the operation."""
         return function(*args, **kwargs)
 
 

@@ -33,7 +33,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """{name: the directory of the run} of `RUNS`."""
+    """{name: directory} of the trained `RUNS`."""
     found = {}
     for name, (script, flags) in RUNS.items():
         folder = tmp_path_factory.mktemp(name)
@@ -50,7 +50,7 @@ def main(module, path, *flags):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_adaptation_is_that_of_the_run(paths, name):
+def test_adaptation_matches_the_run(paths, name):
     path, anru = paths[name], name == "ANRU"
     code, found = main(adaptation, path, "--size", "2", "9", "--units", "3", "--sequences", "4")
     assert code == 0
@@ -93,7 +93,7 @@ def test_adaptation_is_that_of_the_run(paths, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_robustness_begins_at_what_the_run_scored(paths, monkeypatch, name):
+def test_robustness_starts_at_the_score_of_the_run(paths, monkeypatch, name):
     # up to the last step: a barely trained network forgets an earlier drive
     monkeypatch.setattr(robustness, "step_window", lambda steps: (steps // 2, steps // 2))
     path = paths[name]
@@ -114,7 +114,7 @@ def test_robustness_begins_at_what_the_run_scored(paths, monkeypatch, name):
         assert found["sin_loss"][1] != found["sin_loss"][0]
 
 
-def test_robustness_under_the_tests_own_transform(paths):
+def test_robustness_under_the_transform_of_the_test(paths):
     path = paths["gamma2"]
     _, found = main(robustness, path, "--amplitudes", "0.5")
     saved = [row for row in Run(path).rows("test_results.csv") if row["condition"] == "sin"]
@@ -123,7 +123,7 @@ def test_robustness_under_the_tests_own_transform(paths):
 
 
 @pytest.mark.parametrize("module", [adaptation, robustness])
-def test_what_is_there_is_computed_again_on_request(paths, tmp_path, module):
+def test_existing_results_are_recomputed_on_request(paths, tmp_path, module):
     without = shutil.ignore_patterns("analysis")
     path = shutil.copytree(paths["gamma2"], tmp_path / "run", ignore=without)
     assert main(module, path)[0] == 0
@@ -133,8 +133,8 @@ def test_what_is_there_is_computed_again_on_request(paths, tmp_path, module):
     assert main(module, path, "--recompute")[0] == 0 and file.stat().st_mtime_ns > first
 
 
-def test_every_analysis_computes_on_the_device_asked_for(paths):
-    """A tensor on the device meta has a shape and no values: reading a result there fails."""
+def test_every_analysis_runs_on_the_requested_device(paths):
+    """A tensor on the meta device has no values, so reading a result there fails."""
     for path in (str(paths["gamma2"]), str(paths["text"])):
         for module in (adaptation, jacobian_norm, lyapunov, mutual_information, robustness):
             with pytest.raises((NotImplementedError, RuntimeError), match="meta tensor"):

@@ -22,7 +22,7 @@ def rows(pixel_set):
     return {tuple(image) for image in pixel_set.images.tolist()}
 
 
-def test_digits_are_split_by_the_seed_and_disjoint():
+def test_digits_are_split_by_seed_into_disjoint_sets():
     data = load_pixels("digits", "nowhere", seed=3, permute=False)
     sets = (data.train, data.validation, data.test)
     assert [len(one) for one in sets] == [1297, 250, 250]
@@ -54,7 +54,7 @@ def test_the_permutation_is_the_first_draw_of_the_seed():
     assert np.array_equal(data.train.images[0], image[permutation])
 
 
-def test_mnist_is_split_as_the_seed_says(mnist_root):
+def test_mnist_is_split_by_seed(mnist_root):
     data = load_pixels("mnist", mnist_root, seed=400, permute=True)
     assert [len(one) for one in (data.train, data.validation, data.test)] == [50000, 10000, 10000]
     assert data.train.images.dtype == torch.uint8 and data.steps == 784
@@ -73,7 +73,7 @@ def test_mnist_is_split_as_the_seed_says(mnist_root):
     assert x.shape == (784, 100, 1) and x.min() == 0 and x.max() == 1
 
 
-def test_pennchar_has_fifty_symbols_and_its_lines(pennchar_root):
+def test_pennchar_has_fifty_symbols_and_keeps_its_lines(pennchar_root):
     text = load_text("ptb", pennchar_root)
     assert len(text.vocabulary) == 50 and text.name == "PTB"
     for name, stream in (("train", text.train), ("valid", text.validation), ("test", text.test)):
@@ -83,7 +83,7 @@ def test_pennchar_has_fifty_symbols_and_its_lines(pennchar_root):
         assert decoded == content.replace("\n", " <eos> ").split()[:2000]
 
 
-def test_pydoc_is_split_in_order_and_complete():
+def test_pydoc_is_split_in_order_without_loss():
     text = load_text("pydoc", "nowhere")
     from pydoc_data.topics import topics
 
@@ -105,7 +105,7 @@ def write_corpus(root, **texts):
         (root / "pennchar" / f"{name}.txt").write_bytes(content)
 
 
-def test_another_corpus_is_refused_and_taken_on_request(tmp_path):
+def test_another_corpus_is_rejected_unless_allowed(tmp_path):
     write_corpus(tmp_path)
     with pytest.raises(DataError, match=r"train\.txt has SHA-256 .*, expected e313d9.*any-corpus"):
         load_text("ptb", tmp_path)
@@ -115,18 +115,18 @@ def test_another_corpus_is_refused_and_taken_on_request(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"a \xff b\n", "UTF-8"), (b"", "empty file")])
-def test_a_corpus_that_is_no_text_is_named(tmp_path, content, said):
+def test_an_invalid_corpus_file_is_named(tmp_path, content, said):
     write_corpus(tmp_path, valid=content)
     with pytest.raises(DataError, match=rf"valid\.txt.*{said}"):
         load_text("ptb", tmp_path, any_corpus=True)
 
 
-def test_a_byte_order_mark_is_no_symbol(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     write_corpus(tmp_path, train=b"\xef\xbb\xbfa b\n")
     assert load_text("ptb", tmp_path, True).vocabulary == ["a", "b", "<eos>", "c"]
 
 
-def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
@@ -139,8 +139,8 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
             load()
 
 
-def test_of_mnist_only_what_is_missing_is_fetched(tmp_path, monkeypatch):
-    """One raw file, two valid .gz, a damaged one that the mirror replaces."""
+def test_only_missing_mnist_files_are_downloaded(tmp_path, monkeypatch):
+    """One raw file, two valid .gz, and a damaged one that is replaced from the mirror."""
     raw, mirror = tmp_path / "mnist" / "MNIST" / "raw", tmp_path / "mirror"
     raw.mkdir(parents=True)
     mirror.mkdir()
@@ -168,7 +168,7 @@ def test_of_mnist_only_what_is_missing_is_fetched(tmp_path, monkeypatch):
     assert {name: (raw / name).read_bytes() for name in contents} == contents
 
 
-def test_a_mnist_file_that_differs_is_named_with_both_digests(tmp_path):
+def test_a_modified_mnist_file_is_named_with_both_digests(tmp_path):
     raw = tmp_path / "mnist" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (raw / "train-labels-idx1-ubyte").write_bytes(b"not labels")
@@ -194,7 +194,7 @@ def no_network(monkeypatch):
         (lambda root: load_text("ptb", root, True), "pennchar.*--dataset pydoc"),
     ],
 )
-def test_without_data_and_network_it_says_where_they_belong(tmp_path, no_network, load, said):
+def test_without_data_and_network_the_error_names_the_folder(tmp_path, no_network, load, said):
     with pytest.raises(DataError, match=said):
         load(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -225,7 +225,7 @@ def test_pennchar_is_downloaded_from_the_mirror(tmp_path, served):
     ]
 
 
-def test_pennchar_comes_from_the_archive_where_the_mirror_fails(tmp_path, served):
+def test_pennchar_falls_back_to_the_archive(tmp_path, served):
     with tarfile.open(served / "archive.tgz", "w:gz") as archive:
         for name in ("train.txt", "valid.txt", "test.txt"):
             content = (served / "pennchar" / name).read_bytes()
@@ -237,7 +237,7 @@ def test_pennchar_comes_from_the_archive_where_the_mirror_fails(tmp_path, served
     assert text.validation.tolist() == [1, 3, 2]
 
 
-def test_a_download_with_another_digest_is_not_kept(tmp_path, served):
+def test_a_download_with_a_wrong_digest_is_not_kept(tmp_path, served):
     (served / "pennchar" / "test.txt").write_text("something else\n")
     with pytest.raises(DataError, match=r"test\.txt has SHA-256"):
         load_text("ptb", tmp_path / "here")
@@ -285,7 +285,7 @@ class Counter(torch.nn.Module):
         return logits[:, None].expand(-1, symbols.shape[1], -1), seen[-1]
 
 
-def test_text_is_scored_over_all_symbols_whatever_the_window():
+def test_text_is_scored_over_all_symbols_for_any_window():
     text = torch.randint(0, 2, (23, 4), generator=torch.Generator().manual_seed(0))
     losses = [evaluate_text(Counter(), text, bptt) for bptt in (1, 5, 22, 100)]
     seen = torch.arange(1, 23) / 10.0

@@ -1,4 +1,4 @@
-"""Devices other than the CPU: a walk on a fake one, the choice of the GPU, and TF32."""
+"""Devices other than the CPU: training on a fake one, the choice of the GPU, and TF32."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from Training import flags
 from Training.machine import allow_tf32
 from Training.run_directory import describe
 
-# How often the host waits in a training step: for loss and norm of the gradient, two numbers in one
-# look, and for whether all parameters are finite.
+# How often the host reads a number in a training step: the loss and the gradient norm, in one
+# transfer, and whether all parameters are finite.
 LOOKS = {"trainer.py: _local_scalar_dense": 3}
 EXPONENTIAL = {"rnn.py: linalg_matrix_exp": 1, "elsewhere: linalg_matrix_exp": 1}
 CAYLEY = {"rnn.py: _linalg_check_errors": 1}
 
 
 def by_file(lines):
-    """The counts of the lines of a file together."""
+    """The counts, summed over the lines of each file."""
     counts = Counter()
     for line, count in lines.items():
         counts[re.sub(r":\d+", "", line)] += count
@@ -39,7 +39,7 @@ def by_file(lines):
     reason=f"torch {torch.__version__} cannot register a device from Python",
 )
 def test_training_on_a_fake_device():
-    """One test, since the walk takes a process of its own."""
+    """One test, since it needs its own process."""
     found = json.loads(
         subprocess.run(
             [sys.executable, "-m", "tests.fake_device"],
@@ -51,7 +51,7 @@ def test_training_on_a_fake_device():
         ).stdout
     )
 
-    # what is put there on purpose is noticed
+    # deliberate faults are detected
     controls = found["controls"]
     for kind in ("waits", "copies", "doubles", "mixed"):
         assert {k for k, noted in controls[kind].items() if noted} == {kind}
@@ -69,11 +69,11 @@ def test_training_on_a_fake_device():
         gated = name.split()[-1] if name.endswith(("LSTM", "GRU")) else None
         assert step["recurrences"] == ([gated.lower()] if gated else []), name
 
-    # ANRU works on a batch in several parts on a CPU, for its cache, and nowhere else
+    # ANRU splits a batch into parts only on a CPU, for its cache
     kernels = found["kernels"]
     assert kernels["large"] == kernels["small"] < kernels["on a CPU"] / 3
 
-    # the environment of NVIDIA's containers does not decide
+    # the environment of NVIDIA's containers is overridden
     assert found["tf32"] == [True, False]
 
 
@@ -91,7 +91,7 @@ def test_operations_are_counted():
 
 
 @pytest.fixture
-def tf32_of_torch():
+def restore_tf32():
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     environment = os.environ.get("NVIDIA_TF32_OVERRIDE")
     yield
@@ -102,8 +102,8 @@ def tf32_of_torch():
 
 
 @pytest.fixture
-def choose(monkeypatch, tf32_of_torch):
-    """choose_device of arguments, with a GPU that is there (None: not) and that may fail."""
+def choose(monkeypatch, restore_tf32):
+    """Calls choose_device with a simulated GPU: None if absent, an exception if it fails."""
 
     def run(*typed, gpu):
         def ones(*shape, device):
@@ -141,7 +141,7 @@ def test_the_device_is_the_gpu_if_there_is_one(choose, capsys, typed, gpu, devic
     assert capsys.readouterr().err == ""
 
 
-def test_a_gpu_that_torch_has_no_kernels_for(choose, capsys):
+def test_a_gpu_without_kernels_in_torch(choose, capsys):
     assert choose(gpu=TOO_OLD)[0] == "cpu"
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "using the CPU" in said and "no kernel image" in said
@@ -159,7 +159,7 @@ def tf32():
 
 
 @WARNINGS_FAIL
-def test_tf32_is_allowed_by_its_flag_alone(choose, monkeypatch):
+def test_tf32_is_allowed_only_by_its_flag(choose, monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     allow_tf32(True)
     assert tf32() == (True, True)

@@ -82,7 +82,7 @@ def test_the_henon_map_has_its_known_exponents():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_pushed_tangents_are_the_explicit_jacobian_times_them(name):
+def test_pushed_tangents_match_the_explicit_jacobian(name):
     layer = make_layer(name)
     x_t, state = draw(B, INPUTS), random_state(layer)
     tangents = draw(*state.shape, 3, seed=2)
@@ -120,7 +120,7 @@ def test_few_directions_find_the_leading_exponents_of_the_full_spectrum():
         for k in (state.shape[1], 3)
     )
     torch.testing.assert_close(few, full[:, :3], rtol=0, atol=1e-3)
-    assert few[0, 0] - few[0, 2] > 0.1  # they are not all alike
+    assert few[0, 0] - few[0, 2] > 0.1  # they are not all equal
 
 
 def test_the_spread_of_the_leading_exponent_shrinks_with_the_number_of_steps():
@@ -135,7 +135,7 @@ def test_the_spread_of_the_leading_exponent_shrinks_with_the_number_of_steps():
     assert 0 < long < short / 2  # 4 in the limit, as the inverse root of the counted steps
 
 
-def test_the_flat_step_walks_along_the_trajectory_of_the_layer():
+def test_the_flat_step_follows_the_trajectory_of_the_layer():
     for name in NETWORKS:
         layer = make_layer(name)
         x, state = draw(T, B, INPUTS), flatten(layer.initial_state(B))
@@ -158,14 +158,14 @@ def test_a_direction_that_vanishes_has_minus_infinity():
         (1, 0, 1e200, "the state is not finite after 2 steps"),
     ],
 )
-def test_exponents_that_cannot_be_had_are_refused(k, warm_up, factor, message):
+def test_exponents_that_cannot_be_computed_are_rejected(k, warm_up, factor, message):
     ones = torch.ones(1, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
         lyapunov_exponents(lambda x_t, state: factor * state, ones, range(4), k, warm_up)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_jacobian_of_a_step_is_that_of_autograd(name):
+def test_the_jacobian_of_a_step_matches_autograd(name):
     layer = make_layer(name)
     x_t, state = draw(B, INPUTS), random_state(layer)
     size = 2 * H if name == "EURNN" else H
@@ -174,7 +174,7 @@ def test_the_jacobian_of_a_step_is_that_of_autograd(name):
 
 
 @pytest.mark.parametrize("nonlin", NONLINEARITIES)
-def test_the_jacobian_of_every_activation_is_that_of_autograd(nonlin):
+def test_the_jacobian_of_every_activation_matches_autograd(nonlin):
     layer = make_layer("RNN", nonlin=nonlin, n=2.0, s=0.3)
     x_t, state = draw(B, INPUTS), random_state(layer)
     found = step_jacobian(layer, x_t, state)
@@ -189,7 +189,7 @@ def test_the_jacobian_of_every_activation_is_that_of_autograd(nonlin):
         torch.testing.assert_close(found, slope.unsqueeze(-1) * layer.V.weight)
 
 
-def test_the_norms_are_those_of_the_matrices_at_the_times_asked_for():
+def test_the_norms_are_those_of_the_matrices_at_the_requested_times():
     layer = make_layer("GRU")
     x, state = draw(T, B, INPUTS), random_state(layer)
     spectral, infinity = jacobian_norms(layer, state, x, range(2, T + 1, 2))
@@ -203,7 +203,7 @@ def test_the_norms_are_those_of_the_matrices_at_the_times_asked_for():
         state = flat_step(layer)(x_t, state)
 
 
-def test_a_frozen_matrix_is_the_one_that_its_parameters_made():
+def test_freezing_keeps_a_parametrised_matrix():
     layer = NETWORKS["nnRNN"](INPUTS, H, generator=generator()).double()
     expected = layer.V.weight.detach().clone()
     assert freeze(layer).V.weight is layer.V.weight
@@ -224,7 +224,7 @@ def toy_run(request, call, only_run):
     return Run(only_run())
 
 
-def test_the_commands_leave_their_arrays_once(toy_run, capsys):
+def test_the_commands_save_their_arrays_once(toy_run, capsys):
     steps = 64 if toy_run.config["model"]["task"] == "pixels" else 12
     path = str(toy_run.path)
     flags = ["--chains", "3", "--draws", "2", "--exponents", "2", "--steps", "80"]
@@ -242,7 +242,7 @@ def test_the_commands_leave_their_arrays_once(toy_run, capsys):
     np.testing.assert_allclose(found["leading_spread"], values.max(axis=1) - values.min(axis=1))
     assert norms["times"].tolist() == list(range(4, steps + 1, 4))
     assert norms["spectral"].shape == norms["infinity"].shape == (2, steps // 4, 3)
-    assert len(np.unique(leading)) == 12  # of epochs, chains and draws
+    assert len(np.unique(leading)) == 12  # one per epoch, chain and draw
     assert (norms["spectral"] > 0).all() and np.isfinite(exponents).all()
     assert (np.diff(exponents) <= 0).all()
 
@@ -299,7 +299,7 @@ def test_a_chain_of_sequences_carries_the_state(toy_run):
         assert found["exponents"].shape == (2, 1, 8)
 
 
-def test_without_input_the_exponents_are_those_of_the_free_network(call, only_run, capsys):
+def test_without_input_the_exponents_are_those_of_the_autonomous_network(call, only_run, capsys):
     arguments = [*TOY["PTB_task.py"], "--net-type", "RNN", "--nonlin", "none", "--epochs", 1]
     assert call("PTB_task.py", *arguments)[0] == 0
     run = Run(only_run())

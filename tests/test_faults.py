@@ -1,4 +1,4 @@
-"""A few rounds of `tests.faults`, its faults one by one, and no unpickling in the project."""
+"""A few rounds of `tests.faults`, single faults, and no unpickling in the project."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def test_nothing_is_lost(tmp_path, kinds, rounds):
     assert all(any(name.startswith(kind) for name in counts) for kind in kinds)
 
 
-def test_nothing_unpickles():
+def test_nothing_is_unpickled():
     said = re.compile(
         r"torch\.load\((?!.*weights_only=True)|allow_pickle=True|\b(dill|shelve|marshal)\b|joblib\.load|"
         r"\bpickle\.(?!UnpicklingError\b)\w+|read_pickle|from pickle|weights_only=False"
@@ -43,7 +43,7 @@ def test_nothing_unpickles():
 
 
 @pytest.mark.parametrize("script", TOY)
-def test_a_process_that_ends_between_two_files_of_an_epoch(call, only_run, monkeypatch, script):
+def test_a_process_that_dies_between_two_files_of_an_epoch(call, only_run, monkeypatch, script):
     """The last write of an epoch fails after the others; on resuming, all are written again."""
     arguments = [*TOY[script], "--epochs", 3, "--save-freq", 2]
     assert call(script, *arguments, "--save-dir", "whole")[0] == 0
@@ -78,13 +78,13 @@ def test_a_run_belongs_to_one_process(call, only_run, capsys):
     assert call(script, "--resume", only_run())[0] == 0
 
 
-def test_without_locks_it_says_so(tmp_path, monkeypatch, capsys):
+def test_missing_file_locks_are_logged(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_directory, "fcntl", None)
     run = create_run(tmp_path)
     assert "cannot be locked" in (run.path / "log.txt").read_text()
 
 
-def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
+def test_runs_started_at_once_have_separate_directories(tmp_path):
     made, barrier = [], threading.Barrier(8)
 
     def begin():
@@ -99,8 +99,8 @@ def test_runs_that_begin_at_once_have_directories_of_their_own(tmp_path):
     assert len({run.path for run in made}) == 8
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint(call, only_run, monkeypatch):
-    """--test passes over it, and --resume starts it again."""
+def test_a_run_killed_before_its_first_checkpoint(call, only_run, monkeypatch):
+    """--test skips it, and --resume starts it again."""
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1, "--save-dir", "whole")[0] == 0
 
@@ -121,11 +121,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(call, only_run, monke
     (whole,) = (path.parent for path in killed.parents[4].glob("sDigits/*/*/*/config.json"))
     assert_same_result(whole, killed, ["e_0.pth.tar", "last.pth.tar"])
     (killed / "last.pth.tar").unlink()
-    code, _, err = call(script, "--resume", killed)  # not over its metrics
+    code, _, err = call(script, "--resume", killed)  # would overwrite its metrics
     assert code == 2 and "last.pth.tar" in err
 
 
-def test_config_json_and_the_checkpoint_must_be_of_one_run(call, only_run):
+def test_config_and_checkpoint_must_belong_to_one_run(call, only_run):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     path = only_run() / "config.json"
@@ -144,7 +144,7 @@ def test_config_json_and_the_checkpoint_must_be_of_one_run(call, only_run):
         assert code == 2 and "metrics.csv" in err
 
 
-def test_a_run_from_before_a_flag_takes_its_default(call, only_run):
+def test_a_run_older_than_a_flag_uses_its_default(call, only_run):
     script = "PTB_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     path, last = only_run() / "config.json", only_run() / "last.pth.tar"
@@ -157,7 +157,7 @@ def test_a_run_from_before_a_flag_takes_its_default(call, only_run):
     assert code == 0, err
 
 
-def test_a_flipped_bit_and_a_network_too_large_are_found(call, only_run, tmp_path):
+def test_a_flipped_bit_and_a_network_too_large_are_detected(call, only_run, tmp_path):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     sound = only_run() / "e_1.pth.tar"
@@ -184,7 +184,7 @@ def test_a_flipped_bit_and_a_network_too_large_are_found(call, only_run, tmp_pat
             load_model(path)
 
 
-def test_the_best_model_that_is_gone_is_named_at_the_end(call, only_run, monkeypatch):
+def test_a_missing_best_model_is_named_at_the_end(call, only_run, monkeypatch):
     script = "PTB_task.py"
     load = PTB_task.load_best
 
@@ -197,7 +197,7 @@ def test_the_best_model_that_is_gone_is_named_at_the_end(call, only_run, monkeyp
     assert code == 1 and err.count("\n") == 1 and "model.pt" in err
 
 
-def test_a_directory_that_is_gone_does_not_come_back(call, only_run, monkeypatch, tmp_path):
+def test_a_moved_directory_is_not_recreated(call, only_run, monkeypatch, tmp_path):
     script = "sMNIST_task.py"
     evaluate = sMNIST_task.evaluate_pixels
 

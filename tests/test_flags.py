@@ -1,7 +1,7 @@
-"""Any values of all flags, taken from the parsers: a run starts, or one line names the flag.
+"""Random values of all flags of the parsers: a run starts, or a one-line error names the flag.
 
-The suite draws few examples; `ARGUMENT_EXAMPLES=5000 python3 -m pytest tests/test_flags.py`
-is a campaign.
+By default only a few examples are drawn; for many, run
+`ARGUMENT_EXAMPLES=5000 python3 -m pytest tests/test_flags.py`.
 """
 
 import argparse
@@ -43,12 +43,12 @@ ANYTHING = st.one_of(
     st.sampled_from(PATHS),
     st.integers().map(str),
     st.floats().map(repr),
-    st.text(max_size=8).filter(lambda text: "/" not in text),  # nothing is written outside
+    st.text(max_size=8).filter(lambda text: "/" not in text),  # so nothing is written elsewhere
 )
 
 
 def values(action):
-    """What may be typed after a flag, right or wrong."""
+    """Values for a flag, valid or not."""
     if action.nargs == 0:
         return st.just([])
     right = [st.sampled_from([str(choice) for choice in action.choices])] if action.choices else []
@@ -59,7 +59,7 @@ def values(action):
 
 
 def typed(parser):
-    """A few flags of a parser with their values, and the flags' names."""
+    """A few flags of a parser, each a pair of name and values."""
     actions = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
     flag = st.sampled_from(actions).flatmap(
         lambda action: st.tuples(st.sampled_from(action.option_strings), values(action))
@@ -72,11 +72,11 @@ def tree(folder):
 
 
 class Started(Exception):
-    """The first update would begin now."""
+    """Raised in place of the first update."""
 
 
 def start(trainer):
-    """In place of `Trainer.__enter__`."""
+    """Replaces `Trainer.__enter__`."""
     trainer.run.close()
     raise Started
 
@@ -99,7 +99,7 @@ def stopped_before_the_first_update():
 
 
 def once(load):
-    """A reader of a data set that reads it the first time only."""
+    """Wraps a reader of a data set to read it only the first time."""
     kept = []
 
     def read(*arguments):
@@ -111,7 +111,7 @@ def once(load):
 
 
 def run_script(script, line):
-    """The exit code and what was written to stderr."""
+    """Runs a script; returns the exit code and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -126,7 +126,7 @@ def run_script(script, line):
 
 
 @pytest.mark.parametrize("script", TASKS)
-def test_a_run_starts_or_one_line_names_the_flag(stopped_before_the_first_update, script):
+def test_a_run_starts_or_an_error_names_the_flag(stopped_before_the_first_update, script):
     parser = TASKS[script].make_parser()
 
     @settings(
@@ -174,7 +174,7 @@ def test_a_run_starts_or_one_line_names_the_flag(stopped_before_the_first_update
         ("PTB_task.py", ["--nhid", "1000000000"]),
     ],
 )
-def test_a_network_that_no_memory_holds_is_refused(
+def test_a_network_too_large_for_memory_is_rejected(
     stopped_before_the_first_update, tmp_path, monkeypatch, script, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -186,7 +186,7 @@ def test_a_network_that_no_memory_holds_is_refused(
 
 @pytest.mark.parametrize(("batch", "fits"), [(50000, False), (100, True)])
 def test_the_memory_of_a_batch_is_counted(monkeypatch, batch, fits):
-    """psMNIST with 400 units: two numbers of 4 bytes a unit and step, 251 MB for 100 images."""
+    """psMNIST with 400 units: two float32 per unit and step, 251 MB for 100 images."""
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**6}.get)
     parser = sMNIST_task.make_parser()
     args = parser.parse_args(["--batch", str(batch)])
@@ -213,7 +213,7 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("script", TASKS)
-def test_a_flag_of_other_networks_is_an_error_that_names_them(script, tmp_path, monkeypatch):
+def test_a_flag_of_other_networks_is_rejected(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for typed_flag, owners in OWNERS.items():
         for net_type in NETWORKS:
@@ -230,7 +230,7 @@ def test_a_flag_of_other_networks_is_an_error_that_names_them(script, tmp_path, 
 
 
 @pytest.mark.parametrize("script", TASKS)
-def test_both_scripts_take_each_others_spellings(script):
+def test_both_scripts_accept_each_others_spellings(script):
     parse = TASKS[script].parse
     line = ["--n", "2", "--saturation", "0.5", "--batch_size", "7", "--nonlin", "gamma"]
     other = ["--gain", "2", "--s", "0.5", "--batch", "7", "--nonlin", "gamma"]
@@ -251,7 +251,7 @@ def test_both_scripts_take_each_others_spellings(script):
         (["--batchsize=3"], "did you mean --batch_size?"),
     ],
 )
-def test_a_misspelling_is_answered_with_the_nearest(words, said):
+def test_a_misspelling_gets_a_suggestion(words, said):
     for script in TASKS:
         code, err = run_script(script, words)
         assert code == 2 and said in err and err.count("\n") == 1

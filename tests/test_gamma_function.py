@@ -34,7 +34,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def points(dtype):
-    """x, n and s, flat: special values, and random ones over the whole range of the type.
+    """x, n and s, flat: special values, and random ones over the whole range of the dtype.
 
     n is not 0, and n x is finite.
     """
@@ -61,8 +61,8 @@ def points(dtype):
 
 
 def reference(x, n, s, smallest):
-    """For each quantity f its value, a bound |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, and what
-    is lost where a factor below the smallest normal number is 0."""
+    """For each quantity f its value, the bound |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, and
+    the error if a factor below the smallest normal number is 0."""
     x, n, s = mpf(x), mpf(n), mpf(s)
     z, r = n * x, 1 - s
     size = min(abs(z), 10**4)
@@ -136,7 +136,7 @@ def test_agrees_with_mpmath(quantity, flush, dtype):
                 continue  # taken as 0
         x, n, _ = point
         if bound > limits.max and (abs(n) < limits.smallest_normal or 2 * abs(x) > limits.max):
-            continue  # a part overflows
+            continue  # an intermediate result overflows
         if abs(true) > limits.max:
             fine = math.isinf(result) and result * mpmath.sign(true) > 0
         else:
@@ -175,7 +175,7 @@ def with_gradients(*tensors):
     return tuple(tensor.clone().requires_grad_() for tensor in tensors)
 
 
-def test_kernels_write_only_to_out_and_may_be_given_x():
+def test_kernels_write_only_to_out_which_may_be_x():
     tensors = sample()
     copies = tuple(tensor.clone() for tensor in tensors)
     expected = gamma(*tensors)
@@ -315,7 +315,7 @@ def test_any_shape_of_x(shape):
 
 
 @pytest.mark.parametrize("n", [0, -0.0, math.inf, math.nan, 1e-50, -1e300])
-def test_refuses_a_gain_that_is_0_or_not_finite_in_its_type(n):
+def test_a_gain_that_is_0_or_not_finite_in_its_dtype_is_rejected(n):
     refused = pytest.raises(ValueError, match=re.escape(f"gain n is {n}"))
     for call in (gamma, gamma_prime):
         with refused:
@@ -377,12 +377,12 @@ def test_module_features_are_on_the_last_axis():
 
 
 @pytest.mark.parametrize("num_parameters", [0, -3])
-def test_module_refuses_size(num_parameters):
+def test_module_rejects_invalid_sizes(num_parameters):
     with pytest.raises(ValueError, match=str(num_parameters)):
         Gamma(num_parameters)
 
 
-def test_module_learns_the_activation_it_is_shown():
+def test_module_learns_a_given_activation():
     x = torch.linspace(-3, 3, 61, dtype=torch.float64).unsqueeze(1).expand(61, 3)
     n, s = torch.tensor([[1.0, 2.0, 3.0], [0.2, 0.5, 0.8]], dtype=torch.float64)
     module = Gamma(3, n=1.5, s=0.4, dtype=torch.float64)
@@ -409,7 +409,7 @@ def test_copy_of_the_file_runs_alone_and_draws(tmp_path, monkeypatch, capsys, dr
     assert (tmp_path / "family.png").exists() == draw
 
 
-def test_file_imports_torch_alone():
+def test_file_imports_only_torch():
     """Drawing may import matplotlib."""
     imported = {True: set(), False: set()}
     tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))

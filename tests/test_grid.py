@@ -1,4 +1,4 @@
-"""The choice of the runs of a figure, and the statistics over them. No network is trained."""
+"""Selecting the runs of a figure, and statistics over them. No network is trained."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ FLAGS = {
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes the directory of a finished run: its config as the script parses the flags."""
+    """Writes the directory of a finished run, with the config that the flags give."""
     made = []
 
     def run(*flags, curve=(0.5, 0.6), seconds=60, script=sMNIST_task, task="psDigits"):
@@ -87,7 +87,7 @@ def test_dry_runs_and_drawn_gains_are_not_on_the_grid(make, tmp_path):
     assert all(run.config["arguments"]["limit_batches"] is None for run in grid.runs_of(found))
 
 
-def test_runs_that_differ_are_an_error_that_says_how_to_choose(make, tmp_path):
+def test_different_runs_are_an_error_that_says_how_to_choose(make, tmp_path):
     make_grid(make)
     make(*COMMON[:3], "--nhid", 4, *COMMON[5:], *FLAGS["static"], "--n", 5, "--s", 0)
     with pytest.raises(FigureError) as error:
@@ -101,14 +101,14 @@ def test_runs_that_differ_are_an_error_that_says_how_to_choose(make, tmp_path):
         grid.load_grid(tmp_path, "psDigits", nihd=64)
 
 
-def test_settings_of_one_grid_agree_among_each_other(make, tmp_path):
+def test_settings_of_a_grid_must_agree(make, tmp_path):
     make_grid(make, cells=((1, 0),))
     make(*COMMON[:-1], "4", *FLAGS["static"], "--n", 5, "--s", 0)  # more epochs
     with pytest.raises(FigureError, match=r"epochs: 4 \(1 run\), 2 \(6 runs\)"):
         grid.load_grid(tmp_path, "psDigits")
 
 
-def test_networks_may_differ_in_what_is_their_own(make, tmp_path, capsys):
+def test_networks_may_have_their_own_arguments(make, tmp_path, capsys):
     rate = COMMON.index("--lr") + 1
     slow = [*COMMON[:rate], "5e-4", *COMMON[rate + 1 :]]
     for seed in (400, 401):
@@ -116,7 +116,7 @@ def test_networks_may_differ_in_what_is_their_own(make, tmp_path, capsys):
         make(*COMMON, "--net-type", "LSTM", "--seed", seed)
         for n in (2.5, 4, 10):
             make(*COMMON, *FLAGS["static"], "--n", n, "--s", 0, "--seed", seed)
-    make(*COMMON, *FLAGS["heterogeneous"])  # two runs whose n were drawn
+    make(*COMMON, *FLAGS["heterogeneous"])  # two runs with drawn n
     make(*COMMON, *FLAGS["heterogeneous"], "--seed", 401)
     found = grid.load_networks(tmp_path, "psDigits")
     assert list(found) == ["ANRU", "gamma2-RNN", "static γ", "LSTM"]
@@ -149,11 +149,11 @@ def commanded(text, script=sMNIST_task):
     return found
 
 
-def test_one_command_makes_what_is_missing_of_a_grid(make, tmp_path, capsys):
+def test_one_command_trains_the_missing_runs_of_a_grid(make, tmp_path, capsys):
     make_grid(make)
     missing = make(*COMMON, *FLAGS["homogeneous"], "--n", 7.5, "--s", 0, seconds=100)
     config = json.loads((missing / "config.json").read_text())["arguments"]
-    (missing / "e_2.pth.tar").unlink()  # not complete: no run
+    (missing / "e_2.pth.tar").unlink()  # incomplete, so not counted
     for n, s in ((7.5, 0), (7.5, 1)):
         for seed in (400, 401):
             make(*COMMON, *FLAGS["heterogeneous"], "--n", n, "--s", s, "--seed", seed)
@@ -165,10 +165,10 @@ def test_one_command_makes_what_is_missing_of_a_grid(make, tmp_path, capsys):
     assert said.count("train them with:") == 1
     arguments = commanded(said)
     assert {k: v for k, v in config.items() if k not in once.ASIDE} in arguments
-    assert len(arguments) == 2 * 3 * 2 * 2  # settings, n, s, seeds: none of the heterogeneous lack
+    assert len(arguments) == 2 * 3 * 2 * 2  # settings, n, s, seeds: no heterogeneous run is missing
 
 
-def test_one_command_makes_the_networks_that_are_missing(make, tmp_path, capsys):
+def test_one_command_trains_the_missing_networks(make, tmp_path, capsys):
     make(*COMMON, "--net-type", "LSTM", "--seed", 401, "--shuffle")
     grid.load_networks(tmp_path, "psDigits")
     arguments = commanded(capsys.readouterr().out)
@@ -186,7 +186,7 @@ def test_one_command_makes_the_networks_that_are_missing(make, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("task", "script"), [("psDigits", sMNIST_task), ("pydoc", PTB_task)])
-def test_without_runs_there_is_a_command_to_begin_with(task, script, make, tmp_path):
+def test_without_runs_there_is_a_command_to_start_with(task, script, make, tmp_path):
     make(*COMMON, "--net-type", "LSTM", task="sDigits")
     for load, number in ((grid.load_grid, 27), (grid.load_networks, 6)):
         with pytest.raises(FigureError, match=r"sDigits \(1 run\)") as error:
@@ -196,7 +196,7 @@ def test_without_runs_there_is_a_command_to_begin_with(task, script, make, tmp_p
         assert {a["dataset"] for a in arguments} == {"pydoc" if task == "pydoc" else "digits"}
 
 
-def test_the_task_is_the_only_one_or_the_one_asked_for(make, tmp_path, monkeypatch):
+def test_the_task_is_the_only_one_or_the_requested_one(make, tmp_path, monkeypatch):
     monkeypatch.delenv("TASK", raising=False)
     with pytest.raises(FigureError, match="no runs"):
         grid.find_task(tmp_path)
@@ -210,7 +210,7 @@ def test_the_task_is_the_only_one_or_the_one_asked_for(make, tmp_path, monkeypat
     assert grid.find_task(tmp_path) == "psDigits"
 
 
-def test_figures_lie_beside_the_runs_unless_asked(tmp_path, monkeypatch):
+def test_figures_are_saved_beside_the_runs_by_default(tmp_path, monkeypatch):
     for name in ("RUNS", "FIGURES"):
         monkeypatch.delenv(name, raising=False)
     root = grid.REPOSITORY / "SavedModels"

@@ -111,7 +111,7 @@ def test_against_the_definition(rng):
     assert mutual_information(x, y, neighbours=4) == pytest.approx(total / 150, abs=1e-12)
 
 
-def test_it_is_symmetric_and_knows_no_scale_and_no_order(rng):
+def test_it_is_symmetric_and_independent_of_scale_and_order(rng):
     x, noise = rng.standard_normal((2, 500, 2))
     y = x + noise
     found = mutual_information(x, y)
@@ -131,12 +131,12 @@ def test_it_is_symmetric_and_knows_no_scale_and_no_order(rng):
         (np.full((9, 1), np.nan), np.zeros((9, 1)), 5, "not finite"),
     ],
 )
-def test_bad_samples_are_refused(x, y, neighbours, said):
+def test_invalid_samples_are_rejected(x, y, neighbours, said):
     with pytest.raises(ValueError, match=said):
         mutual_information(x, y, neighbours)
 
 
-def test_principal_components_hold_the_largest_variances(rng):
+def test_principal_components_have_the_largest_variances(rng):
     turn, _ = np.linalg.qr(rng.standard_normal((4, 4)))
     h = rng.standard_normal((3000, 4)) * [5.0, 2.0, 0.1, 0.01] @ turn + 3.0
     projected = principal_components(h, 2)
@@ -144,8 +144,8 @@ def test_principal_components_hold_the_largest_variances(rng):
     assert principal_components(h, 9).shape == (3000, 4)
 
 
-def test_the_information_of_gaussians_is_that_of_their_covariance(rng):
-    """Against the determinants of the covariance, and the correlation of two numbers."""
+def test_gaussian_information_follows_from_the_covariance(rng):
+    """Against the determinants of the covariance, and the correlation of two variables."""
     x, noise = rng.standard_normal((2, 300, 3))
     y = x[:, :2] @ rng.standard_normal((2, 2)) + 0.5 * noise[:, :2]
     C = np.cov(np.hstack([x, y]).T)
@@ -159,8 +159,8 @@ def test_the_information_of_gaussians_is_that_of_their_covariance(rng):
     assert found == pytest.approx(-0.5 * math.log(1 - rho**2), rel=1e-9)
 
 
-def test_equal_windows_are_told_apart_where_denormals_are_flushed(monkeypatch, rng):
-    text = (torch.arange(100) % 7 == 0).long()  # of 50 columns, most begin with 0
+def test_tied_windows_with_denormals_flushed(monkeypatch, rng):
+    text = (torch.arange(100) % 7 == 0).long()  # most of the 50 columns begin with 0
     monkeypatch.setattr(command, "data_set", lambda *_: SimpleNamespace(test=text))
     config = {"model": {"task": "characters"}, "arguments": {"bptt": 1}}
     args = SimpleNamespace(data=None, samples=50, window=None)

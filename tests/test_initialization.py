@@ -1,4 +1,4 @@
-"""The initial values of the recurrent matrices and of the input maps."""
+"""Initial values of the recurrent matrices and the input maps."""
 
 import math
 
@@ -22,7 +22,7 @@ def draw(name, *shape, seed=0, dtype=torch.float64, **options):
 
 
 def distance_to_uniform(values, low, high):
-    """√N times the Kolmogorov–Smirnov distance to U(low, high); above 1.95 once in a thousand."""
+    """√N times the Kolmogorov–Smirnov distance to U(low, high); exceeds 1.95 once in a thousand."""
     ordered = (np.sort(np.asarray(values)) - low) / (high - low)
     steps = np.arange(len(ordered) + 1) / len(ordered)
     distance = max(np.abs(ordered - steps[:-1]).max(), np.abs(ordered - steps[1:]).max())
@@ -54,7 +54,7 @@ def test_names():
 @pytest.mark.parametrize("name", ROTATIONS)
 def test_rotation(name, dtype, size):
     tolerance = 20 * size * torch.finfo(dtype).eps
-    for seed in range(6):  # a reflection would come up in half of them
+    for seed in range(6):  # drawn from O(n), half of them would be reflections
         matrix = draw(name, size, size, seed=seed, dtype=dtype)
         assert matrix.dtype == dtype
         identity = torch.eye(size, dtype=dtype)
@@ -130,8 +130,8 @@ def test_uniform():
     assert values.abs().max() <= 0.3
 
 
-# What each tensor of a network of 60 inputs and 200 units is drawn from: U(low, high), N(0, σ²) or
-# zero. Recurrent matrices have tests of their own.
+# The distribution of each tensor of a layer with 60 inputs and 200 units: U(−a, a), N(0, σ²) or
+# zero. Recurrent matrices are tested separately.
 ENTRY = ("normal", math.sqrt(2 / 60))  # kaiming, the default of --iinit
 BY_INPUT, BY_UNITS = ("uniform", 60**-0.5), ("uniform", 200**-0.5)
 GATE = {"weight": ("normal", math.sqrt(2 / 460)), "bias": ("uniform", 260**-0.5)}
@@ -162,7 +162,7 @@ LAYERS = {
 
 
 def check_drawn(tensors, kind, scale=None):
-    """Whether tensors of one name, of many seeds, are drawn from this distribution."""
+    """Checks that the tensors of one name in several layers follow this distribution."""
     values = torch.stack(tensors).detach().double().flatten()
     count = len(values)
     if kind == "zero":
@@ -177,7 +177,7 @@ def check_drawn(tensors, kind, scale=None):
 
 
 @pytest.mark.parametrize("net_type, nonlin", LAYERS)
-def test_every_tensor_of_a_layer_starts_as_the_papers(net_type, nonlin):
+def test_every_tensor_of_a_layer_starts_as_in_the_paper(net_type, nonlin):
     options = {} if nonlin is None else {"nonlin": nonlin}
     options |= {"supervisor_size": 300} if net_type == "ANRU" else {}
     generator = torch.Generator().manual_seed(1)
@@ -189,10 +189,10 @@ def test_every_tensor_of_a_layer_starts_as_the_papers(net_type, nonlin):
         same = drawn != ("zero",) and torch.equal(named[0][name], named[1][name])
         assert not same, name
     biases = {name for name in named[0] if name.endswith("bias")} - {"Wgn.bias"}
-    assert biases <= expected.keys()  # no other bias is there
+    assert biases <= expected.keys()  # there are no other biases
 
 
-def test_read_outs_start_as_the_papers():
+def test_read_outs_start_as_in_the_paper():
     generator = torch.Generator().manual_seed(2)
     models = [PixelClassifier(RNN(1, 400), 300, generator) for _ in range(4)]
     for name in ("weight", "bias"):
@@ -205,7 +205,7 @@ def test_read_outs_start_as_the_papers():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [*RECURRENT, "uniform"])
-def test_reproducible_and_apart_from_the_global_generator(name, dtype):
+def test_reproducible_and_independent_of_the_global_generator(name, dtype):
     torch.manual_seed(1)
     first = draw(name, 6, 6, seed=3, dtype=dtype)
     torch.manual_seed(2)
@@ -218,14 +218,14 @@ def test_reproducible_and_apart_from_the_global_generator(name, dtype):
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_a_generator_goes_on(name):
+def test_a_generator_advances(name):
     generator = torch.Generator().manual_seed(0)
     first = RECURRENT[name](torch.empty(6, 6), generator)
     assert not torch.allclose(first, RECURRENT[name](torch.empty(6, 6), generator))
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_without_generator_the_global_seed_decides(name):
+def test_without_a_generator_the_global_one_is_used(name):
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -244,7 +244,7 @@ def test_fills_a_parameter_in_place(name):
 
 
 @pytest.mark.parametrize("name", [*RECURRENT, "uniform", "torch_default"])
-def test_a_meta_tensor_stays_as_it_is_and_nothing_is_drawn(name):
+def test_nothing_is_drawn_for_a_meta_tensor(name):
     function = getattr(initialization, name, None) or RECURRENT[name]
     weight = torch.empty(10**9, 10**9, device="meta")
     before = torch.get_rng_state()
@@ -254,7 +254,7 @@ def test_a_meta_tensor_stays_as_it_is_and_nothing_is_drawn(name):
 
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (4,), (2, 2, 2)])
 @pytest.mark.parametrize("name", ROTATIONS)
-def test_refuses_what_is_not_square(name, shape):
+def test_a_matrix_that_is_not_square_is_rejected(name, shape):
     with pytest.raises(ValueError) as caught:
         RECURRENT[name](torch.empty(shape))
     assert str(shape) in str(caught.value)

@@ -56,7 +56,7 @@ def test_an_unknown_argument_or_folder_is_an_error(two_runs):
         select_runs("nowhere")
 
 
-def test_half_written_and_foreign_directories_are_named_and_passed_over(two_runs, capsys):
+def test_half_written_and_foreign_directories_are_named_and_skipped(two_runs, capsys):
     for path in two_runs[0].path.glob("*.pth.tar"):
         path.unlink()
     foreign = two_runs[0].path.parent / "foreign"
@@ -83,13 +83,13 @@ def test_a_run_is_loaded_as_config_metrics_and_model(two_runs):
         load_run(run.path.parent)
 
 
-def test_a_network_without_n_and_s_has_metrics_without_a_value(call, only_run):
+def test_a_network_without_n_and_s_has_nan_in_their_metrics(call, only_run):
     assert call(SMNIST, *TOY[SMNIST], "--net-type", "GRU", "--epochs", 1)[0] == 0
     assert np.isnan(metrics_of(Run(only_run()))["n_mean"]).all()
 
 
 @pytest.mark.parametrize(("script", "shape"), [(SMNIST, (64, 5, 1)), (PTB, (12, 5, 6))])
-def test_the_layers_input_is_that_of_the_test_set(call, only_run, script, shape):
+def test_the_layer_input_comes_from_the_test_set(call, only_run, script, shape):
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     run = Run(only_run())
     x = layer_input(run, load_run(run.path).model, 5)
@@ -112,11 +112,11 @@ def command():
     def compute(run, args):
         calls.append(run.path)
         if args.size == 3:
-            raise analysis.Unsuitable("a 3 is too much")
+            raise analysis.Unsuitable("3 is too large")
         return {"values": np.full(2, args.size)}
 
     def run(*words):
-        parser = analysis.make_parser("sizes", "The size that was asked for.")
+        parser = analysis.make_parser("sizes", "The requested size.")
         parser.add_argument("--size", type=int, default=1)
         return analysis.main("sizes", parser, compute, [str(word) for word in words])
 
@@ -124,7 +124,7 @@ def command():
     return run
 
 
-def test_an_analysis_is_computed_once_and_again_on_request(two_runs, command, capsys):
+def test_an_analysis_is_computed_once_and_recomputed_on_request(two_runs, command, capsys):
     assert command("SavedModels") == 0 and len(command.calls) == 2
     assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [1, 1]
     assert command(*(run.path for run in two_runs)) == 0 and len(command.calls) == 2
@@ -132,7 +132,7 @@ def test_an_analysis_is_computed_once_and_again_on_request(two_runs, command, ca
     assert command(two_runs[0].path, "--recompute") == 0 and len(command.calls) == 3
 
 
-def test_an_analysis_with_other_settings_is_computed_again(two_runs, command, capsys):
+def test_an_analysis_with_other_settings_is_recomputed(two_runs, command, capsys):
     assert command("SavedModels") == 0 and len(command.calls) == 2
     assert command(two_runs[0].path, "--size", 2) == 0 and len(command.calls) == 3
     assert "sizes.npz: stale, computed with other settings (size 1, now 2)" in (
@@ -140,12 +140,12 @@ def test_an_analysis_with_other_settings_is_computed_again(two_runs, command, ca
     )
     assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [2, 2]
     assert analysis.load(two_runs[1], "sizes")["values"].tolist() == [1, 1]
-    with pytest.raises(FigureError) as error:  # one figure needs them with the same
+    with pytest.raises(FigureError) as error:  # one figure needs equal settings
         analysis.load_all({"sizes": two_runs})
     assert 'different settings:\n  1 runs: {"size": 2}\n  1 runs' in str(error.value)
 
 
-def test_an_analysis_of_a_run_that_went_on_is_stale(two_runs, command, call, capsys):
+def test_an_analysis_of_a_resumed_run_is_stale(two_runs, command, call, capsys):
     assert command("SavedModels") == 0 and len(command.calls) == 2
     run = two_runs[0]
     assert call(SMNIST, "--resume", run.path, "--epochs", 3)[0] == 0
@@ -161,7 +161,7 @@ def test_an_analysis_of_a_run_that_went_on_is_stale(two_runs, command, call, cap
     assert len(analysis.load_all({"sizes": two_runs})["sizes"]) == 2
 
 
-def test_the_best_model_of_a_text_is_among_the_sources(call, only_run, command):
+def test_an_analysis_of_another_best_model_is_stale(call, only_run, command):
     assert call(PTB, *TOY[PTB], "--epochs", 1)[0] == 0
     run = Run(only_run())
     assert command(run.path) == 0
@@ -170,7 +170,7 @@ def test_the_best_model_of_a_text_is_among_the_sources(call, only_run, command):
         analysis.load(run, "sizes")
 
 
-def test_one_command_for_all_analyses_that_are_missing(two_runs, command):
+def test_one_command_computes_all_missing_analyses(two_runs, command):
     assert command(two_runs[0].path) == 0
     with pytest.raises(FigureError) as error:
         analysis.load_all({"sizes": two_runs, "widths": two_runs})
@@ -184,7 +184,7 @@ def test_one_command_for_all_analyses_that_are_missing(two_runs, command):
     )
 
 
-def test_the_command_of_the_exponents_without_input(two_runs):
+def test_the_command_for_autonomous_exponents(two_runs):
     said = f"run python3 -m Postprocessing.lyapunov --autonomous {two_runs[0].path}"
     with pytest.raises(RunError, match=re.escape(said)):
         analysis.load(two_runs[0], "lyapunov_autonomous")
@@ -193,17 +193,17 @@ def test_the_command_of_the_exponents_without_input(two_runs):
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
-def test_a_device_that_is_not_there_is_an_error_of_one_line(command, device, capsys):
+def test_an_unavailable_device_is_a_one_line_error(command, device, capsys):
     with pytest.raises(SystemExit):
         command("SavedModels", "--device", device)
     said = capsys.readouterr().err
     assert f"argument --device: cannot compute on {device}: " in said and said.count("\n") == 1
 
 
-def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command, capsys):
+def test_unsuitable_runs_are_named_and_skipped(two_runs, command, capsys):
     assert command("SavedModels", "--size", 3) == 1 and len(command.calls) == 2
     err = capsys.readouterr().err
-    assert all(f"skipped: {run.path}: a 3 is too much" in err for run in two_runs)
+    assert all(f"skipped: {run.path}: 3 is too large" in err for run in two_runs)
     with pytest.raises(RunError, match=r"python3 -m Postprocessing\.sizes"):
         analysis.load(two_runs[0], "sizes")
     with pytest.raises(SystemExit) as exit:
@@ -211,7 +211,7 @@ def test_what_cannot_be_analysed_is_named_and_the_rest_goes_on(two_runs, command
     assert exit.value.code == 2 and "nowhere" in capsys.readouterr().err
 
 
-def test_an_analysis_that_cannot_be_read_is_named_and_computed_again(two_runs, command, capsys):
+def test_a_damaged_analysis_is_named_and_recomputed(two_runs, command, capsys):
     run = two_runs[0]
     assert command(run.path) == 0
     path = run.path / "analysis" / "sizes.npz"

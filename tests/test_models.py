@@ -1,4 +1,4 @@
-"""The two models, and how a checkpoint becomes a model, the paper's own included."""
+"""The two models, and loading them from checkpoints, the paper's included."""
 
 import math
 
@@ -74,9 +74,9 @@ def test_the_character_model_predicts_at_every_step_and_carries_its_state(net_ty
 
 
 @pytest.mark.parametrize("net_type", LAYERS)
-@pytest.mark.parametrize("vocabulary", ["abc", "abcd", "abcdefg"])  # of 4 inputs
+@pytest.mark.parametrize("vocabulary", ["abc", "abcd", "abcdefg"])  # the layer has 4 inputs
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_character_model_is_embedding_steps_and_read_out(net_type, vocabulary, tied):
+def test_the_character_model_matches_embedding_loop_and_decoder(net_type, vocabulary, tied):
     spec = characters(net_type, vocabulary=list(vocabulary), tied=tied, hidden_size=4)
     model = build(spec).double()
     generator = torch.Generator().manual_seed(1)
@@ -100,7 +100,7 @@ def test_the_character_model_is_embedding_steps_and_read_out(net_type, vocabular
 
 
 @pytest.mark.parametrize("net_type", LAYERS)
-def test_every_way_through_a_layer_takes_symbols(net_type):
+def test_layers_accept_embedded_symbols(net_type):
     model = build(characters(net_type)).double()
     x = Embedded(torch.randint(0, 3, (8, 5), dtype=torch.int32), model.encoder.weight)
     assert x.shape == x.dense().shape == (8, 5, 4)
@@ -121,7 +121,7 @@ def test_tied_weights_are_one_matrix():
     assert caught.value.name == "tied"
 
 
-def test_a_seed_makes_the_same_model_whatever_the_global_generator_did():
+def test_models_do_not_depend_on_the_global_generator():
     first = build(pixels("ANRU"), seed=5)
     torch.rand(3)
     second = build(pixels("ANRU"), seed=5)
@@ -140,7 +140,7 @@ def test_a_seed_makes_the_same_model_whatever_the_global_generator_did():
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_wrong_spec_is_refused(spec, name, said, device):
+def test_an_invalid_spec_is_rejected(spec, name, said, device):
     with pytest.raises(OptionError, match=said) as caught:
         build_model(spec, device=device)
     assert caught.value.name == name
@@ -148,7 +148,7 @@ def test_a_wrong_spec_is_refused(spec, name, said, device):
 
 @pytest.mark.parametrize("net_type", LAYERS)
 @pytest.mark.parametrize("task", [pixels, characters])
-def test_on_the_meta_device_a_model_has_the_same_parameters(net_type, task):
+def test_a_model_on_the_meta_device_has_the_same_parameters(net_type, task):
     expected, found = build_model(task(net_type)), build_model(task(net_type), device="meta")
     assert all(parameter.is_meta for parameter in found.parameters())
     shapes = [{n: p.shape for n, p in model.named_parameters()} for model in (expected, found)]
@@ -178,7 +178,7 @@ def test_gain_statistics_are_those_of_the_units():
 
 @pytest.mark.parametrize("net_type", LAYERS)
 @pytest.mark.parametrize("task", [pixels, characters])
-def test_a_checkpoint_alone_gives_back_the_model(tmp_path, net_type, task):
+def test_a_checkpoint_alone_restores_the_model(tmp_path, net_type, task):
     spec = task(net_type)
     model = build(spec)
     path = save(tmp_path / "e_3.pth.tar", model.state_dict(), config={"model": spec})
@@ -189,7 +189,7 @@ def test_a_checkpoint_alone_gives_back_the_model(tmp_path, net_type, task):
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_a_fixed_n_and_s_are_in_the_checkpoint(tmp_path):
+def test_fixed_n_and_s_are_in_the_checkpoint(tmp_path):
     spec = pixels("RNN", learn_params=False)
     model = build(spec)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_a_fixed_n_and_s_are_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("net_type", ["ANRU", "LSTM", "GRU"])
-def test_the_papers_checkpoint_is_read_with_a_config(tmp_path, net_type):
+def test_the_papers_checkpoints_load_with_a_config(tmp_path, net_type):
     spec = pixels(net_type)
     model = build(spec)
     path = save(tmp_path / "e_99.pth.tar", model.state_dict())
@@ -243,7 +243,7 @@ def test_the_papers_relu_checkpoint_may_hold_an_unused_n(tmp_path):
     assert not hasattr(model.rnn, "n")
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+def test_a_checkpoint_of_another_network_is_rejected(tmp_path):
     spec = pixels("RNN")
     path = save(tmp_path / "e_3.pth.tar", build(spec).state_dict(), config={"model": spec})
     with pytest.raises(CheckpointError, match=r"e_3.*net_type is 'RNN', not 'GRU'"):
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         load_model(path, {"model": spec})
 
 
-def test_a_bias_that_a_network_no_longer_has_is_of_another_version(tmp_path):
+def test_a_bias_from_another_version_is_rejected(tmp_path):
     for net_type, name in (("expRNN", "rnn.U.bias"), ("EURNN", "rnn.Ure.bias")):
         spec = pixels(net_type) | {"layer": {"nonlin": "modrelu"}}
         state = build(spec).state_dict() | {name: torch.zeros(6)}
@@ -265,7 +265,7 @@ def test_a_bias_that_a_network_no_longer_has_is_of_another_version(tmp_path):
             load_model(path)
 
 
-def test_a_network_larger_than_the_file_is_refused_before_memory_is_taken(tmp_path):
+def test_a_network_larger_than_the_file_is_rejected_before_allocation(tmp_path):
     for net_type, claim in (("RNN", {}), ("EURNN", {"capacity": 10**9})):
         spec = pixels(net_type)
         state = build(spec).state_dict()
@@ -275,9 +275,7 @@ def test_a_network_larger_than_the_file_is_refused_before_memory_is_taken(tmp_pa
             load_model(path)
 
 
-def test_a_spec_that_describes_no_network_is_the_checkpoints_fault_and_a_bug_is_not(
-    tmp_path, monkeypatch
-):
+def test_an_invalid_saved_spec_is_a_checkpoint_error_and_a_bug_is_not(tmp_path, monkeypatch):
     spec = pixels("RNN")
     state = build(spec).state_dict()
     for wrong, said in (({"net_type": "CNN"}, "net_type"), ({"hidden_size": -3}, "hidden_size")):
@@ -294,7 +292,7 @@ def test_a_spec_that_describes_no_network_is_the_checkpoints_fault_and_a_bug_is_
 
 
 class Trap:
-    """Writes a file where it is unpickled."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -303,7 +301,7 @@ class Trap:
         return (open, (str(self.path), "w"))
 
 
-def refuses_to_read(path):
+def assert_rejected(path):
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
     said = str(caught.value)
@@ -311,7 +309,7 @@ def refuses_to_read(path):
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
-def test_a_file_that_is_cut_or_changed_is_refused(tmp_path, legacy):
+def test_a_truncated_or_modified_file_is_rejected(tmp_path, legacy):
     spec, path = pixels("RNN"), tmp_path / "e_1.pth.tar"
     content = {"state_dict": build(spec).state_dict(), "config": {"model": spec}}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -319,14 +317,14 @@ def test_a_file_that_is_cut_or_changed_is_refused(tmp_path, legacy):
     assert load_model(path)[1] == content["config"]
     for length in [*range(0, 60, 7), *range(60, len(good), len(good) // 40)]:
         path.write_bytes(good[:length])
-        refuses_to_read(path)
-    if not legacy:  # which has no checksums
+        assert_rejected(path)
+    if not legacy:  # the legacy format has no checksums
         place = good.index(content["state_dict"]["rnn.V.weight"].numpy().tobytes())
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        refuses_to_read(path)
+        assert_rejected(path)
 
 
-def test_what_is_no_checkpoint_is_named_and_runs_no_code(tmp_path):
+def test_other_files_are_rejected_without_running_code(tmp_path):
     for name, text in {
         "absent": None,
         "empty": "",
@@ -336,12 +334,12 @@ def test_what_is_no_checkpoint_is_named_and_runs_no_code(tmp_path):
     }.items():
         if text is not None:
             (tmp_path / name).write_text(text)
-        refuses_to_read(tmp_path / name)
+        assert_rejected(tmp_path / name)
     torch.save([1, 2], tmp_path / "list")
     torch.save({"epoch": 1}, tmp_path / "no_state")
     for legacy in (False, True):
         trap = {"state_dict": {}, "trap": Trap(tmp_path / "sprung")}
         torch.save(trap, tmp_path / f"trap{legacy}", _use_new_zipfile_serialization=not legacy)
     for name in ("list", "no_state", "trapFalse", "trapTrue", ""):
-        refuses_to_read(tmp_path / name)
+        assert_rejected(tmp_path / name)
     assert not (tmp_path / "sprung").exists()

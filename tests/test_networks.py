@@ -1,4 +1,4 @@
-"""The layers against loops written from their equations in plain Python, and how they are used."""
+"""The layers against their equations in plain Python, and their use."""
 
 import copy
 import math
@@ -128,7 +128,7 @@ PLAIN = {"RNN": plain_rnn, "ANRU": plain_anru, "LSTM": plain_lstm, "GRU": plain_
 
 
 def plain_run(key, layer, x, state, drive):
-    """outputs, the parts of the last state and {name: (T, B, ...)} of the plain loop."""
+    """Outputs, last state and {name: (T, B, ...)} of the plain loop."""
     net_type, options = LAYERS[key]
     more = {"nonlin": options["nonlin"]} if net_type == "RNN" else {}
     weights = {name: tensor.tolist() for name, tensor in layer.state_dict().items()}
@@ -155,7 +155,7 @@ def plain_run(key, layer, x, state, drive):
 @pytest.mark.parametrize("key", [key for key in LAYERS if key not in ORTHOGONAL])
 @pytest.mark.parametrize(("drive", "state"), [(None, False), (1, True), (2, False)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_the_equations(key, drive, state, seed):
+def test_matches_the_equations(key, drive, state, seed):
     layer = build(key, seed)
     arguments = arguments_for(layer, drive=drive, state=state)
     *expected, quantities = plain_run(key, layer, *arguments)
@@ -171,14 +171,14 @@ def test_equals_the_equations(key, drive, state, seed):
 
 
 @pytest.mark.parametrize("key", ["RNN-gamma", "RNN-gamma2", "RNN-gamma2-fixed", "ANRU"])
-def test_trace_holds_the_arguments_of_gamma(key):
+def test_trace_contains_the_arguments_of_gamma(key):
     layer = build(key)
     _, _, traced = layer.trace(*arguments_for(layer, drive=1))
     torch.testing.assert_close(traced["h"], gamma(traced["a"], traced["n"], traced["s"]))
 
 
 @each_loop
-def test_trace_keeps_what_is_asked_for(key):
+def test_trace_keeps_only_what_is_requested(key):
     layer, x = build(key), randn(T, B, I, seed=11)
     *run, everything = layer.trace(x)
     assert_same_run(run, layer(x))
@@ -192,7 +192,7 @@ def test_trace_keeps_what_is_asked_for(key):
 
 
 def train(layer, steps=10, lr=0.02):
-    """The losses of fitting random outputs."""
+    """Fits random outputs; returns the losses."""
     x, target = randn(T, B, I, seed=11), randn(T, B, H, seed=13)
     optimiser = torch.optim.SGD(layer.parameters(), lr=lr)
     losses = []
@@ -205,7 +205,7 @@ def train(layer, steps=10, lr=0.02):
 
 
 @every_layer
-def test_every_parameter_takes_part_and_learns(key):
+def test_every_parameter_learns(key):
     layer = build(key)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     losses = train(layer)
@@ -238,14 +238,14 @@ def test_fixed_gain_and_saturation_stay(key, count):
 
 
 @every_layer
-def test_checkpoint_gives_the_layer_back(key):
+def test_state_dict_restores_the_layer(key):
     source, target = build(key, seed=2), build(key, seed=3)
     arguments = arguments_for(source, drive=1)
     assert not torch.allclose(source(*arguments)[0], target(*arguments)[0])
     target.load_state_dict(source.state_dict())
     assert_same_run(target(*arguments), source(*arguments))
     assert_same_run(copy.deepcopy(source)(*arguments), source(*arguments))
-    if not hasattr(source, "V") or not parametrize.is_parametrized(source.V):  # torch pickles none
+    if not hasattr(source, "V") or not parametrize.is_parametrized(source.V):  # not picklable
         assert_same_run(pickle.loads(pickle.dumps(source))(*arguments), source(*arguments))
 
 
@@ -300,12 +300,12 @@ def test_registries():
     assert list(NONLINEARITIES) == NAMES
 
 
-# How a sequence goes through a layer
+# Running sequences
 
 
 @each_loop
 @pytest.mark.parametrize("drive", [None, 1, 2])
-def test_two_halves_make_the_whole(key, drive):
+def test_two_halves_equal_the_whole(key, drive):
     layer = build(key)
     x, state, drive = arguments_for(layer, drive=drive)
     x.requires_grad_()
@@ -320,7 +320,7 @@ def test_two_halves_make_the_whole(key, drive):
 
 
 @each_loop
-def test_nothing_stays_on_the_layer_and_nothing_is_overwritten(key):
+def test_layers_keep_no_state_and_overwrite_nothing(key):
     layer = build(key)
     arguments = arguments_for(layer, drive=2)
     x, state, drive = arguments
@@ -392,10 +392,10 @@ def test_default_dtype_and_device(kind):
     assert all(part.shape[:2] == (B, H) for part in parts(state))
 
 
-# How a layer starts
+# Initialisation
 
 
-def test_rnn_by_position_and_by_default():
+def test_positional_and_default_arguments():
     layer = RNN(I, H, "gamma", -2.0, 0.5, False, "xavier", "normal", generator=seeded(0))
     assert layer.n.tolist() == [-2.0]
     assert layer.s.tolist() == [0.5]
@@ -414,7 +414,7 @@ def test_rnn_by_position_and_by_default():
 
 
 def block_angles(matrix):
-    """The angles where a matrix is block-diagonal, of 2 × 2 rotations; empty where it is not."""
+    """The angles of a block-diagonal matrix of 2 × 2 rotations; empty for other matrices."""
     first = torch.arange(0, len(matrix), 2)
     angles = torch.atan2(matrix[first, first + 1], matrix[first, first])
     blocks = torch.stack([angles.cos(), angles.sin(), -angles.sin(), angles.cos()], dim=1)
@@ -468,7 +468,7 @@ def test_input_initialisation(iinit):
         assert abs(weight.mean().item()) < 4 * expected / math.sqrt(weight.numel())
 
 
-def test_normal_touches_its_own_matrix_only():
+def test_rinit_affects_only_the_recurrent_matrix():
     one = RNN(I, H, "gamma2", rinit="normal", generator=seeded(0))
     other = RNN(I, H, "gamma2", rinit="kaiming", generator=seeded(0))
     assert not torch.equal(one.V.weight, other.V.weight)
@@ -477,7 +477,7 @@ def test_normal_touches_its_own_matrix_only():
 
 
 @pytest.mark.parametrize("key", ["RNN-gamma", "RNN-gamma2", "RNN-gamma-fixed", "RNN-gamma2-fixed"])
-def test_gain_and_saturation_start_where_told(key):
+def test_gain_and_saturation_start_at_the_given_values(key):
     layer = new(key, n=-3.5, s=0.25)
     assert torch.equal(layer.n, torch.full_like(layer.n, -3.5))
     assert torch.equal(layer.s, torch.full_like(layer.s, 0.25))
@@ -513,7 +513,7 @@ def test_seeds(key):
 
 
 @pytest.mark.parametrize("kind", NETWORKS.values())
-def test_without_generator_the_global_seed_decides(kind):
+def test_without_a_generator_the_global_one_is_used(kind):
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -522,11 +522,11 @@ def test_without_generator_the_global_seed_decides(kind):
     assert not torch.equal(drawn[0], drawn[2])
 
 
-# What a layer refuses
+# Invalid arguments
 
 
-def refuses(*fragments):
-    """A ValueError whose message holds all of these."""
+def rejects(*fragments):
+    """Expects a ValueError whose message contains all of these."""
     return pytest.raises(ValueError, match="".join(f"(?=.*{re.escape(f)})" for f in fragments))
 
 
@@ -535,31 +535,31 @@ METHODS = ("forward", "loop", "trace")
 
 @pytest.mark.parametrize("net_type", NETWORKS)
 @pytest.mark.parametrize("shape", [(T, I), (T, B, I + 1), (T, B, I, 1), (0, B, I)], ids=str)
-def test_refuses_input(net_type, shape):
+def test_invalid_input(net_type, shape):
     for method in METHODS:
-        with refuses(f"(T, B, {I})", str(shape)):
+        with rejects(f"(T, B, {I})", str(shape)):
             getattr(new(net_type), method)(torch.zeros(shape).double())
 
 
 @pytest.mark.parametrize("net_type", NETWORKS)
 @pytest.mark.parametrize("shape", [(), (T + 1,), (T, B + 1), (B, T), (T, B, 1)], ids=str)
-def test_refuses_drive(net_type, shape):
+def test_invalid_drive(net_type, shape):
     for method in METHODS:
-        with refuses(str((T, B)), str(shape)):
+        with rejects(str((T, B)), str(shape)):
             getattr(new(net_type), method)(randn(T, B, I), None, torch.zeros(shape).double())
 
 
 @pytest.mark.parametrize("net_type", NETWORKS)
-def test_refuses_state(net_type):
+def test_invalid_state(net_type):
     layer, x = new(net_type), randn(T, B, I)
     right = parts(layer.initial_state(B))
     for run in (getattr(layer, method) for method in METHODS):
         for i, part in enumerate(right):
             for wrong in (part[:-1], part[..., :-1], part.unsqueeze(0)):
-                with refuses(str(tuple(wrong.shape))):
+                with rejects(str(tuple(wrong.shape))):
                     run(x, joined([*right[:i], wrong, *right[i + 1 :]]))
         for count in {1, 2, 3} - {len(right)}:
-            with refuses(str((B, H))):
+            with rejects(str((B, H))):
                 run(x, joined((right * 3)[:count]))
 
 
@@ -571,7 +571,7 @@ def test_a_state_may_be_a_tuple_or_a_list_of_its_parts(key):
         assert_same_run(layer(x, given), layer(x, state))
 
 
-# net_type, argument, its wrong value, and the allowed ones that the error names
+# net_type, argument, invalid value, and the allowed values that the error names
 WRONG = [
     *((net_type, name, value, ["at least 1"]) for net_type in NETWORKS for value in (0, -2)
       for name in ("input_size", "hidden_size")),
@@ -596,9 +596,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("net_type", "name", "value", "allowed"), WRONG)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_wrong_argument_is_named(net_type, name, value, allowed, device):
+def test_an_invalid_argument_is_named(net_type, name, value, allowed, device):
     options = {"input_size": I, "hidden_size": H, "device": device, name: value}
     options |= {"nonlin": "gamma2", "learn_params": False} if name == "n" else {}
-    with refuses(name, repr(value), *allowed) as caught:
+    with rejects(name, repr(value), *allowed) as caught:
         NETWORKS[net_type](**options)
     assert isinstance(caught.value, OptionError) and caught.value.name == name

@@ -15,9 +15,9 @@ from tests.toy_runs import TASKS
 PANELS = {"performance": (2, 2), "learning_speed": (2, 3), "dynamics": (3, 3)}
 PANELS |= {"robustness": (2, 3)}
 SHOWN = {"psDigits": list(PANELS), "pydoc": ["performance", "learning_speed", "robustness"]}
-# The others leave empty files: drawing a figure again for each takes most of their time.
+# Only this one saves its figure: redrawing it for each file takes most of a notebook's time.
 SAVED = ("performance", "psDigits")
-# Variables are deleted before each notebook, so that the functions need none.
+# Variables are deleted before each notebook, so that none depends on another.
 BEGIN = """%reset -f
 import os
 for name in ("RUNS", "TASK", "FIGURES"):
@@ -32,7 +32,7 @@ Figure.savefig = lambda figure, path, **options: path.touch()"""
 def executed(toy_runs):
     """The folder of the toy runs, and {(notebook, task): executed notebook}.
 
-    One kernel runs all of them, its variables deleted before each: starting one takes seconds.
+    One kernel runs them all, since starting one takes seconds.
     """
     root, seeds, empty = (toy_runs / name for name in ("runs", "seeds", "empty"))
     empty.mkdir()
@@ -83,21 +83,21 @@ def pictures(book):
 
 
 def check_every_panel_has_ink(picture, rows, columns):
-    """Axes, ticks and words are grey: what is drawn in a panel has at least one colour."""
+    """Checks for colour in every panel; axes, ticks and text are grey."""
     coloured = np.ptp(picture, axis=2) > 0.1
     for i, row in enumerate(np.array_split(coloured, rows)):
         for j, panel in enumerate(np.array_split(row, columns, axis=1)):
-            height, width = (size // 5 for size in panel.shape)  # without what its neighbours draw
+            height, width = (size // 5 for size in panel.shape)  # excludes what its neighbours draw
             assert panel[height:-height, width:-width].sum() > 20, f"panel {i}, {j} is empty"
 
 
 @pytest.mark.parametrize(("task", "name"), [(k, name) for k in SHOWN for name in SHOWN[k]])
-def test_a_notebook_shows_its_finished_figure(name, task, executed):
+def test_a_notebook_shows_its_figure(name, task, executed):
     folder, books = executed
     assert outputs(books[name, task], "error") == []
     (picture,) = pictures(books[name, task])
     rows, columns = PANELS[name]
-    if (name, task) == ("robustness", "pydoc"):  # text has no brightness: panel a says so
+    if (name, task) == ("robustness", "pydoc"):  # panel a only says that text has no brightness
         first = picture[: len(picture) // rows, : picture.shape[1] // columns]
         assert (first < 0.5).any()
         picture[: len(picture) // rows, : picture.shape[1] // columns] = (1, 0, 0)
@@ -121,7 +121,7 @@ def test_an_empty_panel_is_found():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_missing_is_said(task, executed):
+def test_missing_runs_are_reported(task, executed):
     _, books = executed
     for name in set(SHOWN[task]) - {"robustness"}:  # 2 n × 2 s without (5, 0.5)
         assert "static 3 runs, 1 cells missing" in printed(books[name, task])
@@ -148,7 +148,7 @@ def test_the_shape_of_gamma_needs_no_runs(executed):
     }
 
 
-def test_the_figure_of_regularization_is_shown(executed):
+def test_the_regularization_figure_is_shown(executed):
     folder, books = executed
     assert outputs(books["regularization", "psDigits"], "error") == []
     (picture,) = pictures(books["regularization", "psDigits"])
@@ -162,7 +162,7 @@ def test_two_seeds_of_anru_are_drawn_together(executed):
     assert outputs(book, "error") == []
     lines = [line for line in printed(book).splitlines() if "α, short protocol" in line]
     assert len(lines) == 4  # connected or not, two fits
-    assert all(line.count(",") == 4 for line in lines)  # a value for each of the seeds
+    assert all(line.count(",") == 4 for line in lines)  # one value per seed
     first, second = pictures(book)
     check_every_panel_has_ink(first, 2, 3)
     check_every_panel_has_ink(second, 3, 3)
@@ -171,21 +171,21 @@ def test_two_seeds_of_anru_are_drawn_together(executed):
 
 
 @pytest.mark.parametrize("name", ["dynamics", "robustness"])  # the grid, the networks
-def test_without_runs_a_notebook_says_which_command_makes_them(name, executed):
+def test_without_runs_a_notebook_names_the_command_to_train_them(name, executed):
     _, books = executed
     error = outputs(books[name, "none"], "error")[0]
     assert error.ename == "FigureError" and len(error.traceback) == 1
     assert "python3 -m Training.sweep sMNIST_task.py" in error.evalue
 
 
-def test_of_several_tasks_one_is_to_be_chosen(executed):
+def test_several_tasks_require_a_choice(executed):
     _, books = executed
     error = outputs(books["performance", "several"], "error")[0]
     assert "set TASK" in error.evalue and "psDigits (12 runs), pydoc (12 runs)" in error.evalue
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "Postprocessing").glob("*.ipynb")))
-def test_notebooks_are_kept_without_outputs(path):
+def test_notebooks_are_saved_without_outputs(path):
     book = nbformat.read(path, as_version=4)
     assert len(book.cells) >= 3
     for cell in book.cells:

@@ -18,11 +18,11 @@ from tests.layers import build, randn, random_state, seeded
 
 T, B, I, H = 9, 3, 2, 6  # noqa: E741
 NAMES = ["expRNN", "nnRNN", "EURNN"]
-SKEW = ["expRNN", "nnRNN"]  # those made of a skew-symmetric matrix
+SKEW = ["expRNN", "nnRNN"]  # parametrised by a skew-symmetric matrix
 
 
 def new(key, units=H, **more):
-    """A layer as it starts."""
+    """A newly initialised layer."""
     return layers.new(key, units=units, **more)
 
 
@@ -44,9 +44,9 @@ def departure(M):
 @pytest.mark.parametrize("units", [6, 7])
 @pytest.mark.parametrize("ostep_method", ORTHOGONAL_MAPS)
 @pytest.mark.parametrize("rinit", ROTATIONS)
-def test_exprnn_starts_with_the_matrix_that_rinit_draws(rinit, ostep_method, units):
+def test_exprnn_starts_with_the_matrix_drawn_by_rinit(rinit, ostep_method, units):
     generator = seeded(3)
-    initialization.kaiming(torch.empty(units, I, dtype=torch.float64), generator)  # U comes first
+    initialization.kaiming(torch.empty(units, I, dtype=torch.float64), generator)  # U is first
     expected = initialization.RECURRENT[rinit](
         torch.empty(units, units, dtype=torch.float64), generator
     )
@@ -57,7 +57,7 @@ def test_exprnn_starts_with_the_matrix_that_rinit_draws(rinit, ostep_method, uni
 
 
 @pytest.mark.parametrize("ostep_method", ORTHOGONAL_MAPS)
-def test_exprnn_is_its_start_times_the_map_of_a_skew_symmetric_matrix(ostep_method):
+def test_exprnn_is_its_initial_matrix_times_the_map_of_a_skew_symmetric_one(ostep_method):
     layer = new("expRNN", ostep_method=ostep_method)
     start, parameter = layer.P.detach().clone(), layer.parameters_apart()["orthogonal"][0]
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_nnrnn_starts_orthogonal(ostep_method):
     assert layer.schur.theta.min() >= 0 and 4 < layer.schur.theta.max() <= 2 * math.pi
 
 
-def test_nnrnn_is_its_schur_form():
+def test_nnrnn_matches_its_schur_form():
     layer = build("nnRNN", units=H)
     with torch.no_grad():
         layer.schur.T.copy_(randn(H, H))
@@ -117,13 +117,13 @@ def test_eurnn_is_a_product_of_rotations(units, capacity):
 @pytest.mark.parametrize("ostep_method", ORTHOGONAL_MAPS)
 def test_a_large_matrix_is_orthogonal_in_float32(ostep_method):
     layer = new("expRNN", 400, rinit="random", ostep_method=ostep_method, dtype=torch.float32)
-    with torch.no_grad():  # as far as a thousand updates at 2e-5 can take each of its numbers
+    with torch.no_grad():  # as far as 1,000 updates at a rate of 2e-5 can move each entry
         layer.V.parametrizations.weight.original.add_(randn(400, 400).float(), alpha=0.02)
     assert departure(layer.P) < 2e-6
 
 
 def fit(layer, updates, lr_orth):
-    """Updates that fit random outputs; returns the losses."""
+    """Fits random outputs; returns the losses."""
     x, target = randn(2, 4, I, dtype=torch.float32), randn(2, 4, layer.hidden_size).float()
     options = {"orthogonal": {"lr": lr_orth}, "T": {"weight_decay": 1e-5}}
     groups = parameter_groups(torch.nn.ModuleDict({"rnn": layer}), options)
@@ -158,7 +158,7 @@ def test_orthogonal_after_a_thousand_updates(key, units):
 
 
 @pytest.mark.parametrize("name", SKEW)
-def test_a_step_is_the_equation(name):
+def test_a_step_matches_the_equation(name):
     layer = build(name, units=H, nonlin="tanh")
     x, h = randn(B, I), randn(B, H, seed=1)
     expected = x @ layer.U.weight.T + layer.U.bias + h @ layer.V.weight.T + 0.5
@@ -166,7 +166,7 @@ def test_a_step_is_the_equation(name):
     torch.testing.assert_close(found, expected.tanh())
 
 
-def test_a_step_of_eurnn_is_the_equation():
+def test_a_step_of_eurnn_matches_the_equation():
     layer = build("EURNN", units=H)
     torch.nn.init.constant_(layer.b[:3].detach(), -1.0)
     x, (re, im) = randn(B, I), random_state(layer)
@@ -184,7 +184,7 @@ def test_a_step_of_eurnn_is_the_equation():
     torch.testing.assert_close(torch.complex(traced["a"], traced["a_im"])[0], z)
 
 
-def test_where_nothing_comes_in_eurnn_stays_at_zero_with_gradients():
+def test_zero_input_keeps_eurnn_at_zero_with_finite_gradients():
     layer = new("EURNN")
     x = torch.zeros(T, B, I, dtype=torch.float64).requires_grad_()
     outputs, _ = layer(x)
@@ -198,7 +198,7 @@ def test_where_nothing_comes_in_eurnn_stays_at_zero_with_gradients():
 
 @pytest.mark.parametrize("name", ["expRNN", "EURNN"])
 @pytest.mark.parametrize("units", [H, H + 1])
-def test_the_norm_is_kept_over_a_thousand_steps(name, units):
+def test_the_norm_is_preserved_over_a_thousand_steps(name, units):
     layer = new(name, units, nonlin="none", dtype=torch.float32)
     fit(layer, 20, lr_orth=1e-2)
     for bias in (p for n, p in layer.named_parameters() if n.endswith("bias")):
@@ -211,7 +211,7 @@ def test_the_norm_is_kept_over_a_thousand_steps(name, units):
 
 
 @pytest.mark.parametrize("name", SKEW)
-def test_the_matrix_is_made_once_a_sequence_and_differentiated_once(name):
+def test_the_matrix_is_built_and_differentiated_once_per_sequence(name):
     layer, made, returned = build(name, units=H), [], []
 
     def note(module, inputs, output):
@@ -231,7 +231,7 @@ def test_the_matrix_is_made_once_a_sequence_and_differentiated_once(name):
 
 
 def copy_memory(batch, generator, delay=100):
-    """x (T, B, 10) and targets (T, B): repeat ten symbols after a delay, when the tenth is shown.
+    """x (T, B, 10) and targets (T·B,): repeat ten symbols after a delay, on a cue.
 
     Source: Hochreiter & Schmidhuber 1997, as in Arjovsky et al., arXiv 1511.06464.
     """
@@ -242,7 +242,7 @@ def copy_memory(batch, generator, delay=100):
 
 
 def loss_of_copying(key, lr, updates, **options):
-    """The cross-entropy on sequences not seen, after so many updates."""
+    """The cross-entropy on new sequences after this many updates."""
     generator = seeded(0)
     layer = NETWORKS[key](10, 64, generator=generator, **options)
     read_out = torch.nn.Linear(64, 9)

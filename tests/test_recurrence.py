@@ -28,7 +28,7 @@ from tests.layers import (
 
 every_layer = pytest.mark.parametrize("key", LAYERS)
 each_loop = pytest.mark.parametrize("key", EACH_LOOP)
-# Those whose loop is an autograd function of this project, one of each.
+# One layer for each autograd function of this project.
 OURS = pytest.mark.parametrize("key", ["RNN-gamma2", "RNN-ReLU", "ANRU", "EURNN"])
 
 
@@ -47,7 +47,7 @@ def test_equals_the_loop_of_steps(key, drive, state):
 
 @every_layer
 @pytest.mark.parametrize("into", ["outputs", "state"])
-def test_gradients_into_outputs_or_the_state_alone(key, into):
+def test_gradients_through_the_outputs_or_the_state_alone(key, into):
     layer = build(key)
     assert_fast_equals_slow(layer, *arguments_for(layer, 9, drive=2), into=(into,))
 
@@ -72,14 +72,14 @@ def test_gains_of_either_sign(key):
 
 @every_layer
 def test_several_passes_blocks_and_chunks(key, monkeypatch):
-    """Sizes at which every loop inside runs more than once, with a shorter last round."""
+    """Sizes at which every inner loop runs more than once, with a shorter last iteration."""
     monkeypatch.setattr(time_loop, "PASS", 4 * 7 * 18)
     monkeypatch.setattr(anru, "CHUNK", 3 * 18)
     monkeypatch.setattr(anru, "BLOCK", 5)
     assert len(time_loop.passes(torch.empty(23, 7, 18))) == 6
     assert [part.stop - part.start for part in anru._chunks(torch.empty(7, 18))] == [3, 3, 1]
     layer = build(key, units=18, scale=0.03)
-    # torch's matrix exponential of a small matrix has a gradient that is exact to 1e-9 only
+    # the gradient of torch's matrix exponential of a small matrix is exact only to 1e-9
     assert_fast_equals_slow(layer, *arguments_for(layer, 23, 7, drive=1), tolerance=1e-8)
 
 
@@ -100,7 +100,7 @@ def test_inputs_that_are_not_contiguous(key):
 
 
 @each_loop
-def test_only_what_is_asked_for_gets_a_gradient(key):
+def test_gradients_of_single_parameters(key):
     layer = build(key)
     x, _, _ = arguments_for(layer, state=False)
     learned = {name: p for name, p in layer.named_parameters() if p.requires_grad}
@@ -139,9 +139,9 @@ def test_float32_at_the_size_of_the_experiments(net_type, steps):
 
 
 @pytest.mark.parametrize("net_type", ["RNN", "ANRU", "LSTM", "GRU", "EURNN"])
-def test_two_threads_give_what_one_gives(net_type):
+def test_two_threads_give_the_same_result_as_one(net_type):
     layer = new(net_type, 1, 400)
-    x, _, _ = arguments_for(layer, 2, 100, state=False)  # enough elements a step to be shared out
+    x, _, _ = arguments_for(layer, 2, 100, state=False)  # enough elements per step to be split
     before = torch.get_num_threads()
     found = []
     try:
@@ -172,7 +172,7 @@ def loss_of(layer, x):
 
 
 @OURS
-def test_double_backward_is_refused(key):
+def test_double_backward_is_rejected(key):
     layer, x = build(key), randn(4, 3, 2).requires_grad_()
     (gradient,) = torch.autograd.grad(loss_of(layer, x), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
@@ -180,7 +180,7 @@ def test_double_backward_is_refused(key):
 
 
 @pytest.mark.parametrize(("key", "name"), [("RNN-gamma2", "V"), ("RNN-ReLU", "V"), ("ANRU", "Whh")])
-def test_a_changed_weight_is_noticed(key, name):
+def test_a_modified_weight_is_detected(key, name):
     layer = build(key)
     loss = loss_of(layer, randn(4, 3, 2))
     with torch.no_grad():
@@ -190,8 +190,8 @@ def test_a_changed_weight_is_noticed(key, name):
 
 
 @pytest.mark.parametrize("key", ["RNN-gamma2", "RNN-ReLU", "RNN-modrelu", "ANRU", *GATED, "nnRNN"])
-def test_steps_can_be_transformed(key):
-    """torch.func sees the definition, which is made of plain operations."""
+def test_steps_support_torch_func(key):
+    """torch.func differentiates the definition, which uses only plain operations."""
     layer = build(key)
     x, state, _ = arguments_for(layer, 1)
     h, *others = parts(state)
@@ -206,7 +206,7 @@ def test_steps_can_be_transformed(key):
 
 
 @each_loop
-def test_graphs_that_are_alive_together(key):
+def test_several_graphs_at_once(key):
     layer, x = build(key), randn(9, 3, 2)
     weights = [p for p in layer.parameters() if p.requires_grad]
     expected = [torch.autograd.grad(loss_of(layer, k * x), weights) for k in (1, 2)]
@@ -223,7 +223,7 @@ def test_graphs_that_are_alive_together(key):
 
 
 class Allocations(TorchDispatchMode):
-    """Notes the sizes of the new tensors of `torch.empty` and the like."""
+    """Records the sizes of the tensors allocated by `torch.empty` and the like."""
 
     def __init__(self):
         super().__init__()
@@ -237,7 +237,7 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("key", ["RNN-gamma2", "RNN-ReLU", "ANRU"])
-def test_evaluation_keeps_the_outputs_alone(key):
+def test_evaluation_keeps_only_the_outputs(key):
     layer, x = build(key, units=16), randn(200, 5, 2)
     with torch.no_grad(), Allocations() as found:
         outputs, _ = layer(x)
@@ -248,7 +248,7 @@ def test_evaluation_keeps_the_outputs_alone(key):
 
 
 @pytest.mark.parametrize("net_type", NETWORKS)
-def test_a_state_does_not_keep_the_sequence(net_type):
+def test_a_state_does_not_keep_the_sequence_alive(net_type):
     layer = new(net_type)
     for part in parts(layer(randn(50, 3, 2))[1]):
         assert part.untyped_storage().nbytes() < 10 * part.nbytes
@@ -266,7 +266,7 @@ def test_vanished_gradients_become_zero_not_denormal():
 
 @OURS
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_and_infinity_are_kept(key, bad):
+def test_nan_and_infinity_propagate(key, bad):
     layer, x = build(key), randn(4, 3, 2).requires_grad_()
     (gradient,) = torch.autograd.grad(layer(x)[0][-1].sum() * bad, x)
     assert not gradient[0].isfinite().all()

@@ -46,7 +46,7 @@ def supervisor_log_determinants(layer, x, drive):
     return slopes + layer.hidden_size * torch.linalg.slogdet(layer.Wgg.weight)[1]
 
 
-def test_with_a_constant_supervisor_freezing_adds_and_removes_only_its_own_exponents():
+def test_freezing_a_constant_supervisor_removes_only_its_exponents():
     layer, x = with_constant_supervisor(), draw(T, B, 1)
     found = systems(layer, x, SIZES, ONSET)
     adaptive = lyapunov_exponents(*found["adaptive"], H * (M + 1), ONSET).sum(1)
@@ -60,16 +60,16 @@ def test_with_a_constant_supervisor_freezing_adds_and_removes_only_its_own_expon
 
 
 def with_faint_supervisor(units=H):
-    """The supervisor's part of a tangent, which would change its norm, is lost in rounding."""
+    """The supervisor's part of a tangent is lost in rounding, so it does not change the norm."""
     layer = with_constant_supervisor(units)
     layer.Uag.weight.mul_(1e-9)
     layer.Wgg.weight.mul_(0.01)
     return layer
 
 
-def test_with_a_constant_and_faint_supervisor_the_leading_exponents_agree():
+def test_the_leading_exponents_agree_for_a_constant_and_faint_supervisor():
     layer = with_faint_supervisor()
-    layer.Whh.weight.mul_(0.05).add_(0.2)  # a gap, so that any first direction aligns in time
+    layer.Whh.weight.mul_(0.05).add_(0.2)  # a gap, so that any initial direction aligns in time
     found = systems(layer, draw(22, B, 1), SIZES, 16)
     adaptive, frozen = (lyapunov_exponents(*found[name], 1, 16) for name in found)
     torch.testing.assert_close(adaptive, frozen, rtol=0, atol=1e-7)
@@ -121,20 +121,20 @@ def test_the_frozen_network_holds_n_and_s_from_the_onset_on():
     assert not torch.allclose(adaptive, frozen)
 
 
-def test_every_draw_has_directions_of_its_own():
+def test_every_draw_has_its_own_directions():
     system = systems(make_layer(), draw(T, B, 1), SIZES, ONSET)["frozen"]
     first, second = leading_exponents(system, ONSET, T, 1, draws=2)
     assert first.ne(second).all()
     torch.testing.assert_close(leading_exponents(system, ONSET, T, 1, draws=1)[0], first)
 
 
-def test_streams_are_sequences_one_after_the_other():
+def test_streams_are_concatenated_sequences():
     x = torch.arange(12).view(2, 6, 1)  # sequence b is (b, b + 6)
     expected = [[0, 3], [6, 9], [1, 4], [7, 10], [2, 5], [8, 11]]
     assert in_a_row(x, 2).squeeze(-1).tolist() == expected
 
 
-def test_the_command_leaves_its_arrays(toy_runs, capsys):
+def test_the_command_saves_its_arrays(toy_runs, capsys):
     (anru, relu) = (
         next((toy_runs / "runs/psDigits/400").glob(name)) for name in ("ANRU_*/*", "*_ReLU/*")
     )

@@ -1,4 +1,4 @@
-"""The page of a run, the table of runs and the overview, of toy runs."""
+"""The page of a run, the table of runs and the overview, on toy runs."""
 
 import csv
 import functools
@@ -60,7 +60,7 @@ def style(monkeypatch):
 
 
 def ink(figure):
-    """The share of pixels in each of a figure's axes that are not white."""
+    """The fraction of non-white pixels in each of a figure's axes."""
     figure.canvas.draw()
     image = np.asarray(figure.canvas.buffer_rgba())[:, :, :3]
     shares = []
@@ -95,7 +95,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("names", [["text"], ["gamma2", "ANRU", "LSTM"]])
-def test_every_panel_that_applies_has_ink(analysed, names):
+def test_every_applicable_panel_has_ink(analysed, names):
     pictured = [report.gather(analysed[name]) for name in names]
     assert [set(one.found) for one in pictured] == [FOUND[name] for name in names]
     figure = report.draw(pictured)
@@ -136,7 +136,7 @@ def test_a_page_shows_the_numbers_of_the_run(analysed):
     assert [list(axes[k].lines[1].get_ydata()) for k in "jk"] == [[0.1, 0.1]] * 2  # chance
 
 
-def test_steps_change_what_anru_does_from_their_start_on(analysed):
+def test_steps_change_the_response_of_anru_from_their_onset(analysed):
     found = report.responses(analysed["ANRU"])
     for values in found.values():
         assert list(values) == [0, 1, 5, 20]
@@ -172,7 +172,7 @@ def test_the_command_computes_what_is_missing_and_saves_the_page(copied, monkeyp
     assert "computing" not in capsys.readouterr().err
 
 
-def test_a_run_in_training_has_its_curves(copied, tmp_path, capsys, monkeypatch):
+def test_a_run_in_progress_shows_its_curves(copied, tmp_path, capsys, monkeypatch):
     run = copied("e_1.*", "e_2.*", "test_results.csv")
     report.compute([run])
     assert not (run.path / "analysis").exists()
@@ -189,7 +189,7 @@ def test_a_run_in_training_has_its_curves(copied, tmp_path, capsys, monkeypatch)
     assert f"{run.path}: has no epoch yet" in capsys.readouterr().err
 
 
-def test_a_stale_analysis_is_an_error_of_one_line(copied, capsys):
+def test_a_stale_analysis_is_a_one_line_error(copied, capsys):
     run = copied()
     assert jacobian_norm.main([str(run.path), "--sequences", "1", "--every", "64"]) == 0
     (run.path / "e_1.pth.tar").unlink()
@@ -201,7 +201,7 @@ def test_a_stale_analysis_is_an_error_of_one_line(copied, capsys):
     assert said.endswith(f"; run python3 -m Postprocessing.jacobian_norm {run.path}\n")
 
 
-def test_runs_that_do_not_fit_on_a_page_are_refused(root, trained, tmp_path, capsys):
+def test_runs_that_do_not_fit_on_a_page_are_rejected(root, trained, tmp_path, capsys):
     with pytest.raises(RunError, match="of one task, got psDigits, pydoc"):
         report.runs_at([root])
     with pytest.raises(RunError, match="no runs found"):
@@ -228,7 +228,9 @@ def test_the_notebook_shows_the_page(copied, monkeypatch):
     assert saved == [("report", run.path)]
 
 
-def test_the_table_lists_the_runs_with_what_differs(root, trained, tmp_path, monkeypatch, capsys):
+def test_the_table_lists_the_runs_with_their_differences(
+    root, trained, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(root.parent)
     assert runs.main([root.name]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
@@ -259,7 +261,7 @@ def test_the_table_lists_the_runs_with_what_differs(root, trained, tmp_path, mon
     assert f"no runs below {tmp_path}" in capsys.readouterr().err
 
 
-def test_a_run_that_has_just_begun_is_listed(trained, tmp_path, capsys):
+def test_a_run_that_has_just_started_is_listed(trained, tmp_path, capsys):
     path = tmp_path / "psDigits/400/RNN/copy"
     path.mkdir(parents=True)
     shutil.copy(trained["LSTM"].path / "config.json", path)

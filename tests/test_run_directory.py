@@ -17,13 +17,13 @@ def name(**arguments):
     return run_name(argparse.Namespace(**ARGUMENTS | arguments))
 
 
-def test_the_name_holds_what_runs_differ_in():
+def test_the_name_contains_the_main_arguments():
     assert name(nhid=400, nonlin="gamma2") == "RNN_lr0.0001_p0.0_hs400_gamma2"
     changes = {"net_type": "ANRU", "lr": 0.001, "nhid": 64, "transform_ratio": 0.5}
     assert name(**changes) == "ANRU_lr0.001_p0.5_hs64"
 
 
-def test_a_run_never_lies_where_another_does(tmp_path, capsys):
+def test_every_run_has_its_own_directory(tmp_path, capsys):
     paths = [create_run(tmp_path).path for _ in range(3)]
     assert [path.parent for path in paths] == [tmp_path / "task" / "400" / name()] * 3
     date = paths[0].name
@@ -32,7 +32,7 @@ def test_a_run_never_lies_where_another_does(tmp_path, capsys):
     assert (paths[2] / "log.txt").read_text() in capsys.readouterr().out
 
 
-def test_where_it_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
+def test_a_failed_creation_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="file/task/400"):
         create_run(tmp_path / "file")
@@ -47,7 +47,7 @@ def test_where_it_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pth.tar"
     write_whole(path, b"first")
 
@@ -60,7 +60,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_are_kept_in_full_precision_and_forgotten_after_an_epoch(tmp_path):
+def test_rows_have_full_precision_and_are_dropped_on_resuming(tmp_path):
     run = create_run(tmp_path)
     for epoch in (1, 2, 3):
         run.add_row("metrics.csv", {"epoch": epoch, "loss": 0.1 * epoch, "n_mean": None})
@@ -115,14 +115,14 @@ def test_runs_behind_symbolic_links_are_found_once(tmp_path):
         assert found.path.resolve() == run.path.resolve()
 
 
-def test_a_best_model_outside_the_run_is_not_the_runs(tmp_path):
+def test_a_best_model_outside_the_run_is_rejected(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"of any run")
     run = create_run(tmp_path, arguments={"save": str(tmp_path / "best.pt")})
     with pytest.raises(RunError, match=r"not in the run, but at .*best\.pt"):
         run.scored_checkpoint()
 
 
-def test_columns_that_a_run_does_not_have_are_found_on_resuming(tmp_path):
+def test_other_columns_are_rejected_on_resuming(tmp_path):
     run = create_run(tmp_path)
     run.add_row("metrics.csv", {"epoch": 1, "loss": 1.0})
     run.resume_after(1, ["epoch", "loss"])
@@ -130,13 +130,13 @@ def test_columns_that_a_run_does_not_have_are_found_on_resuming(tmp_path):
         run.resume_after(1, ["epoch", "loss", "lr"])
 
 
-def test_control_characters_are_not_printed(tmp_path, capsys):
+def test_control_characters_are_escaped(tmp_path, capsys):
     run = create_run(tmp_path)
     run.print("γ ± \x1b[31m\r\nnext")
     assert capsys.readouterr().out.endswith("γ ± \\x1b[31m\\r\nnext\n")
 
 
-def test_a_line_of_a_chart_is_written_anew_from_where_a_run_resumes(tmp_path):
+def test_charts_are_rewritten_from_where_a_run_resumes(tmp_path):
     """Read with TensorBoard itself: training and validation are two lines of the chart `loss`."""
     run = create_run(tmp_path)
 
@@ -156,20 +156,20 @@ def test_a_line_of_a_chart_is_written_anew_from_where_a_run_resumes(tmp_path):
         assert ("lr" in charts.Tags()["scalars"]) == (line == "train")
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path):
+def test_a_directory_without_a_run_is_rejected(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(RunError, match="not a run"):
             Run(path)
 
 
-def test_runs_of_earlier_versions_are_found_by_the_present_names(tmp_path):
+def test_runs_of_earlier_versions_are_found_by_current_names(tmp_path):
     old = {"gain": 2.5, "saturation": 0.5, "batch": 50, "nonlin": "relu"}
     run = create_run(tmp_path, arguments=old)
     for asked in ({"n": 2.5}, {"s": 0.5, "batch_size": 50}, {"nonlin": "ReLU"}):
         assert [found.path for found in find_runs(tmp_path, **asked)] == [run.path]
 
 
-def test_complete_is_the_last_epoch_trained_and_evaluated(tmp_path):
+def test_a_run_is_complete_once_its_last_epoch_is_evaluated(tmp_path):
     run = create_run(tmp_path)
     run.add_row("test_results.csv", {"epoch": 1, "condition": "as_is", "loss": 1.0})
     run.save("e_2.pth.tar", {})

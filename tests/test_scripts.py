@@ -80,7 +80,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("script", "flags"), NETWORKS)
-def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags):
+def test_every_network_trains_and_saves_its_files(call, only_run, script, flags):
     code, out, err = call(script, *TOY[script], *flags, "--epochs", 2, "--save-freq", 1)
     assert code == 0, err
     run = only_run()
@@ -99,7 +99,7 @@ def test_every_network_trains_and_leaves_its_files(call, only_run, script, flags
 
 
 def interrupted(main, words, number):
-    """Runs a script that is sent a signal in its tenth batch."""
+    """Runs a script that receives a signal in its tenth batch."""
     step = Trainer.step
 
     def step_and_signal(trainer, *arguments, **sums):
@@ -124,7 +124,7 @@ def interrupted(main, words, number):
         ("PTB_task.py", ["--net-type", "EURNN"], signal.SIGINT),
     ],
 )
-def test_an_interrupted_run_goes_on_bit_for_bit(call, tmp_path, only_run, script, flags, number):
+def test_an_interrupted_run_resumes_bit_for_bit(call, tmp_path, only_run, script, flags, number):
     arguments = [*TOY[script], *flags, "--limit-batches", 14, "--epochs", 2]
     assert call(script, *arguments, "--save-dir", "whole")[0] == 0
     words = [str(word) for word in (*arguments, "--save-dir", "torn")]
@@ -140,7 +140,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(call, tmp_path, only_run, script
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_may_be_given_more_epochs(call, only_run, script):
+def test_a_run_can_be_given_more_epochs(call, only_run, script):
     assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
     assert call(script, *TOY[script], "--epochs", 1, "--save-dir", "short")[0] == 0
     short = only_run("short")
@@ -155,8 +155,8 @@ def test_a_run_may_be_given_more_epochs(call, only_run, script):
     assert code == 2 and "--epochs" in err
 
 
-def test_evaluation_that_is_interrupted_is_done_again(call, only_run, monkeypatch):
-    """A signal between an epoch's last batch and its files loses nothing, repeats nothing."""
+def test_an_interrupted_evaluation_is_repeated(call, only_run, monkeypatch):
+    """A signal between an epoch's last batch and its files neither loses nor repeats anything."""
     script, arguments = "sMNIST_task.py", [*TOY["sMNIST_task.py"], "--epochs", 2, "--shuffle"]
     assert call(script, *arguments, "--save-dir", "whole")[0] == 0
     evaluate = sMNIST_task.evaluate_pixels
@@ -185,7 +185,7 @@ def test_rows_written_after_the_last_checkpoint_are_dropped(call, only_run):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_loss_that_is_not_finite_ends_the_run(call, only_run, script):
+def test_a_nonfinite_loss_ends_the_run(call, only_run, script):
     nonlin = {"sMNIST_task.py": "ReLU", "PTB_task.py": "relu"}[script]
     flags = ["--nonlin", nonlin, "--epochs", 2, "--lr", "1e30"]
     code, out, _ = call(script, *TOY[script], *flags)
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(call, only_run, script):
     assert all(value.isfinite().all() for value in checkpoint(run)["state_dict"].values())
 
 
-def test_smnist_is_scored_from_the_checkpoint_it_left(call, only_run):
+def test_smnist_is_scored_from_its_checkpoint(call, only_run):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 2, "--transform", "step")[0] == 0
     (as_is, step) = results(only_run())
@@ -226,7 +226,7 @@ def test_every_network_is_scored_under_the_step_drive(call, monkeypatch, net_typ
     assert drives[2].tolist() == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
 
 
-def test_the_newest_run_with_the_arguments_given_is_scored(call):
+def test_the_newest_run_with_the_given_arguments_is_scored(call):
     script = "sMNIST_task.py"
     for seed in (1, 2):
         for nhid in (4, 8):
@@ -247,7 +247,7 @@ def test_ptb_is_scored_by_its_best_model(call, only_run, tmp_path):
         assert code == 0 and said in out, err
 
 
-def test_ptb_puts_its_best_model_where_save_says(call, only_run, tmp_path):
+def test_ptb_saves_its_best_model_at_the_given_path(call, only_run, tmp_path):
     script = "PTB_task.py"
     assert call(script, *TOY[script], "--epochs", 1, "--save", "best/one.pt")[0] == 0
     run = only_run()
@@ -288,7 +288,7 @@ def test_a_run_given_more_epochs_is_complete_once_they_are_evaluated(call, only_
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_where_and_how_may_be_given_anew_and_is_recorded(call, only_run, monkeypatch, script):
+def test_changes_of_machine_on_resuming_are_recorded(call, only_run, monkeypatch, script):
     assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     run, path = only_run(), only_run() / "config.json"
@@ -321,7 +321,7 @@ def test_where_and_how_may_be_given_anew_and_is_recorded(call, only_run, monkeyp
     assert code == 2 and "--lr" in err
 
 
-def test_other_columns_are_found_before_training(call, only_run):
+def test_other_columns_are_rejected_before_training(call, only_run):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     path = only_run() / "metrics.csv"
@@ -331,7 +331,7 @@ def test_other_columns_are_found_before_training(call, only_run):
     assert checkpoint(only_run())["epoch"] == 1
 
 
-def test_what_test_finds_is_kept_in_the_run(call, only_run, tmp_path):
+def test_results_of_test_are_added_to_the_run(call, only_run, tmp_path):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     run, own = only_run(), results(only_run())
@@ -379,7 +379,7 @@ def test_a_run_is_repeated_from_its_config_bit_for_bit(call, only_run, script, f
     assert one["arguments"] == other["arguments"] and one["model"] == other["model"]
 
 
-def test_what_is_typed_counts_more_than_a_config(tmp_path):
+def test_typed_flags_override_a_config(tmp_path):
     parse = sMNIST_task.parse
 
     def merged(found, *words):
@@ -418,7 +418,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("found", "said"), WRONG)
-def test_a_wrong_config_is_one_line(call, tmp_path, found, said):
+def test_an_invalid_config_is_a_one_line_error(call, tmp_path, found, said):
     (tmp_path / "c.json").write_text(json.dumps(found))
     code, _, err = call("sMNIST_task.py", "--config", "c.json")
     assert code == 2 and err.count("\n") == 1 and said in err
@@ -429,7 +429,7 @@ def with_full_standard_output(main, words):
     return main(words)
 
 
-def test_a_full_standard_output_costs_no_run(tmp_path, only_run):
+def test_a_full_standard_output_loses_no_run(tmp_path, only_run):
     words = [*TOY["sMNIST_task.py"], "--epochs", "1"]
     process = Fork(with_full_standard_output, sMNIST_task.main, words, folder=tmp_path)
     code, _, err = process.finish()
@@ -438,7 +438,7 @@ def test_a_full_standard_output_costs_no_run(tmp_path, only_run):
     assert "done: " in (only_run() / "log.txt").read_text()
 
 
-def test_an_encoding_without_the_papers_letters_costs_no_line(call, monkeypatch):
+def test_help_is_printed_in_an_encoding_without_greek(call, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     with pytest.raises(SystemExit) as exit:
@@ -459,7 +459,7 @@ def test_the_papers_checkpoint_is_scored_with_flags(call, tmp_path):
     assert code == 2 and "e_99.pth.tar" in err and "9 units" in err
 
 
-def test_random_draws_n_once_and_is_what_holds_by_default(call, tmp_path):
+def test_random_draws_n_and_is_the_default(call, tmp_path):
     script = "sMNIST_task.py"
     cases = {
         "default": [],
@@ -481,7 +481,7 @@ def test_random_draws_n_once_and_is_what_holds_by_default(call, tmp_path):
     assert found["neither"] == (1.0, 1.0)
 
 
-def test_n_and_s_stay_where_they_do_not_learn(call, only_run):
+def test_fixed_n_and_s_do_not_change(call, only_run):
     script = "sMNIST_task.py"
     flags = ["--gain", 2.5, "--saturation", 0.5, "--no-learn_params", "--epochs", 1]
     assert call(script, *TOY[script], *flags)[0] == 0
@@ -591,7 +591,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("script", "flags"), [(script, flags) for script in SCRIPTS for flags in BAD[script]]
 )
-def test_bad_input_is_one_line_and_leaves_nothing(call, tmp_path, script, flags):
+def test_bad_input_is_a_one_line_error_and_leaves_nothing(call, tmp_path, script, flags):
     (tmp_path / "file").write_text("in the way")
     base = [] if {"--resume", "--dataset", "--nhi"} & set(flags) else TOY[script]
     code, _, err = call(script, *base, *flags)
@@ -603,13 +603,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, tmp_path, script, flags)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_gpu_that_is_not_there_is_an_error(call, script):
+def test_a_missing_gpu_is_an_error(call, script):
     code, _, err = call(script, *TOY[script], "-g")
     assert code == 2 and "GPU" in err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_without_data_nothing_is_left(call, tmp_path, monkeypatch, script):
+def test_missing_data_are_an_error_and_leave_nothing(call, tmp_path, monkeypatch, script):
     def refuse(*arguments, **options):
         raise OSError("no network")
 
@@ -619,7 +619,7 @@ def test_without_data_nothing_is_left(call, tmp_path, monkeypatch, script):
     assert not (tmp_path / "SavedModels").exists()
 
 
-def test_checkpoints_that_do_not_fit_the_flags_are_refused(call, only_run, tmp_path):
+def test_checkpoints_that_do_not_match_the_flags_are_rejected(call, only_run, tmp_path):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     path = only_run() / "e_1.pth.tar"
@@ -642,7 +642,7 @@ def test_checkpoints_that_do_not_fit_the_flags_are_refused(call, only_run, tmp_p
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_flag_and_the_script_runs_anywhere(start, script):
+def test_help_is_printed_in_any_directory(start, script):
     process = start(script, "--help")
     out = process.communicate()[0]
     assert process.returncode == 0
@@ -650,7 +650,7 @@ def test_help_names_every_flag_and_the_script_runs_anywhere(start, script):
         assert flag in out
 
 
-def test_a_process_trains_and_another_scores(start, only_run):
+def test_one_process_trains_and_another_scores(start, only_run):
     script = "sMNIST_task.py"
     process = start(script, *TOY[script], "--epochs", 1, "--note", "a remark")
     out = process.communicate()[0]
@@ -702,7 +702,7 @@ ORTHOGONAL = [
 
 
 @pytest.mark.parametrize(("script", "flags"), ORTHOGONAL)
-def test_a_resumed_run_ends_bit_for_bit(call, only_run, script, flags):
+def test_a_resumed_run_is_bit_identical(call, only_run, script, flags):
     assert call(script, *TOY[script], *flags, "--epochs", 2, "--save-dir", "whole")[0] == 0
     assert call(script, *TOY[script], *flags, "--epochs", 1, "--save-dir", "short")[0] == 0
     whole, short = only_run("whole"), only_run("short")
@@ -716,9 +716,9 @@ def test_a_resumed_run_ends_bit_for_bit(call, only_run, script, flags):
     assert short.parent.name.endswith("gamma2" if "gamma2" in flags else "modrelu")
 
 
-def test_the_orthogonal_parameters_have_a_rate_that_goes_with_the_main_one(call, only_run):
+def test_the_orthogonal_learning_rate_is_scheduled_with_the_main_one(call, only_run):
     flags = ["--net-type", "nnRNN", "--lr_orth", 1e-4, "--Tdecay", 0.25, "--weight_decay", 0.5]
-    # the rate is so high that the validation loss rises
+    # a rate so high that the validation loss rises
     flags = [*TOY["PTB_task.py"], *flags, "--lr", 0.5, "--epochs", 4]
     assert call("PTB_task.py", *flags)[0] == 0
     rates = [float(row["lr"]) for row in metrics(only_run())]
@@ -738,8 +738,8 @@ def test_the_orthogonal_parameters_have_a_rate_that_goes_with_the_main_one(call,
 
 
 @pytest.mark.parametrize("script", TOY)
-def test_every_flag_acts(call, tmp_path, script):
-    """A run that differs in one flag ends with other weights."""
+def test_every_flag_has_an_effect(call, tmp_path, script):
+    """A run that differs in one flag ends with different weights."""
     cases = {
         "expRNN": ["--lr_orth 1e-3", "--ostep_method cayley", "--rinit cayley", "--clip 1e-9"],
         "nnRNN": ["--alam 10", "--Tdecay 1", "--betas 0 0.9"],
@@ -758,7 +758,7 @@ def test_every_flag_acts(call, tmp_path, script):
             assert not equal(found[0], other), (net_type, differing[number])
 
 
-def test_a_run_from_before_the_flags_goes_on(call, only_run):
+def test_a_run_older_than_the_flags_can_be_resumed(call, only_run):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0

@@ -1,4 +1,4 @@
-"""Spectra: matrices and Jacobians whose eigenvalues are known, and the command on a toy run."""
+"""Spectra: matrices and Jacobians with known eigenvalues, and the command on a toy run."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_recurrent_matrix_takes_h_to_the_preactivation(name):
 
 
 @pytest.mark.parametrize("name", ["RNN", "ANRU", "expRNN", "nnRNN", "EURNN"])
-def test_orthogonal_matrices_have_their_eigenvalues_on_the_unit_circle(name):
+def test_orthogonal_matrices_have_eigenvalues_on_the_unit_circle(name):
     values = torch.linalg.eigvals(recurrent_matrix(make_layer(name)))
     torch.testing.assert_close(values.abs(), torch.ones_like(values.abs()), rtol=0, atol=1e-6)
     assert values.imag.abs().max() > 0.1
@@ -58,7 +58,7 @@ def test_the_jacobian_of_a_linear_network_has_the_eigenvalues_of_its_matrix():
     assert (found.imag == 0).all()
 
 
-def test_the_jacobian_is_that_of_each_step_with_g_held():
+def test_the_jacobian_is_that_of_each_step_at_fixed_g():
     layer = make_layer("ANRU", supervisor_size=3)
     x = torch.rand(3, 1, 1, generator=torch.Generator().manual_seed(1)).double()
     found, state = jacobian_eigenvalues(layer, x, range(1, 4)), layer.initial_state(1)
@@ -70,7 +70,7 @@ def test_the_jacobian_is_that_of_each_step_with_g_held():
         state = layer.step(x_t, state)
 
 
-def test_the_command_leaves_the_spectra_of_the_start_and_the_end(call, only_run):
+def test_the_command_saves_the_initial_and_final_spectra(call, only_run):
     arguments = [*TOY["sMNIST_task.py"], "--epochs", 2, "--save-freq", 1, "--nonlin", "ReLU"]
     assert call("sMNIST_task.py", *arguments)[0] == 0
     run = Run(only_run())

@@ -1,4 +1,4 @@
-"""What ANRU's supervisors do under noise, under a step and alone, and the commands that save it."""
+"""ANRU's supervisors under noise, under a step and alone, and the commands that save them."""
 
 import argparse
 import math
@@ -59,7 +59,7 @@ def test_without_memory_n_and_s_are_expectations_over_the_noise():
                 (torch.tensor(weights) @ values) / np.sqrt(2 * np.pi)
                 for values in (layer.gain(g), layer.saturation(g))
             ]
-        # 72000 draws; with the ten steps after the onset, or those before, it would be off by more
+        # 72,000 draws; the ten steps after the onset, or those before, would increase the error
         np.testing.assert_allclose([n[i], s[i]], expected, atol=5e-3)
 
 
@@ -84,7 +84,7 @@ def test_the_noise_differs_between_units_and_steps(monkeypatch):
 @pytest.mark.parametrize(
     ("curve", "true"), [(power, (0.36, 0.4, 5.7)), (exponential, (-0.15, 0.26, 0.02))]
 )
-def test_the_fits_find_the_parameters_and_their_errors(curve, true):
+def test_the_fits_recover_the_parameters_and_their_errors(curve, true):
     xi = np.array(gain_scaling.XI)
     np.testing.assert_allclose(fit(curve, xi, curve(xi, *true))[0], true, rtol=1e-5)
     rng = np.random.default_rng(0)
@@ -93,18 +93,18 @@ def test_the_fits_find_the_parameters_and_their_errors(curve, true):
     np.testing.assert_allclose(np.sqrt((errors**2).mean(0)), found.std(0), rtol=0.3)
 
 
-def test_a_search_that_does_not_converge_has_no_parameters():
+def test_a_fit_that_does_not_converge_is_nan():
     assert np.isnan(fit(power, gain_scaling.XI, 2.0 ** np.arange(7))).all()
 
 
-def test_sequences_are_read_one_after_another():
+def test_chains_are_concatenated_sequences():
     x = torch.arange(7.0).expand(5, 7)[..., None] + torch.arange(5.0)[:, None, None] / 10
     found = chains(x, 2)
     assert found.shape == (15, 2, 1)
     torch.testing.assert_close(found[:, 1, 0], torch.cat([x[:, 1, 0], x[:, 3, 0], x[:, 5, 0]]))
 
 
-def test_the_shape_under_a_step_is_that_of_the_steps_of_the_layer():
+def test_the_mean_shape_matches_the_steps_of_the_layer():
     layer = build("ANRU")
     x, drive = randn(6, 3, layer.input_size), randn(6, seed=1)
     state = layer.initial_state(3)
@@ -116,7 +116,7 @@ def test_the_shape_under_a_step_is_that_of_the_steps_of_the_layer():
             assert s[t] == pytest.approx(layer.saturation(state[1]).mean().item())
 
 
-def test_a_path_has_its_onset_and_the_last_quarter_of_its_step():
+def test_ends_are_the_onset_and_the_last_quarter_of_the_step():
     values = np.stack([np.arange(784.0), -np.arange(784.0)])
     onset, settled = ends(values, (200, 400))
     np.testing.assert_array_equal(onset, [200, -200])
@@ -143,7 +143,7 @@ def test_the_supervisor_runs_alone():
             np.testing.assert_allclose(found[i, t], g.mean(0), atol=1e-9)
 
 
-def test_the_plane_is_that_of_the_largest_variance():
+def test_the_plane_has_the_largest_variance():
     states = np.random.default_rng(0).normal(size=(4, 30, 5)) * [3, 0.1, 2, 0.1, 0.1] + 7
     pca, path = plane(states)
     assert path.shape == (4, 30, 2)
@@ -155,7 +155,7 @@ def test_the_plane_is_that_of_the_largest_variance():
     )
 
 
-def test_the_commands_leave_their_arrays(toy_runs):
+def test_the_commands_save_their_arrays(toy_runs):
     run = Run(next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*")))
     units = analysis.load(run, "unit_responses")
     for name, steps in (("short", 150), ("long", 300)):
@@ -182,14 +182,14 @@ def test_the_commands_leave_their_arrays(toy_runs):
     assert abs(plane_found["path"][0, 201] - plane_found["path"][-1, 201]).max() > 0.01
 
 
-def test_the_interval_over_runs_is_students():
+def test_the_interval_over_runs_uses_students_t():
     mean, half = interval(np.array([[1.0, 4], [2, 4], [6, 4]]))
     np.testing.assert_allclose(mean, [3, 4])
     np.testing.assert_allclose(half, [4.302652729911275 * math.sqrt(7 / 3), 0])  # 2 degrees
     assert np.isnan(interval(np.array([[1.0], [2]]))[1]).all()  # too few
 
 
-def test_other_networks_have_no_such_units(monkeypatch):
+def test_other_networks_are_rejected(monkeypatch):
     def load(layer):
         model = PixelClassifier(layer, generator=seeded(0))
         monkeypatch.setattr(unit_responses, "load_run", lambda path: LoadedRun({}, {}, model))

@@ -1,4 +1,4 @@
-"""Sweeps: which runs they make and where, how they resume, and what failures and signals leave."""
+"""Sweeps: which runs they train and where, and how they resume after failures and signals."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def call(*words, script=SCRIPT):
 
 @contextlib.contextmanager
 def one_after_the_other(*_):
-    """In place of `workers.processes`: makes the runs in this process."""
+    """Replaces `workers.processes`: trains the runs in this process."""
 
     def submit(words):
         future, out = Future(), io.StringIO()
@@ -56,7 +56,7 @@ def in_this_process(monkeypatch):
 
 
 def back_to_start(run):
-    """Leaves what a run of two epochs that was stopped in its first one leaves."""
+    """Turns a run of two epochs into one that was stopped in the first."""
     (run.path / "e_2.pth.tar").unlink()
     (run.path / LAST).write_bytes((run.path / "e_0.pth.tar").read_bytes())
 
@@ -69,7 +69,7 @@ def initial(runs):
     return sorted((r.config["arguments"]["n"], r.config["arguments"]["s"]) for r in runs)
 
 
-def test_every_combination_once_and_again_only_what_is_missing(folder, in_this_process, capsys):
+def test_every_combination_is_trained_once(folder, in_this_process, capsys):
     common = ["--", *TOY, "--no-learn_params"]
     assert call("--gain", "1", "-2.5", "--saturation", "0", *common) == 0
     assert initial(find_runs("SavedModels")) == [(-2.5, 0), (1, 0)]
@@ -81,14 +81,14 @@ def test_every_combination_once_and_again_only_what_is_missing(folder, in_this_p
     assert all(path.stat().st_mtime_ns == then for path, then in files.items())
 
 
-def test_other_arguments_are_another_run(folder, in_this_process, capsys):
+def test_other_arguments_make_another_run(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *TOY) == 0
     assert call("--seed", "1", "--", *TOY, "--lr", "1e-3") == 0
     assert "finished" not in capsys.readouterr().out
     assert len(find_runs("SavedModels")) == 2
 
 
-def test_goes_on_with_a_run_that_is_not_complete(folder, in_this_process, capsys):
+def test_an_incomplete_run_is_resumed(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
     (run,) = find_runs("SavedModels")
     rows = without_times(run)
@@ -101,7 +101,7 @@ def test_goes_on_with_a_run_that_is_not_complete(folder, in_this_process, capsys
     assert without_times(run) == rows
 
 
-def test_equal_values_are_one_run(folder, in_this_process, capsys):
+def test_equal_values_make_one_run(folder, in_this_process, capsys):
     assert call("--gain", "1", "1.0", "1e0", "--seed", "1", "01", "--", *TOY) == 0
     assert len(find_runs("SavedModels")) == 1
     assert "1 runs: 1 trained" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_pro
         (["--seed", "1", "--", "--resume=x"], "--resume: does not train"),
     ],
 )
-def test_a_mistake_is_one_line_before_any_run(folder, capsys, words, said):
+def test_a_mistake_is_a_one_line_error_before_any_run(folder, capsys, words, said):
     with pytest.raises(SystemExit) as exit:
         call(*words)
     err = capsys.readouterr().err
@@ -138,14 +138,14 @@ def test_a_mistake_is_one_line_before_any_run(folder, capsys, words, said):
 
 
 @pytest.mark.parametrize("script", ["README.md", "nothing_task.py"])
-def test_what_is_no_script_is_refused(folder, capsys, script):
+def test_a_file_that_is_not_a_script_is_rejected(folder, capsys, script):
     with pytest.raises(SystemExit) as exit:
         call("--gain", "1", script=str(REPOSITORY / script))
     assert exit.value.code == 2 and script in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("held", ["the combination's", "the run's"])
-def test_a_run_that_another_process_trains_is_left_to_it_until_it_ends(
+def test_a_run_locked_by_another_process_is_left_to_it(
     folder, in_this_process, capsys, monkeypatch, held
 ):
     words = ["--seed", "1", "2", "--", *TOY, "--epochs", "2"]
@@ -177,9 +177,7 @@ def test_a_run_that_another_process_trains_is_left_to_it_until_it_ends(
     assert len(find_runs("SavedModels")) == 2 and run.complete
 
 
-def test_what_another_process_has_finished_meanwhile_is_not_trained_again(
-    folder, in_this_process, capsys
-):
+def test_a_run_finished_meanwhile_is_not_trained_again(folder, in_this_process, capsys):
     words = [SCRIPT, "--seed", "1", *TOY]
     assert once.main(words) == 0
     assert once.main(words) == 0
@@ -201,9 +199,7 @@ def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
     assert len(find_runs("SavedModels")) == 2
 
 
-def test_a_standard_output_that_takes_nothing_costs_no_run(
-    folder, in_this_process, capsys, monkeypatch
-):
+def test_a_full_standard_output_loses_no_run(folder, in_this_process, capsys, monkeypatch):
     words = ["--seed", "1", "--", *TOY, "--note", "γ"]
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert call("--commands", *words) == 0
@@ -218,8 +214,8 @@ def test_a_standard_output_that_takes_nothing_costs_no_run(
 
 
 @pytest.mark.parametrize("visible", [None, "5,GPU-7,9"])
-def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
-    """The GPUs are an imitation: two of them."""
+def test_each_run_has_its_own_gpu(folder, monkeypatch, visible):
+    """With two simulated GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
@@ -248,7 +244,7 @@ def test_each_run_has_a_gpu_of_its_own(folder, monkeypatch, visible):
     assert max(number for _, _, number, _ in seen) == 2
 
     seen.clear()
-    assert call("--jobs", "4", *seeds, "--", *TOY) == 0  # two runs on each
+    assert call("--jobs", "4", *seeds, "--", *TOY) == 0  # two runs per GPU
     assert {device for device, *_ in seen} == names
     assert all(threads == 1 and alike <= 2 for _, threads, _, alike in seen)
 
@@ -268,8 +264,8 @@ def rows(seed):
     return sum(len(run.rows("metrics.csv")) for run in find_runs("SavedModels", seed=seed))
 
 
-def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, in_this_process):
-    """The run in progress saves and ends after SIGKILL of the sweep, as it does after Ctrl-C."""
+def test_a_stopped_sweep_is_resumed(folder, in_this_process):
+    """The run in progress saves and ends when its sweep is killed, as on Ctrl-C."""
     words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--no-cuda", "--epochs", "3"]
     (folder / "hold1").touch()
     first = Fork(sweep.main, [SCRIPT, *words], folder=folder)
@@ -292,7 +288,7 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(folder, in_this_process):
     assert len(found) == 2 and all(run.complete for run in found)
 
 
-def test_a_run_is_a_process_that_needs_no_directory(folder):
+def test_a_run_in_its_own_process_reports_its_error(folder):
     code, said = workers.attend([SCRIPT, "--nhdi", "1"], lambda: False, 1, workers.REPOSITORY)
     assert code == 2 and said.endswith("unrecognized argument --nhdi: did you mean --nhid?")
 
@@ -300,7 +296,7 @@ def test_a_run_is_a_process_that_needs_no_directory(folder):
 # On a Dask cluster
 
 
-def test_without_distributed_a_line_says_what_to_install(folder, monkeypatch, capsys):
+def test_without_distributed_a_one_line_error_says_what_to_install(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SystemExit) as exit:
         call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *TOY)
@@ -310,7 +306,7 @@ def test_without_distributed_a_line_says_what_to_install(folder, monkeypatch, ca
 
 @pytest.fixture
 def cluster(folder):
-    """The address of a scheduler, and its two workers, which are processes of one thread each."""
+    """The address of a scheduler, and its two single-threaded worker processes."""
     distributed = pytest.importorskip("distributed")
     file = folder / "scheduler.json"
     options = ("--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard")
@@ -344,7 +340,7 @@ def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(
         pass
 
     def begin(held):
-        """A sweep on the cluster whose two workers wait with runs of these seeds, half trained."""
+        """Starts a sweep whose two workers pause in runs of these seeds, partly trained."""
         for path in folder.glob("hold*"):
             path.unlink()
         for seed in held:

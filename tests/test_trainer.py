@@ -1,4 +1,4 @@
-"""The trainer: updates, epochs, its state in a checkpoint, signals, and numbers that overflow."""
+"""The trainer: updates, epochs, saved state, signals and overflow."""
 
 import csv
 import math
@@ -21,7 +21,7 @@ BATCHES = [0, 1, 2, 3]
 SCORES = {"validation_loss": 0.5}
 
 
-def test_streams_are_independent_and_repeatable():
+def test_streams_are_independent_and_reproducible():
     draws = {name: torch.rand(4, generator=stream(400, name)).tolist() for name in STREAMS}
     assert len({tuple(values) for values in draws.values()}) == len(STREAMS)
     again = torch.rand(4, generator=stream(400, "order")).tolist()
@@ -52,7 +52,7 @@ def last(run):
 # Updates
 
 
-def test_a_step_adds_up_loss_and_gradient_norm():
+def test_a_step_accumulates_loss_and_gradient_norm():
     trainer = linear_trainer()
     weight = trainer.model.weight.detach().clone()
     loss = 3 * trainer.model.weight.sum() + 4 * trainer.model.bias.sum()
@@ -63,7 +63,7 @@ def test_a_step_adds_up_loss_and_gradient_norm():
     assert not torch.equal(weight, trainer.model.weight)
 
 
-def test_the_penalty_is_descended_and_not_reported():
+def test_the_penalty_is_minimised_but_not_reported():
     spec = {"task": "pixels", "net_type": "nnRNN", "hidden_size": 6, "classes": 10, "layer": {}}
     model = build_model(spec).double()
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_the_penalty_is_descended_and_not_reported():
     torch.testing.assert_close(model.rnn.schur.alpha.grad, expected)
 
 
-def test_the_gradient_is_clipped_and_its_norm_is_reported_as_it_was():
+def test_the_gradient_is_clipped_and_its_norm_before_is_reported():
     linear = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.zeros_(linear.weight)
     for clip, step in ((None, [3.0, 4.0]), (1.0, [0.6, 0.8]), (10.0, [3.0, 4.0])):
@@ -98,7 +98,7 @@ def test_the_gradient_is_clipped_and_its_norm_is_reported_as_it_was():
         (lambda model: (model.weight * 0).sqrt().sum(), "the gradient of weight"),
     ],
 )
-def test_what_is_not_finite_stops_before_the_parameters_change(loss, said):
+def test_nonfinite_values_stop_before_the_update(loss, said):
     trainer = linear_trainer()
     before = trainer.model.weight.detach().clone()
     with pytest.raises(TrainingStopped, match=rf"{said} is not finite in epoch 1, batch 1"):
@@ -106,7 +106,7 @@ def test_what_is_not_finite_stops_before_the_parameters_change(loss, said):
     assert torch.equal(before, trainer.model.weight)
 
 
-def test_a_parameter_or_a_validation_loss_that_is_not_finite_stops():
+def test_a_nonfinite_parameter_or_validation_loss_stops():
     trainer = linear_trainer()
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e38)
     with pytest.raises(TrainingStopped, match="weight is not finite"):
@@ -119,7 +119,7 @@ def test_a_parameter_or_a_validation_loss_that_is_not_finite_stops():
 
 
 def train(trainer, scores=SCORES, during=None):
-    """Trains to the end; during(trainer, epoch, batch) is called within a batch."""
+    """Trains to the end; during(trainer, epoch, batch) is called in every batch."""
     with trainer:
         for epoch in trainer.epochs():
             for batch in trainer.batches(BATCHES):
@@ -160,7 +160,7 @@ def test_order_and_chance(tmp_path):
     assert 350 < sum(trainer.chance(0.4) for _ in range(1000)) < 450
 
 
-def test_a_log_line_has_the_mean_since_the_one_before(tmp_path, capsys):
+def test_a_log_line_has_the_mean_since_the_previous_one(tmp_path, capsys):
     trainer = linear_trainer(tmp_path, epochs=1)
     with trainer:
         for _ in trainer.epochs():
@@ -171,8 +171,8 @@ def test_a_log_line_has_the_mean_since_the_one_before(tmp_path, capsys):
     assert "batch 2/4" in out and "loss 0.5000" in out and "loss 2.5000" in out
 
 
-def test_where_there_is_no_terminal_a_line_tells_the_way(tmp_path, capsys, monkeypatch):
-    """One batch takes 30 s, scoring 60 s; a line may come every 60 s."""
+def test_progress_is_printed_in_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
+    """A batch takes 30 s, scoring 60 s; a line is printed at most every 60 s."""
     seconds = 0.0
     for clock in ("monotonic", "perf_counter"):
         monkeypatch.setattr(time, clock, lambda: seconds)
@@ -209,7 +209,7 @@ def test_the_loss_within_an_epoch_is_charted(tmp_path, monkeypatch):
 # The state
 
 
-def test_the_state_comes_back_from_its_checkpoint(tmp_path):
+def test_the_state_is_restored_from_its_checkpoint(tmp_path):
     trainer = linear_trainer(tmp_path)
 
     def stop(trainer, epoch, batch):
@@ -230,7 +230,7 @@ def test_the_state_comes_back_from_its_checkpoint(tmp_path):
     assert torch.equal(*draws)
 
 
-def test_the_state_is_saved_at_most_so_often_within_an_epoch(tmp_path, monkeypatch):
+def test_snapshot_minutes_limits_saving_within_an_epoch(tmp_path, monkeypatch):
     seconds = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: seconds)
 
@@ -270,7 +270,7 @@ def test_a_signal_waits_for_the_end_of_the_batch(tmp_path, capsys, number):
     assert f"--resume {trainer.run.path}" in capsys.readouterr().out
 
 
-def test_a_signal_ends_the_scoring_of_an_epoch_at_once(tmp_path):
+def test_a_signal_interrupts_the_evaluation_at_once(tmp_path):
     trainer, scored = linear_trainer(tmp_path), []
     with pytest.raises(Interrupted), trainer:
         for _ in trainer.epochs():
@@ -294,14 +294,14 @@ def test_a_stop_keeps_the_last_good_state(tmp_path):
     assert "not finite" in (trainer.run.path / "log.txt").read_text()
 
 
-# Training at the edge of what the numbers hold: a finite result, or a stop that says what went
+# Overflow: a finite result, or an error that names the cause
 
 STEPS, BATCH, UNITS = 6, 3, 4
 UPDATES = 4
 
 
 def classifier(net_type, lr=1e-3, dtype=torch.float32, optimizer=torch.optim.Adam, **layer):
-    """A small classifier of pixels and its optimiser."""
+    """A trainer of a small pixel classifier."""
     spec = {"task": "pixels", "net_type": net_type, "hidden_size": UNITS, "classes": 10}
     model = build_model(spec | {"layer": layer}, torch.Generator().manual_seed(0)).to(dtype)
     trainer = make_trainer(model, optimizer(model.parameters(), lr=lr))
@@ -310,14 +310,14 @@ def classifier(net_type, lr=1e-3, dtype=torch.float32, optimizer=torch.optim.Ada
 
 
 def classify(trainer, size=1.0):
-    """One update on an input of this size, in the parameters' type."""
+    """One update on an input of this size, in the parameters' dtype."""
     like = next(trainer.model.parameters())
     x = size * torch.linspace(0, 1, STEPS * BATCH).view(STEPS, BATCH, 1).to(like)
     trainer.step(cross_entropy(trainer.model(x), torch.arange(BATCH)), BATCH)
 
 
 def outcome(trainer, size=1.0):
-    """Some updates: what stopped them, or None where all that there is stayed finite."""
+    """Makes some updates; returns the error, or None if everything stayed finite."""
     try:
         for _ in range(UPDATES):
             classify(trainer, size)
@@ -329,7 +329,7 @@ def outcome(trainer, size=1.0):
 
 
 def assert_names(said, trainer):
-    """That a stop names the epoch, the batch, and a parameter that there is."""
+    """The error names the epoch, the batch, and an existing parameter."""
     assert "not finite in epoch 1, batch 7, at learning rate" in said
     assert any(name in said for name in trainer.model.state_dict()), said
 
@@ -337,7 +337,7 @@ def assert_names(said, trainer):
 @WARNINGS_FAIL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("net_type", NETWORKS)
-def test_a_result_is_finite_or_the_stop_names_what_went(net_type, dtype):
+def test_results_are_finite_or_the_error_names_the_cause(net_type, dtype):
     for lr in (1e-3, 1.0, 1e4, 1e10, 1e30):
         for size in (0.0, 1.0, 1e30):
             trainer = classifier(net_type, lr, dtype)
@@ -348,8 +348,8 @@ def test_a_result_is_finite_or_the_stop_names_what_went(net_type, dtype):
 @WARNINGS_FAIL
 @pytest.mark.parametrize("nonlin", ["gamma", "gamma2"])
 @pytest.mark.parametrize("s", [0.0, 0.5, 1.0])
-def test_n_through_0_and_to_10000(nonlin, s):
-    """Trains at every n on the way; with log(2)/n added at every step, a small n may explode."""
+def test_n_near_0_and_up_to_10000(nonlin, s):
+    """A small n may explode, since log(2)/n is added at every step."""
     for n in (1e4, 1.0, 1e-3, 1e-6, 1e-30, 1.2e-38, -1e-30, -1e-6, -1e-3, -1.0, -1e4):
         trainer = classifier("RNN", nonlin=nonlin, n=n, s=s)
         said = outcome(trainer)
@@ -360,8 +360,8 @@ def test_n_through_0_and_to_10000(nonlin, s):
 
 
 @pytest.mark.parametrize("s", [0.0, 0.5])
-def test_an_n_that_lands_on_0_is_named(s):
-    """Plain descent with a gradient of n that is n itself leads to 0 exactly."""
+def test_an_n_of_0_is_named(s):
+    """With a gradient equal to n, one step of SGD at rate 1 leads to exactly 0."""
     trainer = classifier("RNN", 1.0, optimizer=torch.optim.SGD, nonlin="gamma", n=2.0, s=s)
     trainer.step(trainer.model.rnn.n.square().sum() / 2, 1)
     assert trainer.model.rnn.n.item() == 0
@@ -370,7 +370,7 @@ def test_an_n_that_lands_on_0_is_named(s):
     assert_names(str(stopped.value), trainer)
 
 
-def test_the_largest_parameter_is_named_where_the_state_overflows():
+def test_the_largest_parameter_is_named_when_the_state_overflows():
     trainer = classifier("RNN", nonlin="ReLU")
     with torch.no_grad():
         trainer.model.rnn.V.weight.fill_(1e30)
@@ -385,7 +385,7 @@ def test_a_gradient_whose_norm_overflows_is_named():
         trainer.step(1e30 * trainer.model.lin.bias.sum(), 1)
 
 
-def test_a_parameter_without_elements_is_no_hindrance():
+def test_an_empty_parameter_is_accepted():
     """An EURNN of one unit has no pair of units to rotate."""
     spec = {"task": "pixels", "net_type": "EURNN", "hidden_size": 1, "classes": 10, "layer": {}}
     model = build_model(spec, torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from Training.transforms import (
 )
 
 
-def test_sin_multiplies_by_its_wave():
+def test_sin_multiplies_by_a_sine_wave():
     x = torch.rand(6, 2, 1)
     y = SinTransform(frequency=1.5, amplitude=0.3, phase=0.4)(x)
     for t in range(6):
@@ -34,7 +34,7 @@ def test_lin_is_t_over_the_length():
     assert torch.allclose(LinTransform().factor(4), torch.tensor([0, 0.25, 0.5, 0.75]))
 
 
-def test_test_transforms_are_those_of_the_paper_and_scale_with_the_length():
+def test_test_transforms_match_the_paper_and_scale_with_the_length():
     assert step_window(784) == (200, 200)
     assert step_window(64) == (16, 16)
     assert TEST_TRANSFORMS["sin"](784) == SinTransform(1.0, 0.5, 0.0)

@@ -35,7 +35,7 @@ def steps(name):
 
 @pytest.mark.parametrize("order", [-1, -0.4, 0, 0.3, 0.5, 1, 1.7])
 @pytest.mark.parametrize(("length", "periods"), [(150, 1), (150, 20), (300, 7), (151, 3)])
-def test_the_derivative_of_a_sine_is_a_sine_ahead(order, length, periods):
+def test_the_derivative_of_a_sine_is_a_shifted_sine(order, length, periods):
     omega = 2 * math.pi * periods / length
     t = np.arange(length)
     expected = omega**order * np.sin(omega * t + math.pi * order / 2)
@@ -44,7 +44,7 @@ def test_the_derivative_of_a_sine_is_a_sine_ahead(order, length, periods):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * scale)
 
 
-def test_the_derivative_acts_along_the_last_axis_and_loses_the_mean():
+def test_the_derivative_acts_along_the_last_axis_and_removes_the_mean():
     h = np.random.default_rng(0).normal(size=(2, 3, 150))
     found = fractional_derivative(h + 5, 0.4)
     np.testing.assert_allclose(found[1, 2], fractional_derivative(h[1, 2], 0.4), atol=1e-12)
@@ -53,18 +53,18 @@ def test_the_derivative_acts_along_the_last_axis_and_loses_the_mean():
 
 @pytest.mark.parametrize("gain", [1, 2])
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_an_integrated_step_has_the_order_that_integrated_it(name, gain):
+def test_an_integrated_step_has_the_order_of_its_integral(name, gain):
     h = gain * fractional_derivative(steps(name), -0.3)
     for order in np.append(*response_orders(h, XI, PROTOCOLS[name], free=True, orders=FINE)):
         assert order == pytest.approx(0.3, abs=1e-9)
-    if gain == 1:  # the target alone decides: without a free gain too
+    if gain == 1:  # the target has this gain: without a free gain too
         errors = fit_errors(
             h[-1], step_target(PROTOCOLS[name], 30.0, aligned=True), slice(None), FINE
         )
         assert FINE[errors.argmin()] == pytest.approx(0.3, abs=1e-9)
 
 
-def test_a_step_of_another_gain_has_an_order_only_without_a_free_gain():
+def test_a_step_of_another_gain_has_order_0_only_with_a_free_gain():
     h = 2 * steps("short")
     assert response_orders(h, XI, PROTOCOLS["short"], orders=FINE)[0] == pytest.approx(0.188)
     assert response_orders(h, XI, PROTOCOLS["short"], free=True, orders=FINE)[0] == 0
@@ -78,7 +78,7 @@ def test_the_targets_are_the_papers_and_the_driven_steps(name):
     np.testing.assert_array_equal(aligned, steps(name))
 
 
-def test_the_orders_are_those_of_the_papers_loops():
+def test_the_orders_match_the_papers_loops():
     rng = np.random.default_rng(1)
     h = steps("short") + rng.normal(size=(len(XI), 150)).cumsum(-1)
     t, totals, single = np.arange(150), [], []
@@ -97,7 +97,7 @@ def test_the_orders_are_those_of_the_papers_loops():
     np.testing.assert_array_equal(alphas, np.linspace(0, 1, 100)[np.argmin(single, axis=0)])
 
 
-def test_the_free_gain_is_that_of_least_squares():
+def test_the_free_gain_is_the_least_squares_solution():
     h = np.random.default_rng(2).normal(size=(3, 150))
     target = step_target(PROTOCOLS["short"], np.array([1.0, 5.0, 30.0]), base=0.8, aligned=True)
     found = fit_errors(h, target, slice(40, 110), [0.25], free=True)
@@ -111,7 +111,7 @@ def test_the_free_gain_is_that_of_least_squares():
 
 
 def test_the_order_of_a_unit_may_be_negative():
-    # with the base of the target, of which D^α h knows nothing, the order is near the true one
+    # the base of the target, which D^α h does not have, shifts the order slightly
     for order in (-0.5, 0.5):
         h = fractional_derivative(30.0 * DRIVEN["short"], -order)
         for free in (False, True):
@@ -124,12 +124,12 @@ def test_the_adaptive_index_compares_the_two_windows():
     h = np.full((4, 150), 7.0)
     h[:, 100:115], h[:, 134:149] = 3, 1
     h[1, 134:149] = 9
-    h[2, 134:149] = -3  # in sum 0
+    h[2, 134:149] = -3  # sums to 0
     h[3, 134:149] = -5
     np.testing.assert_allclose(adaptive_index(h), [0.5, -0.5, 0, 0])
 
 
-def test_connected_units_with_equal_inputs_are_the_layer():
+def test_connected_units_with_equal_inputs_match_the_layer():
     layer = build("ANRU", inputs=1)
     x, drive = randn(9, 3, 1), randn(9, 3, seed=1)
     expected, _ = layer(x, drive=drive)
@@ -153,7 +153,7 @@ def test_isolated_units_are_networks_of_one_unit():
 
 
 @pytest.mark.parametrize("isolated", [False, True])
-def test_the_responses_are_the_equations_step_by_step(isolated):
+def test_the_responses_match_the_equations(isolated):
     layer = build("ANRU", inputs=1)
     protocol = dataclasses.replace(PROTOCOLS["short"], steps=60, noise=0.3)
     found = responses(unit_layer(layer, isolated), protocol, (0.0, 2.0), 3, seeded(5))
@@ -168,7 +168,7 @@ def test_the_responses_are_the_equations_step_by_step(isolated):
         for t in range(60):
             own = u * (x + 0.3 * noise[t]) + (h @ (W - layer.Whh.weight).t()).view(3, 2, -1)
             own[:, 1] += 2.0 * (51 <= t <= 100)
-            # what layer.step adds to an input of 0, one unit's own input at a time
+            # layer.step at an input of 0, plus each unit's own input
             a = layer.preactivation(torch.zeros(6, 1).double(), h) + own.view(6, -1)
             g = torch.tanh(layer.Uag(a.unsqueeze(-1)) + layer.Wgg(g))
             n, s, z = layer.gain(g), layer.saturation(g), a * layer.gain(g)
@@ -176,11 +176,11 @@ def test_the_responses_are_the_equations_step_by_step(isolated):
             torch.testing.assert_close(torch.from_numpy(found[..., t]).view(6, -1), h)
 
 
-def test_the_trials_share_their_inputs_over_all_steps_and_sizes():
+def test_the_inputs_of_a_trial_are_the_same_for_all_steps_and_sizes():
     layer = build("ANRU", inputs=1)
     still = dataclasses.replace(PROTOCOLS["short"], noise=0.0)
     h = responses(unit_layer(layer), still, (1.0, 30.0), 2, seeded(0))
-    np.testing.assert_array_equal(h[:, 0, :, :51], h[:, 1, :, :51])  # as long as no ξ acts
+    np.testing.assert_array_equal(h[:, 0, :, :51], h[:, 1, :, :51])  # before ξ acts
     assert (h[:, 0, :, 51] != h[:, 1, :, 51]).any(-1).all()
     assert (h[0, 0, :, 0] != h[1, 0, :, 0]).all()
     noisy = responses(unit_layer(layer), PROTOCOLS["short"], (1.0, 30.0), 2, seeded(0))

@@ -1,4 +1,4 @@
-"""Analysed toy runs of both tasks, made once for the notebooks and the commands."""
+"""Analysed toy runs of both tasks, created once for the notebooks and the commands."""
 
 import functools
 import itertools
@@ -33,7 +33,7 @@ TASKS = {
     ),
 }
 SETTINGS = [["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]]
-# What regularization computes: sizes ξ, draws, streams and directions.
+# Small settings of regularization.
 FEW = ["--steps", "50", "--directions", "2", "--streams", "3", "--draws", "1", "--sizes", "0", "5"]
 COMMANDS = {
     "pydoc": [
@@ -57,7 +57,7 @@ COMMANDS["psDigits"] = [
 
 
 def few_images(load):
-    """A loader of images that keeps only the first of them."""
+    """Wraps a loader of images to keep only the first 300."""
 
     def part(*arguments):
         images, labels, scale, _, test_size, checksums = load(*arguments)
@@ -67,7 +67,7 @@ def few_images(load):
 
 
 def few_symbols(load):
-    """A loader of a text that keeps only the first symbols of each part."""
+    """Wraps a loader of a text to keep only the first 2,000 symbols of each part."""
 
     @functools.cache
     def part(*arguments):
@@ -78,7 +78,7 @@ def few_symbols(load):
 
 
 def make_toy_runs(task, root):
-    """Analysed runs of a task: over a grid with one missing cell, and of networks but the GRU."""
+    """Trains and analyses a grid with one cell missing, and the figures' networks but the GRU."""
     script, flags = TASKS[task]
     runs = [
         ["--nonlin", *setting, "--n", gain, "--s", saturation]
@@ -94,7 +94,7 @@ def make_toy_runs(task, root):
 
 
 def make(folder):
-    """The toy runs of every task in folder/runs; in folder/seeds, the ANRU as if of two seeds."""
+    """The toy runs of every task in folder/runs; in folder/seeds, the ANRU copied as two seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.PIXEL_SETS, "digits", few_images(datasets.PIXEL_SETS["digits"]))
         patch.setitem(datasets.TEXT_SETS, "pydoc", few_symbols(datasets.TEXT_SETS["pydoc"]))

@@ -6,19 +6,19 @@
     python3 -m tests.benchmarks.step_time --device cuda
 
 A step is forward, backward, gradient norm and Adam, in float32 with denormals flushed. The loss is
-of the last h (psMNIST) or of h at all steps (PTB). PTB-task is the whole of what PTB_task.py
-trains, from the embedding of 50 symbols to the cross-entropy, with a contestant for its layer. The
-contestants take turns in one process, and the medians are compared:
+of the last h (psMNIST) or of h at all steps (PTB). PTB-task is the complete model of PTB_task.py,
+from the embedding of 50 symbols to the cross-entropy, around a contestant. The contestants take
+turns in one process, and the medians are compared:
 
 - loop: `layer.loop`, the steps one by one under autograd;
 - torch.nn: `torch.nn.RNN` with ReLU, `LSTM` or `GRU` of the same size, if torch has one;
-- layer: the layer as it is called (LSTM and GRU have torch's recurrence inside);
-- floor: only the matrix products that the step needs, in the sizes that they have (EURNN has none).
+- layer: a call of the layer (LSTM and GRU use torch's recurrence);
+- floor: only the matrix products of the step, in their actual sizes (none for EURNN).
 
-Memory is the peak of a fresh process that takes three steps; on a GPU, of torch's memory there.
-Kernels are the operations of a step of the layer that compute something: on a GPU each is one
-launch or more, and torch's LSTM and GRU are one each. The table is Markdown. The plain loop of ANRU
-takes 14 GB.
+Memory is the peak of a new process that takes three steps (loop: one); on a GPU, of torch's memory
+there. Kernels are the operations of a step of the layer that compute something: on a GPU each is
+at least one launch, and torch's LSTM and GRU count as one. The table is Markdown. The plain loop of
+ANRU takes 14 GB.
 """
 
 import Training.machine  # isort: skip — settings that torch reads when it loads
@@ -47,8 +47,8 @@ class Shape(NamedTuple):
     B: int
     I: int  # noqa: E741, the letter of the input size
     H: int
-    every_step: bool  # whether the loss is of all steps or of the last
-    symbols: int = 0  # of the embedding and the read-out around the layer, if any
+    every_step: bool  # whether the loss is of all steps, not the last
+    symbols: int = 0  # of an embedding and a read-out around the layer
 
 
 SHAPES = {
@@ -73,7 +73,7 @@ CONTESTANTS = ("loop", "torch.nn", "layer", "floor")
 
 
 class Step:
-    """A training step of a network whose recurrence is `run`, ready to be called."""
+    """A callable training step of a network whose recurrence is `run`."""
 
     def __init__(self, network, run, shape):
         self.network, self.run, self.every_step = network, run, shape.every_step
@@ -96,7 +96,7 @@ class Step:
 
 
 class TaskStep(Step):
-    """The same of a character model around `run`; None: as the model calls its layer."""
+    """The same for a character model around `run`; None: the model calls its layer."""
 
     def __init__(self, layer, run, shape):
         self.network, self.run = CharacterModel(layer, shape.symbols), run
@@ -113,7 +113,7 @@ class TaskStep(Step):
 
 
 class Floor:
-    """The matrix products of a step: forward, back to h, and the weights' gradients."""
+    """The matrix products of a step: forward, backward to h, and the weights' gradients."""
 
     def __init__(self, layer, shape):
         T, B, inputs, H = shape[:4]
@@ -128,7 +128,7 @@ class Floor:
         self.U, self.W = torch.rand(self.gates * H, inputs), torch.rand(self.gates * H, H)
         self.a = torch.rand(T, B, self.gates * H)
         self.da = torch.rand(B, self.gates * H)
-        self.dh, self.together = torch.empty(B, H), min(T, 8)  # steps of one gradient product
+        self.dh, self.together = torch.empty(B, H), min(T, 8)  # steps per gradient product
         self.states = torch.rand(self.together * B, H)
         self.dW, self.dU = torch.empty_like(self.W), torch.empty_like(self.U)
         self.parts = []
@@ -167,7 +167,7 @@ class Floor:
 
 
 def contestant(name, layer, shape):
-    """What a contestant's step is: something to call; None where there is no such contestant."""
+    """The callable step of a contestant; None if there is no such contestant."""
     torch.manual_seed(0)
     ours, theirs = LAYERS[layer]
     if name == "floor":
@@ -186,7 +186,7 @@ def contestant(name, layer, shape):
 
 
 def seconds(work):
-    """The time of a piece of work, what it started on a GPU included; a GPU is idle before."""
+    """The time of a call, including what it starts on a GPU, which must be idle before."""
     start = time.perf_counter()
     work()
     if torch.get_default_device().type == "cuda":
@@ -195,16 +195,16 @@ def seconds(work):
 
 
 def kernels(layer, shape):
-    """The operations that compute something in a step of the layer, from the second on."""
+    """The number of operations that compute something in the layer's second step."""
     work = contestant("layer", layer, shape)
-    work()  # the first makes what the optimiser keeps
+    work()  # the first creates the optimiser's state
     with Operations() as operations:
         work()
     return operations.kernels
 
 
 def medians(layer, shape, names, repeats, loop_repeats):
-    """The median time of each contestant, {name: seconds}; they take turns after a first round."""
+    """The median time of each contestant, {name: seconds}; they take turns after a warm-up."""
     contestants = {name: contestant(name, layer, shape) for name in names}
     contestants = {name: work for name, work in contestants.items() if work is not None}
     times = {name: [] for name in contestants}
@@ -224,7 +224,7 @@ def progress(text):
 
 
 def peak(mode, layer, shape_name, *options):
-    """The peak memory in bytes of a fresh process that runs one contestant."""
+    """The peak memory in bytes of a new process that runs one contestant."""
     progress(f"{layer}: memory of {mode}")
     command = [sys.executable, "-m", "tests.benchmarks.step_time", *options]
     command += ["--alone", mode, "--shape", shape_name, "--layer", layer]
@@ -233,7 +233,7 @@ def peak(mode, layer, shape_name, *options):
 
 
 def run_alone(mode, layer, shape):
-    """Three steps of a contestant, or forward passes under no_grad; prints the peak in bytes."""
+    """Runs steps of a contestant, or forward passes under no_grad; prints the peak in bytes."""
     if mode == "evaluation":
         network = LAYERS[layer][0](shape.I, shape.H)  # no Step: an optimiser takes memory too
         if shape.symbols:
@@ -252,7 +252,7 @@ def run_alone(mode, layer, shape):
 
 
 def peak_memory():
-    """The peak in bytes: on a GPU of torch there, else of this process without its parent's."""
+    """The peak in bytes: of torch on a GPU, else of this process without its parent's."""
     if torch.get_default_device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -271,7 +271,7 @@ def report_steps(args):
         for layer in args.layer:
             shape = resized(shape_name, args)
             peaks = {}
-            if args.memory:  # before this process has its own loop, which for ANRU takes 14 GB
+            if args.memory:  # before this process runs the loop itself, which takes 14 GB for ANRU
                 there = [name for name in args.contestant if name in CONTESTANTS[:3]]
                 if LAYERS[layer][1] is None:
                     there = [name for name in there if name != "torch.nn"]
@@ -353,8 +353,8 @@ def main(argv=None):
     parser.add_argument("--layer", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--contestant", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
-    parser.add_argument("--loop-repeats", type=int, default=3, help="those of the plain loop")
-    parser.add_argument("--T", type=int, help="another number of steps for the timings")
+    parser.add_argument("--loop-repeats", type=int, default=3, help="for the loop (default: 3)")
+    parser.add_argument("--T", type=int, help="number of time steps for the timings")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default="cpu", help="such as cpu or cuda")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in products on a GPU")
@@ -376,7 +376,7 @@ def main(argv=None):
 
 
 def device_name():
-    """The name of the GPU, or of the processor where Linux tells it."""
+    """The name of the GPU, or of the processor (on Linux)."""
     if torch.get_default_device().type == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,9 +1,9 @@
-"""How far rounding the factors of products to fewer bits takes psMNIST's RNN from float64.
+"""The error in psMNIST's RNN if the factors of its products are rounded to fewer bits.
 
     python3 -m tests.benchmarks.tf32
 
-A GPU with TF32 rounds both factors of a float32 product to 10 bits of mantissa and adds up in
-float32; bfloat16 has 7 bits. Here a CPU rounds them so, in the plain loop of the steps, forward and
+With TF32, a GPU rounds both factors of a float32 product to 10 bits of mantissa and accumulates in
+float32; bfloat16 has 7 bits. Here a CPU does this rounding, in the plain loop of steps, forward and
 backward. Network and loss are those of sMNIST_task.py before the first update, on the first
 training batch, at the initial n and s of the table. The errors are ‖error‖ / ‖value in float64‖, of
 the last state h_T and of dL/dV.
@@ -29,7 +29,7 @@ GAINS = ((6.0, 0.0), (1.0, 1.0))
 
 
 def rounded(x, bits):
-    """float32 x rounded to this many bits of mantissa, to the nearest, ties to even."""
+    """Rounds float32 x to this many bits of mantissa, to nearest, ties to even."""
     if bits == 23:
         return x
     dropped = 23 - bits
@@ -39,7 +39,7 @@ def rounded(x, bits):
 
 
 class Product(torch.autograd.Function):
-    """x Wᵀ of rounded factors, forward and backward."""
+    """x Wᵀ with rounded factors, forward and backward."""
 
     @staticmethod
     def forward(ctx, x, W, bits):
@@ -74,7 +74,7 @@ def run(model, x, labels):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="data sets")
+    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="data folder")
     args = parser.parse_args(argv)
     x, labels = load_pixels("mnist", args.data, SEED, permute=True).train.batch(slice(0, BATCH))
     print("| n | s | products in | error of h_T | error of dL/dV |\n|---|---|---|---|---|")
