@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,11 @@ def make_trainer(model, optimizer, scheduler=None, run=None, saved=None, **chang
     """A Trainer with default arguments; without a run it can take steps but not write files."""
     args = argparse.Namespace(**ARGUMENTS | changes)
     return Trainer(run, args, model, optimizer, scheduler, saved)
+
+
+def flags_in(message):
+    """The flags that a message names."""
+    return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", message))
 
 
 RUNS = contextlib.ExitStack()

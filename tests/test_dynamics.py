@@ -1,3 +1,5 @@
+"""Lyapunov exponents, Jacobian norms and the dynamics that they are computed from."""
+
 import math
 
 import numpy as np

@@ -66,7 +66,7 @@ def test_a_process_that_dies_between_two_files_of_an_epoch(call, only_run, monke
     assert not list(torn.glob(".*"))
 
 
-def test_a_run_belongs_to_one_process(call, only_run, capsys):
+def test_a_run_belongs_to_one_process(call, only_run):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     holder = Run(only_run())
@@ -78,7 +78,7 @@ def test_a_run_belongs_to_one_process(call, only_run, capsys):
     assert call(script, "--resume", only_run())[0] == 0
 
 
-def test_missing_file_locks_are_logged(tmp_path, monkeypatch, capsys):
+def test_missing_file_locks_are_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(run_directory, "fcntl", None)
     run = create_run(tmp_path)
     assert "cannot be locked" in (run.path / "log.txt").read_text()
@@ -144,19 +144,6 @@ def test_config_and_checkpoint_must_belong_to_one_run(call, only_run):
         assert code == 2 and "metrics.csv" in err
 
 
-def test_a_run_older_than_a_flag_uses_its_default(call, only_run):
-    script = "PTB_task.py"
-    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    path, last = only_run() / "config.json", only_run() / "last.pth.tar"
-    config, checkpoint = json.loads(path.read_text()), torch.load(last, weights_only=True)
-    for one in (config, checkpoint["config"]):
-        del one["arguments"]["snapshot_minutes"]
-    path.write_text(json.dumps(config))
-    torch.save(checkpoint, last)
-    code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
-    assert code == 0, err
-
-
 def test_a_flipped_bit_and_a_network_too_large_are_detected(call, only_run, tmp_path):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
@@ -184,7 +171,7 @@ def test_a_flipped_bit_and_a_network_too_large_are_detected(call, only_run, tmp_
             load_model(path)
 
 
-def test_a_missing_best_model_is_named_at_the_end(call, only_run, monkeypatch):
+def test_a_missing_best_model_is_named_at_the_end(call, monkeypatch):
     script = "PTB_task.py"
     load = PTB_task.load_best
 

@@ -23,7 +23,7 @@ import PTB_task
 import sMNIST_task
 from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS
-from tests.conftest import TOY
+from tests.conftest import TOY, flags_in
 from Training import datasets, flags, run_directory
 from Training.trainer import Trainer
 
@@ -158,7 +158,7 @@ def test_a_run_starts_or_an_error_names_the_flag(stopped_before_the_first_update
             assert re.fullmatch(r"[^\n]+\n", err) and err.startswith(f"{script}: error: ")
             known = parser._option_string_actions
             names = {o for word in line if word in known for o in known[word].option_strings}
-            assert any(name in err for name in names), err
+            assert flags_in(err) & names, err
             assert tree(folder) == before
 
     check()

@@ -34,12 +34,12 @@ DYNAMICS = ["lyapunov", "jacobian_norm", "spectrum"]
 def root(tmp_path_factory):
     """The folder of the `TRAINED` runs, of two epochs each."""
     root = tmp_path_factory.mktemp("runs")
-    datasets.TEXT_SETS["pydoc"] = functools.cache(read := datasets.TEXT_SETS["pydoc"])
-    for script, flags in TRAINED.values():
-        main = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}[script]
-        assert main([*TOY[script], *flags, "--epochs", "2", "--save-dir", str(root)]) == 0
-    yield root
-    datasets.TEXT_SETS["pydoc"] = read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.TEXT_SETS, "pydoc", functools.cache(datasets.TEXT_SETS["pydoc"]))
+        for script, flags in TRAINED.values():
+            main = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}[script]
+            assert main([*TOY[script], *flags, "--epochs", "2", "--save-dir", str(root)]) == 0
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_stale_analysis_is_a_one_line_error(copied, capsys):
     assert said.endswith(f"; run python3 -m Postprocessing.jacobian_norm {run.path}\n")
 
 
-def test_runs_that_do_not_fit_on_a_page_are_rejected(root, trained, tmp_path, capsys):
+def test_runs_that_do_not_fit_on_a_page_are_rejected(root, trained, tmp_path):
     with pytest.raises(RunError, match="of one task, got psDigits, pydoc"):
         report.runs_at([root])
     with pytest.raises(RunError, match="no runs found"):
@@ -271,7 +271,7 @@ def test_a_run_that_has_just_started_is_listed(trained, tmp_path, capsys):
     ]
 
 
-def test_the_diagram_is_drawn(tmp_path):
+def test_the_diagram_is_drawn():
     figure = diagram.draw()
     assert [ax.get_title("left") for ax in figure.axes] == ["", "c", "d"]
     assert min(ink(figure)) > 0.02

@@ -149,7 +149,7 @@ def test_checkpoints_are_kept_at_the_chosen_epochs(tmp_path):
     assert list(trainer.run.kept) == [0, 1, 2, 3, 6, 7]
 
 
-def test_order_and_chance(tmp_path):
+def test_order_and_chance():
     trainer = linear_trainer()
     assert trainer.order(5, False).tolist() == [0, 1, 2, 3, 4]
     order = trainer.order(50, True)
