@@ -13,6 +13,7 @@ Source: Geadah et al., arXiv 2006.12253; the task is that of Kerg et al., arXiv 
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
+import argparse
 import sys
 
 import torch
@@ -47,10 +48,11 @@ def make_parser():
     flags.add_training_flags(parser)
     flags.add_run_flags(parser, __file__, TEXT_SETS)
     parser.set_defaults(nonlin="gamma", nhid=600, n=2.5, s=0.0, batch_size=128)
-    flag = parser.add_argument_group("Penn Treebank").add_argument
+    group = parser.add_argument_group("Penn Treebank")
+    flag, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
     flag("--emsize", type=flags.positive_int, default=200, help="size of the embedding")
     flag("--bptt", type=flags.positive_int, default=150, help="steps per window")
-    flag("--tied", action="store_true", help="share one matrix between embedding and read-out")
+    flag("--tied", **switch, help="share one matrix between embedding and read-out")
     flag("--log-interval", type=flags.positive_int, default=200, help="batches between log lines")
     flag(
         "--save",
@@ -59,7 +61,7 @@ def make_parser():
         metavar="PATH",
         help="file name, in the run's directory, of the best model on validation",
     )
-    flag("--any-corpus", action="store_true", help="accept any text in place of pennchar")
+    flag("--any-corpus", **switch, help="accept any text in place of pennchar")
     return parser
 
 
@@ -190,7 +192,7 @@ def test(parser, args, device):
     loss = evaluate_text(model, text, trained.bptt, limit=args.limit_batches)
     say(f"test: {in_bits(loss)}")
     results = {"as_is": {"loss": loss, "bits_per_character": bits_per_character(loss)}}
-    keep_results(path, checkpoint, results, args.limit_batches)
+    keep_results(path, checkpoint, results, args.limit_batches, data.checksums)
     return 0
 
 

@@ -50,14 +50,15 @@ def make_parser():
     flags.add_run_flags(parser, __file__, PIXEL_SETS)
     parser.set_defaults(nonlin="gamma2", nhid=400, n=1.0, s=1.0, batch_size=100)
     parser.evaluation |= {"batch_size"}
-    flag = parser.add_argument_group("sequential MNIST").add_argument
-    flag("-p", "--permute", action="store_true", help="permute the pixels; --seed draws the order")
+    group = parser.add_argument_group("sequential MNIST")
+    flag, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
+    flag("-p", "--permute", **switch, help="permute the pixels; --seed draws the order")
     flag(
         "--random",
         action=argparse.BooleanOptionalAction,
         help="draw n ~ U(5, 7) and set s = 0 (default: if neither n nor s is given)",
     )
-    flag("--shuffle", action="store_true", help="shuffle the training images in every epoch")
+    flag("--shuffle", **switch, help="shuffle the training images in every epoch")
     flag(
         "--transform",
         choices=TEST_TRANSFORMS,
@@ -70,12 +71,7 @@ def make_parser():
         default=0.0,
         help="fraction of training batches under the sine transform",
     )
-    flag(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="print the parameters, and the loss every 10 batches",
-    )
+    flag("-v", "--verbose", **switch, help="print the parameters, and the loss every 10 batches")
     return parser
 
 
@@ -138,7 +134,7 @@ def main(argv=None):
         run.print(parameters_of(model))
     with trainer:
         for epoch in trainer.epochs():
-            order = trainer.order(len(data.train), args.shuffle)
+            order = trainer.order(len(data.train), args.shuffle).to(device)
             batches = order.split(args.batch_size)
             for index in trainer.batches(batches, log_every=10 if args.verbose else None):
                 x, labels = data.train.batch(index)  # (T, B, 1), (B,)
@@ -212,7 +208,7 @@ def test(parser, args, device):
         loss, accuracy = evaluate_pixels(model, data.test.to(device), batch_size, **options)
         results[condition] = {"loss": loss, "accuracy": accuracy}
         say(f"test {name}: loss {loss:.4f}, accuracy {accuracy:.2%}")
-    keep_results(path, checkpoint, results, args.limit_batches)
+    keep_results(path, checkpoint, results, args.limit_batches, data.checksums)
     return 0
 
 

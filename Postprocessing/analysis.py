@@ -23,7 +23,8 @@ from tqdm import tqdm
 from NetworkCreation.checkpoints import CheckpointError
 from Postprocessing.load_runs import FigureError, duration, runs_at
 from Training.datasets import DataError
-from Training.flags import Parser
+from Training.flags import Parser, entry_point
+from Training.machine import allow_tf32
 from Training.run_directory import LAST, RunError, plain
 
 ASIDE = ("runs", "recompute", "data", "device")  # flags that do not change the result
@@ -48,6 +49,7 @@ def add_place_flags(parser):
 
 
 def _device(typed):
+    allow_tf32(False)  # before the first use of a GPU
     try:
         return torch.zeros(1, device=typed).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
@@ -59,6 +61,7 @@ class Unsuitable(Exception):
     """An analysis does not apply to a run; the message says why."""
 
 
+@entry_point
 def main(name, parser, compute, argv=None):
     """Computes analysis/<name>.npz for every requested run; returns the exit code.
 
@@ -67,7 +70,6 @@ def main(name, parser, compute, argv=None):
     these settings and comes from their present checkpoints are skipped. Files that are recomputed,
     and runs that cannot be analysed, are reported on stderr; the latter set the exit code to 1.
     """
-    torch.set_flush_denormal(True)  # as the scripts do, for the same results
     args = parser.parse_args(argv)
     name = name(args) if callable(name) else name
     settings = plain({k: v for k, v in vars(args).items() if k not in ASIDE})
@@ -168,7 +170,7 @@ def _read(path, **expected):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        saved = {name: json.loads(str(arrays[name])) for name in expected}
+        saved = {name: json.loads(str(arrays[name])) for name in STALE}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: cannot be read ({error})") from error
     except KeyError as error:

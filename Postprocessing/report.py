@@ -32,7 +32,8 @@ from Postprocessing.load_runs import layer_input, load_run, network_name, task_o
 from Postprocessing.runs import in_short, varied
 from Postprocessing.spectra import recurrent_matrix
 from Training.datasets import DataError
-from Training.flags import Parser
+from Training.flags import Parser, entry_point
+from Training.output import say
 from Training.run_directory import Run, RunError, find_runs
 from Training.transforms import step_drive, step_window
 
@@ -411,6 +412,7 @@ def labels(runs):
 # The command
 
 
+@entry_point
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.report", __doc__)
     flag, switch = parser.add_argument, argparse.BooleanOptionalAction
@@ -427,7 +429,7 @@ def main(argv=None):
         figure = draw([gather(run, args.data) for run in runs])
         output = args.output or (runs[0].path if len(runs) == 1 else Path()) / "report"
         for path in plots.save(figure, output.stem, output.parent):
-            print(path)
+            say(str(path))
     except (RunError, CheckpointError, DataError) as error:
         parser.error(f"argument RUN: {error}")
     return 0

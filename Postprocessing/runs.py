@@ -13,8 +13,9 @@ import numpy as np
 
 from Postprocessing import grid
 from Postprocessing.load_runs import differing, metrics_of, network_name, task_of, tests_of
-from Training.flags import Parser
+from Training.flags import Parser, entry_point
 from Training.once import ASIDE
+from Training.output import printable, report, say
 from Training.run_directory import RunError, find_runs
 
 # Arguments that have a column of their own, or do not change what is learned.
@@ -67,7 +68,7 @@ def table(root):
         try:
             tasks.setdefault(task_of(run), []).append((run, summary(run)))
         except RunError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            report(f"skipped: {printable(str(error))}")
     rows, names = [], []
     for found in tasks.values():
         here = varied([run for run, _ in found])
@@ -92,7 +93,7 @@ def in_words(row, names):
     for name in ("validation", "test"):
         shown[name] = None if row[name] is None else score.format(row[name])
     shown |= {"hours": f"{row['hours']:.2f}", "path": row["path"]}
-    return {name: in_short(value) for name, value in shown.items()}
+    return {name: printable(in_short(value)) for name, value in shown.items()}
 
 
 def in_short(value):
@@ -111,9 +112,10 @@ def print_table(rows):
             row[name].ljust(width) if name in ("task", "network") else row[name].rjust(width)
             for name, width in widths.items()
         ]
-        print("  ".join([*cells, row[names[-1]]]))
+        say("  ".join([*cells, row[names[-1]]]))
 
 
+@entry_point
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.runs", __doc__)
     parser.add_argument(

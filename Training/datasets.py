@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from Training.output import say
+
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -324,7 +326,7 @@ def _unpack(packed, path):
 
 
 def _fetch(url, path):
-    print(f"downloading {url}", flush=True)
+    say(f"downloading {url}")
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, path.open("wb") as file:
         shutil.copyfileobj(answer, file)
 

@@ -38,10 +38,10 @@ GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamm
 
 
 def entry_point(main):
-    """Decorates a script's main(argv): process settings, and exit codes for errors."""
+    """Decorates the main of a script or command: process settings, and exit codes for errors."""
 
     @functools.wraps(main)
-    def run(argv=None):
+    def run(*arguments):
         torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
         threading.excepthook = _report_thread
         for name in ("stdout", "stderr"):
@@ -51,7 +51,7 @@ def entry_point(main):
             sys.stdout.reconfigure(errors="backslashreplace")  # γ where the encoding has none
         try:
             try:
-                return main(argv)
+                return main(*arguments)
             except SystemExit:  # after --help
                 with writing(sys.stdout):
                     pass
@@ -190,7 +190,7 @@ def add_run_flags(parser, script, datasets):
         type=path,
         metavar="RUN_DIR",
         help="continue a run with its own arguments; --epochs may be raised, and --data, --cuda, "
-        "--tf32, --snapshot-minutes and --note given anew",
+        "--snapshot-minutes, --verbose and --note given anew",
     )
     flag(
         "--config",
@@ -385,9 +385,11 @@ def choose_device(parser, args):
 def _gpu_problem():
     """Why the GPU cannot be used, in one line; None if it can."""
     if not torch.cuda.is_available():
-        return "torch sees no GPU here"
+        return "torch sees no GPU here; use --no-cuda for the CPU"
     try:
         torch.ones(1, device="cuda").item()  # launches a kernel
+    except torch.cuda.OutOfMemoryError:
+        return None  # others use it now: not a reason to train on the CPU
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         return f"torch {torch.__version__} cannot compute on this GPU ({reason})"

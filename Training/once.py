@@ -10,6 +10,7 @@ exit code is 75 and the last line names the lock that the process holds.
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -54,11 +55,10 @@ def take(path):
 
 
 def is_free(path):
-    """Whether no process holds the lock of this path."""
-    file = take(path)
-    if file is not None:
-        file.close()
-    return file is not None
+    """Whether no process holds the lock of this path; True if it cannot be opened."""
+    with contextlib.suppress(OSError), take(path) or contextlib.nullcontext() as file:
+        return file is not None
+    return True
 
 
 def task_script(typed):
@@ -108,7 +108,12 @@ def main(argv=None):
             if not is_free(run.path / LOCK):
                 return _busy(run.path / LOCK)
         begun = [run for run in runs if (run.path / LAST).exists()]
-        return script["main"](["--resume", str(begun[0].path)] if begun else args.words)
+        if not begun:
+            return script["main"](args.words)
+        resume = ["--resume", str(begun[0].path)]
+        for name in sorted(task_parser.typed & {*HOW}):
+            resume += task_parser.words(name, wanted)
+        return script["main"](resume)
 
 
 def _busy(lock):

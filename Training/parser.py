@@ -15,7 +15,7 @@ from Training.output import printable
 from Training.run_directory import HOW, MODE, RunError, is_run_file, part_of
 
 # Flags of --test that do not describe what was trained.
-EVALUATION = {*MODE, *HOW, "save_dir", "limit_batches", "transform", "config"} - {"note"}
+EVALUATION = {*MODE, *HOW, "tf32", "save_dir", "limit_batches", "transform", "config"} - {"note"}
 # Arguments of the networks and models whose flag has another name.
 FLAGS = {"hidden_size": "nhid", "embedding_size": "emsize"}
 
@@ -77,6 +77,10 @@ class Parser(argparse.ArgumentParser):
         found, _ = self.parse_known_args([*words, *self._words])
         self._source = ""
         return found
+
+    def words(self, name, args):
+        """The words on a command line that set an argument to its value in args."""
+        return _words(self.settable()[name], getattr(args, name), self.prog)
 
     def settable(self):
         """{name: action} of the arguments that describe a run."""
@@ -200,5 +204,6 @@ def run_file(typed):
         raise argparse.ArgumentTypeError(f"{typed!r} is not a file in the run's directory")
     if is_run_file(file.parts[0]):
         raise argparse.ArgumentTypeError(f"{typed} is the name of another file of a run")
-    path_text(str(part_of(file)))  # its temporary file has a longer name
+    for part in file.parts:
+        path_text(str(part_of(Path(part))))  # its temporary file has a longer name
     return typed

@@ -44,7 +44,7 @@ LOCK = "lock"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboard")
 MODE = ("test", "checkpoint", "resume")  # flags that choose what to do; not saved
 # Flags that say where and how a run is trained, not what: may be given anew on resuming.
-HOW = ("data", "cuda", "tf32", "snapshot_minutes", "verbose", "note")
+HOW = ("data", "cuda", "snapshot_minutes", "verbose", "note")
 PART = ("started", "command", "commit", "versions", "platform", "device", "threads")  # of a resume
 RENAMED = {"gain": "n", "saturation": "s", "batch": "batch_size"}  # arguments of earlier versions
 
@@ -318,10 +318,10 @@ class Run:
             if len(kept) < len(rows):
                 self._write_rows(name, kept)
 
-    def check_config(self, saved):
-        """Raises RunError if config.json differs from the config in a checkpoint."""
+    def check_config(self, saved, name=LAST):
+        """Raises RunError if config.json differs from the config in the checkpoint `name`."""
         if saved is None:
-            raise RunError(f"{self.path / LAST}: has no config")
+            raise RunError(f"{self.path / name}: has no config")
         saved = saved | {"arguments": current_names(saved["arguments"])}
         for part in ("script", "arguments", "model", "data"):
             here, there = self.config[part], saved[part]
@@ -329,7 +329,7 @@ class Run:
                 anew = dict.fromkeys((*HOW, "epochs"))
                 here, there = here | anew, there | anew
             if here != there:
-                raise RunError(f"{self.path / 'config.json'}: {part} differ from those in {LAST}")
+                raise RunError(f"{self.path / 'config.json'}: {part} differ from those in {name}")
 
     def check_data(self, checksums):
         """Raises RunError if these checksums differ from those of the run's data."""
@@ -449,12 +449,12 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def keep_results(path, checkpoint, results, limit):
+def keep_results(path, checkpoint, results, limit, checksums):
     """Adds the results of --test to test_results.csv of the checkpoint's run, if it is in one.
 
     results: {condition: {column: number}}; the file prefixes conditions with `test_`. limit: the
-    --limit-batches. If the results cannot be added, for example because another process is training
-    the run, prints why.
+    --limit-batches. checksums: of the data. If the results cannot be added, for example because
+    another process is training the run, prints why.
     """
     folders = path.resolve().parents
     folder = next((one for one in folders if (one / "config.json").is_file()), None)
@@ -466,7 +466,8 @@ def keep_results(path, checkpoint, results, limit):
         if limit is not None:
             raise RunError("--limit-batches evaluates only part of the test set")
         with contextlib.closing(Run(folder)) as run:
-            run.check_config(checkpoint.get("config"))
+            run.check_config(checkpoint.get("config"), path.name)
+            run.check_data(checksums)
             run.lock()
             for condition, result in results.items():
                 row = {"epoch": checkpoint["epoch"], "condition": f"test_{condition}", **result}

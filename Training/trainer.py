@@ -24,7 +24,7 @@ from Training.machine import keep_memory
 from Training.output import Progress
 from Training.run_directory import LAST, RunError
 
-CHART_EVERY = 20  # batches between two points of the loss within an epoch in TensorBoard
+CHART_EVERY = 10  # batches between two points of the loss within an epoch in TensorBoard
 STREAMS = ("initialisation", "order", "transform", "evaluation", "gain")
 STATE = ("epoch", "batch", "sums", "carry", "best")
 

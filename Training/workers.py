@@ -32,6 +32,7 @@ def attend(words, stopped, threads, repository, cwd=None, **environment):
     environment = {**os.environ, "PYTHONPATH": path, **environment}
     # Dask sets both to 1 for its workers, and torch heeds MKL's before OpenMP's.
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment["PYTHONIOENCODING"] = "utf-8"  # of the last line, which may be a path
     with tempfile.TemporaryFile() as output:
         # In a session of its own, so that Ctrl-C reaches the sweep, which passes it on once.
         process = subprocess.Popen(

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 
+from NetworkCreation import time_loop
 from NetworkCreation.models import CharacterModel, PixelClassifier, gain_statistics
 from tests.conftest import make_trainer
 from tests.layers import EACH_LOOP, LAYERS, H, new
@@ -91,9 +92,10 @@ class Pixels:
     def load(self):
         images = torch.zeros(B, T, dtype=torch.uint8, device=DEVICE)
         self.data = PixelSet(images, torch.zeros(B, dtype=torch.long, device=DEVICE), 255)
+        self.order = torch.arange(B, device=DEVICE)  # the script moves it once per epoch
 
     def train(self, trainer):
-        x, labels = self.data.batch(slice(0, B))
+        x, labels = self.data.batch(self.order)
         logits = self.model(x)
         correct = (logits.argmax(dim=1) == labels).sum()
         trainer.step(cross_entropy(logits, labels), B, correct=correct)
@@ -152,6 +154,14 @@ def kernels(layer, batch, device):
     return operations.kernels
 
 
+def passes_and_flushes():
+    """The passes over a long sequence on a fake device, and the kernels of `time_loop.flush`."""
+    sequence = torch.rand(784, 100, 400, device=DEVICE)
+    with FakeOperations() as operations:
+        time_loop.flush(sequence)
+    return [len(time_loop.passes(sequence)), operations.kernels]
+
+
 def controls(case):
     """The records of deliberate faults, and the error raised for a CPU tensor."""
     x, double = torch.rand(3, 4, device=DEVICE), torch.rand(3, device=DEVICE, dtype=torch.double)
@@ -193,6 +203,7 @@ def main():
         found = {
             "steps": {name: walk(case) for name, case in cases.items()},
             "controls": controls(slip),
+            "passes and flushes": passes_and_flushes(),
             "kernels": {
                 "large": kernels(large, 100, DEVICE),
                 "small": kernels(small, 2, DEVICE),

@@ -73,6 +73,9 @@ def test_training_on_a_fake_device():
     kernels = found["kernels"]
     assert kernels["large"] == kernels["small"] < kernels["on a CPU"] / 3
 
+    # nor are sequences split for the cache, or denormal numbers flushed
+    assert found["passes and flushes"] == [1, 0]
+
     # the environment of NVIDIA's containers is overridden
     assert found["tf32"] == [True, False]
 

@@ -20,6 +20,7 @@ from NetworkCreation.Networks import NETWORKS as LAYERS
 from Postprocessing import grid
 from tests.conftest import REPOSITORY, TOY, flags_in
 from tests.forks import Fork
+from Training import datasets
 from Training.run_directory import MODE, Run, plain
 from Training.trainer import Trainer
 
@@ -295,7 +296,8 @@ def test_changes_of_machine_on_resuming_are_recorded(call, only_run, monkeypatch
     first, last = json.loads(path.read_text()), run / "last.pth.tar"
     state = torch.load(last, weights_only=True)
     # as if it had been trained on a GPU
-    foreign = {**first, "device": "\x1b[31mGPU"}
+    foreign = {**first, "device": "\x1b[31mGPU", "commit": "other"}
+    foreign["versions"] = first["versions"] | {"torch": "1.0"}
     foreign["arguments"] = state["config"]["arguments"] = first["arguments"] | {"cuda": True}
     path.write_text(json.dumps(foreign))
     torch.save(state, last)
@@ -306,14 +308,14 @@ def test_changes_of_machine_on_resuming_are_recorded(call, only_run, monkeypatch
     code, out, err = call(script, "--resume", run, "--epochs", 2, *anew)
     assert code == 0, err
     assert "warning: device was \\x1b[31mGPU, is CPU" in out and "\x1b" not in out
-    assert "7 threads): results may differ in their last bits" in out
+    assert "7 threads); commit was other, is" in out and "torch was 1.0, is" in out
     assert metrics(run) == metrics(only_run("whole"))
     config = json.loads(path.read_text())
     assert config["arguments"]["note"] == "moved" and config["threads"] == 1
     assert config["arguments"]["data"].endswith("/elsewhere") and not config["arguments"]["cuda"]
     (part,) = config["resumed"]
     assert part["threads"] == 7 and "--resume" in part["command"]
-    assert part["arguments"]["epochs"] == 2 and part["versions"] == config["versions"]
+    assert part["arguments"]["epochs"] == 2 and part["versions"] == first["versions"]
     code, out, err = call(script, "--resume", run, "--note", "again")
     assert code == 0 and "warning" not in out, err
     assert len(json.loads(path.read_text())["resumed"]) == 2
@@ -331,7 +333,12 @@ def test_other_columns_are_rejected_before_training(call, only_run):
     assert checkpoint(only_run())["epoch"] == 1
 
 
-def test_results_of_test_are_added_to_the_run(call, only_run, tmp_path):
+def other_digits(root, load=datasets.PIXEL_SETS["digits"]):
+    *parts, checksums = load(root)
+    return *parts, {name: "0" * 64 for name in checksums}
+
+
+def test_results_of_test_are_added_to_the_run(call, only_run, tmp_path, monkeypatch):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     run, own = only_run(), results(only_run())
@@ -347,6 +354,10 @@ def test_results_of_test_are_added_to_the_run(call, only_run, tmp_path):
     assert results(run) == kept
     code, out, _ = call(script, "--test", "--limit-batches", 1)
     assert code == 0 and "not added to test_results.csv: --limit-batches" in out
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "PIXEL_SETS", {"digits": other_digits})
+        code, out, _ = call(script, "--test")
+    assert code == 0 and "not added to test_results.csv" in out and "used other data" in out
     holder = Run(run)
     holder.lock()
     code, out, _ = call(script, "--test")
@@ -579,6 +590,7 @@ BAD = {
         ["--save", "/absent/model.pt"],
         ["--save", "events"],
         ["--save", "x" * 252],
+        ["--save", f"below/{'x' * 252}"],
         ["--save", "."],
         ["--batch_size", "1000000"],
         ["--resume", "absent"],

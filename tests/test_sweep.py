@@ -94,9 +94,11 @@ def test_an_incomplete_run_is_resumed(folder, in_this_process, capsys):
     rows = without_times(run)
     back_to_start(run)
     capsys.readouterr()
-    assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
+    anew = {"data": str(folder / "elsewhere"), "note": "moved", "verbose": True, "cuda": False}
+    words = ["--data", "elsewhere", "--note", "moved", "-v", "--no-cuda"]
+    assert call("--seed", "1", "--", *TOY, "--epochs", "2", *words) == 0
     (run,) = find_runs("SavedModels")
-    assert run.complete
+    assert run.complete and run.config["arguments"].items() >= anew.items()
     assert "resumed after 0 epochs" in (run.path / "log.txt").read_text()
     assert without_times(run) == rows
 
