@@ -10,17 +10,15 @@ s_fit (2, 3): the parameters a, b, c and their standard errors, of
 
 Source: Geadah et al., PLOS Computational Biology 2024, figure 3. Its script averages three seeds
 and starts the fits from (1, 1, 1) only, without errors of the parameters; the program that
-generated its data is not published. For the starting points used here see `fit`.
+generated its data is not published. `fit` needs no starting point.
 """
 
-import contextlib
 import math
 import sys
-import warnings
 
 import numpy as np
 import torch
-from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.optimize import approx_fprime, minimize_scalar
 
 from Postprocessing import analysis
 from Postprocessing.dynamics import chains
@@ -62,18 +60,23 @@ def exponential(xi, a, b, c):
 def fit(curve, xi, values):
     """Least-squares parameters of a curve and their standard errors, (2, 3).
 
-    curve: `power` or `exponential`. The better of two fits: started from (1, 1, 1), which may end
-    in a step between two ξ, and from the ends of the curve. Errors that cannot be estimated are
-    infinite. NaN if neither fit converges.
+    curve: `power` or `exponential`, linear in a and c, so that only b, from −3 to 3, is searched.
     """
-    found, xi = [], np.asarray(xi)
-    for start in ((1, 1, 1), (values[0] - values[-1], 0.1, values[-1])):
-        with warnings.catch_warnings(), contextlib.suppress(RuntimeError):  # no convergence
-            warnings.simplefilter("ignore", OptimizeWarning)  # the errors are infinite
-            parameters, covariance = curve_fit(curve, xi, values, p0=start)
-            residual = ((curve(xi, *parameters) - values) ** 2).sum()
-            found.append((residual, np.stack([parameters, np.sqrt(np.diag(covariance))])))
-    return min(found, key=lambda one: one[0])[1] if found else np.full((2, 3), np.nan)
+    xi = np.asarray(xi)
+
+    def solve(b):
+        """The best a and c for this b, and the sum of squares that is left."""
+        design = np.stack([curve(xi, 1, b, 0), np.ones_like(xi)], axis=1)
+        (a, c), *_ = np.linalg.lstsq(design, values, rcond=None)
+        return (a, b, c), ((design @ (a, c) - values) ** 2).sum()
+
+    grid, step = np.linspace(-3, 3, 121, retstep=True)
+    near = min(grid, key=lambda b: solve(b)[1])
+    options = {"bounds": (near - step, near + step), "options": {"xatol": 1e-10}}
+    parameters, residual = solve(minimize_scalar(lambda b: solve(b)[1], **options).x)
+    derivatives = approx_fprime(parameters, lambda p: curve(xi, *p))  # (X, 3)
+    covariance = residual / (len(xi) - 3) * np.linalg.pinv(derivatives.T @ derivatives)
+    return np.stack([parameters, np.sqrt(np.diag(covariance))])
 
 
 def compute(run, args):

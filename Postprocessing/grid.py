@@ -54,6 +54,7 @@ ASIDE = once.ASIDE | {"save_freq", "save_epochs", "save", "transform", "log_inte
 GRID = {"net_type", "nonlin", "learn_params", "random", "n", "s", "seed"}  # varied by a grid
 NETWORK = {*GRID, "rinit", "iinit", "lr"}  # varied between the networks compared
 
+CAPTION = 150  # characters of a line below a figure
 TEXTS = ("PTB", "pydoc", "corpus")  # tasks of PTB_task.py
 
 
@@ -76,8 +77,8 @@ def find_task(root):
     Raises FigureError, with the tasks found, if there are none or several.
     """
     found = tasks(root)
-    if "TASK" in os.environ or len(found) == 1:
-        return os.environ.get("TASK") or next(iter(found))
+    if (task := os.environ.get("TASK")) or len(found) == 1:
+        return task or next(iter(found))
     raise FigureError(f"set TASK to the task of the figure; {_tasks_in_words(root)}")
 
 
@@ -124,19 +125,25 @@ def load_networks(root, task, names=(), **arguments):
 
     names: networks that the figure needs; by default those of `COMPARED` that have runs. arguments:
     further saved arguments, of all runs or of a network, as in {"nhid": 64, "ANRU": {"lr": 5e-4}}.
-    Of a network with γ, the runs with the initial n and s nearest to `PREFERRED` are used. Prints
-    which networks are missing, with the command that trains them. Raises FigureError if there are
-    none, or one of `names` is missing; if runs of one network differ in anything but the seed, or
-    two networks in an argument that is not the network's own.
+    Of the networks with γ, the runs with the initial n and s that they share, and that are nearest
+    to `PREFERRED`, are used. Prints which networks are missing, with the command that trains them.
+    Raises FigureError if there are none, or one of `names` is missing; if runs of one network
+    differ in anything but the seed, or two networks in an argument that is not the network's own;
+    if networks with γ share no initial n and s.
     """
     own = {name: arguments.pop(name) for name in COMPARED if name in arguments}
     runs = _finished(root, task, arguments)
     found, wanted = {}, names or COMPARED
-    for name in wanted:
-        group = _with(runs, COMPARED[name] | own.get(name, {}))
-        if set_by_hand := [run for run in group if initial(run) and not _drawn(run)]:
-            nearest = min(map(initial, set_by_hand), key=lambda at: math.dist(at, PREFERRED))
-            group = [run for run in set_by_hand if initial(run) == nearest]
+    groups = {name: _with(runs, COMPARED[name] | own.get(name, {})) for name in wanted}
+    starts = {name: {initial(r) for r in group if not _drawn(r)} for name, group in groups.items()}
+    starts = {name: places for name, places in starts.items() if places - {None}}
+    if starts:
+        if not (shared := set.intersection(*starts.values())):
+            said = "; ".join(f"{name} from {sorted(places)}" for name, places in starts.items())
+            raise FigureError(f"the networks share no initial (n, s) of {task}: {said}")
+        nearest = min(shared, key=lambda at: math.dist(at, PREFERRED))
+        groups |= {name: [r for r in groups[name] if initial(r) == nearest] for name in starts}
+    for name, group in groups.items():
         _check_agreement(group, {"seed", *(("n",) if any(map(_drawn, group)) else ())}, name)
         if group:
             found[name] = _newest(group)
@@ -390,7 +397,18 @@ def caption(task, runs, *more):
         f"{task}: {every(map(network_name, runs))}; {every(a['nhid'] for a in saved)} units; "
         f"{every(epochs)} epochs; {_runs(len(runs))}, seed{'s' * (',' in seeds)} {seeds}."
     )
-    return textwrap.fill(" ".join([said, *more]), 160)
+    return textwrap.fill(" ".join([said, *more]), CAPTION)
+
+
+def in_detail(networks):
+    """The number of runs of each network, its learning rate, and its initial n and s if set."""
+    said = []
+    for name, group in networks.items():
+        own = [f"lr {group[0].config['arguments']['lr']:g}"]
+        if initial(group[0]) and not _drawn(group[0]):
+            own.append("n {:g}, s {:g}".format(*initial(group[0])))
+        said.append(f"{name} {len(group)} ({', '.join(own)})")
+    return f"Runs: {', '.join(said)}."
 
 
 def _runs(number):

@@ -6,7 +6,7 @@ Writes analysis/lyapunov.npz to each run, natural log per step:
                             order, averaged over R random draws of the first directions
     leading (E, S, R)       the largest exponent, λ₁, of each chain and draw
     leading_mean (E,)       over chains and draws
-    leading_spread (E,)     the range (largest minus smallest) over chains and draws
+    leading_spread (E,)     the range (largest minus smallest) over chains and draws, or NaN
     steps, warm_up ()       of a chain; the exponents are averages over steps − warm_up steps
 
 The spread is the resolution of λ₁: smaller differences, between epochs or networks, must not be
@@ -102,7 +102,9 @@ def compute(run, args):
         "exponents": found.mean(axis=2),
         "leading": leading,
         "leading_mean": leading.mean(axis=(1, 2)),
-        "leading_spread": np.ptp(leading, axis=(1, 2)),
+        "leading_spread": np.ptp(leading, axis=(1, 2))
+        if S * R > 1
+        else np.full(len(epochs), np.nan),
         "steps": np.array(steps),
         "warm_up": np.array(warm_up),
     }

@@ -11,8 +11,8 @@ Writes analysis/mutual_information.npz to each run, from N sequences of its data
                          the newest of these checkpoints, and their true mutual information
     window, samples, components ()   w, N and the number of principal components of h
 
-Only rankings of networks with the same w, N and components are claimed: the estimator's bias is
-the difference between gaussian_estimate and gaussian_truth, and can be as large as the estimate.
+The estimate is biased, and not equally for all networks, so that even a ranking may be wrong. The
+bias is the difference between gaussian_estimate and gaussian_truth.
 
 The N sequences are the first images of the test, validation and training sets, in this order:
 mutual information is a property of the network and its input distribution, and needs no held-out

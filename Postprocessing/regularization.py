@@ -175,11 +175,15 @@ def draw_sizes(runs, ax):
 def draw_since(runs, name, ax):
     """λ₁ of a period against its first step since the onset, one colour for each ξ.
 
-    name: adaptive or frozen. Mean over draws, sequences and runs; bars are two standard errors over
-    sequences.
+    name: adaptive or frozen. Mean over draws, sequences and runs; bars are two standard errors,
+    over runs if there are three or more, or else over all sequences.
     """
     begin = runs[0]["since"][:-1]
-    values = np.concatenate([arrays[f"{name}_since"].mean(2) for arrays in runs], axis=-1)
+    values = [arrays[f"{name}_since"].mean(2) for arrays in runs]  # (P, X, sequences) each
+    if len(runs) > 2:
+        values = np.stack([value.mean(-1) for value in values], axis=-1)
+    else:
+        values = np.concatenate(values, axis=-1)
     mean, error = values.mean(-1), values.std(-1, ddof=1) / math.sqrt(values.shape[-1])  # (P, X)
     for i, (size, shade) in enumerate(_shades(runs)):
         ax.errorbar(begin, mean[:, i], 2 * error[:, i], color=shade, label=f"{size:g}")

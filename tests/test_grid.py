@@ -3,13 +3,15 @@
 import csv
 import json
 import shlex
+import textwrap
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import PTB_task
 import sMNIST_task
-from Postprocessing import grid
+from Postprocessing import grid, plots
 from Postprocessing.load_runs import FigureError
 from Training import once, sweep
 from Training.run_directory import MODE, plain
@@ -123,6 +125,13 @@ def test_networks_may_have_their_own_arguments(make, tmp_path, capsys):
     assert {grid.initial(run) for run in found["static γ"]} == {(4, 0)}
     assert all(len(runs) == 2 for runs in found.values())
     assert "GRU: 2 missing" in capsys.readouterr().out
+    assert "static γ 2 (lr 0.001, n 4, s 0), LSTM 2 (lr 0.001)" in grid.in_detail(found)
+
+    make(*COMMON, *FLAGS["heterogeneous"], "--n", 10, "--s", 0)  # the n and s of both are equal
+    found = grid.load_networks(tmp_path, "psDigits")
+    assert {grid.initial(run) for run in found["static γ"] + found["gamma2-RNN"]} == {(10, 0)}
+    with pytest.raises(FigureError, match=r"no initial .*gamma2-RNN from \[\(10"):
+        grid.load_networks(tmp_path, "psDigits", **{"static γ": {"n": 4}})
 
     make(*COMMON, "--net-type", "ANRU")
     with pytest.raises(FigureError) as error:
@@ -133,8 +142,18 @@ def test_networks_may_have_their_own_arguments(make, tmp_path, capsys):
     assert len(grid.load_networks(tmp_path, "psDigits", ANRU={"lr": 5e-4})["ANRU"]) == 2
 
     make(*COMMON[:3], "--nhid", 4, *COMMON[5:], "--net-type", "GRU")
-    with pytest.raises(FigureError, match=r"nhid: 64 \(8 runs\), 4 \(1 run\)"):
+    with pytest.raises(FigureError, match=r"nhid: 64 \(7 runs\), 4 \(1 run\)"):
         grid.load_networks(tmp_path, "psDigits", ANRU={"lr": 5e-4})
+
+
+def test_captions_fit_the_page():
+    plots.use_style()
+    words = "mean over seeds; static γ 2 (lr 0.001, n 5, s 0), homogeneous, ReLU-RNN, NaN MMM " * 9
+    figure, _ = plots.panels(2, 3, caption=textwrap.fill(words, grid.CAPTION))
+    figure.set_dpi(plt.rcParams["savefig.dpi"])
+    figure.canvas.draw()
+    assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
+    plt.close(figure)
 
 
 def commanded(text, script=sMNIST_task):

@@ -39,6 +39,8 @@ def executed(toy_runs):
     wanted = {SAVED: root}
     wanted |= {(name, task): root for task, names in SHOWN.items() for name in names}
     wanted |= {("regularization", "psDigits"): root, ("adaptation", "psDigits"): seeds}
+    (lstm,) = root.glob("psDigits/400/LSTM_*/*")
+    wanted |= {("run", "psDigits"): lstm}
     wanted |= {("gamma_shape", None): root, ("performance", "several"): root}
     wanted |= {("dynamics", "none"): empty, ("robustness", "none"): empty}
     everything, books = nbformat.v4.new_notebook(), {}
@@ -106,6 +108,14 @@ def test_a_notebook_shows_its_figure(name, task, executed):
         data = (folder / "runs" / "figures" / f"{name}_{task}.{kind}").read_bytes()
         if (name, task) == SAVED:
             assert data.startswith(magic) and len(data) > 5000
+
+
+def test_the_page_of_a_run_is_shown_and_saved(executed):
+    folder, books = executed
+    assert outputs(books["run", "psDigits"], "error") == []
+    (picture,) = pictures(books["run", "psDigits"])
+    check_every_panel_has_ink(picture, 3, 3)
+    assert len(list(folder.glob("runs/psDigits/400/LSTM_*/*/report.png"))) == 1
 
 
 def test_an_empty_panel_is_found():

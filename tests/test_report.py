@@ -6,7 +6,6 @@ import io
 import shutil
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,7 @@ import PTB_task
 import sMNIST_task
 from Postprocessing import diagram, jacobian_norm, plots, report, runs
 from Postprocessing.load_runs import metrics_of
-from tests.conftest import REPOSITORY, TOY
+from tests.conftest import TOY
 from Training import datasets
 from Training.run_directory import Run, RunError
 
@@ -211,21 +210,6 @@ def test_runs_that_do_not_fit_on_a_page_are_rejected(root, trained, tmp_path):
     assert [run.path for run in report.runs_at([root], newest=True)] == [trained["text"].path]
     same = report.colours([trained["LSTM"]] * 8)
     assert len(set(same)) == 8 and same[0] == plots.COLOURS["LSTM"]
-
-
-def test_the_notebook_shows_the_page(copied, monkeypatch):
-    run = copied("e_1.*", "e_2.*")
-    book = nbformat.read(REPOSITORY / "Postprocessing" / "run.ipynb", as_version=4)
-    monkeypatch.setenv("RUNS", str(run.path.parents[2]))
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(plots, "save", lambda figure, *where: saved.append(where))
-    names, saved = {}, []
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            exec(cell.source, names)
-    assert "figure" not in book.cells[-2].source  # the page is made and shown in one cell
-    assert min(ink(names["figure"])) > 0.002
-    assert saved == [("report", run.path)]
 
 
 def test_the_table_lists_the_runs_with_their_differences(

@@ -9,6 +9,8 @@ import torch
 
 from Postprocessing.unit_responses import (
     PROTOCOLS,
+    RESPONSE_ORDERS,
+    TRIALS,
     UNIT_ORDERS,
     XI,
     adaptive_index,
@@ -26,6 +28,18 @@ FINE = np.linspace(0, 1, 1001)
 T_SHORT, T_LONG = np.arange(150), np.arange(300)
 PAPERS = {"short": np.abs(T_SHORT - 75) < 25, "long": np.abs(T_LONG - 150) < 50}
 DRIVEN = {"short": (T_SHORT > 50) & (T_SHORT < 101), "long": (T_LONG > 101) & (T_LONG < 202)}
+
+
+def test_the_protocols_are_the_papers():
+    short, long = PROTOCOLS.values()
+    assert (short.steps, short.noise, short.window) == (150, 0.1, slice(40, 110))
+    assert (long.steps, long.noise, long.window) == (300, 5.0, slice(80, 220))
+    assert (TRIALS, len(RESPONSE_ORDERS), len(UNIT_ORDERS)) == (5, 100, 100)
+    assert (RESPONSE_ORDERS[0], RESPONSE_ORDERS[-1]) == (0, 1)
+    assert (UNIT_ORDERS[0], UNIT_ORDERS[-1]) == (-1, 1)
+    h = np.arange(150.0)
+    early, late = h[100:115].mean(), h[134:149].mean()
+    assert adaptive_index(h) == pytest.approx((early - late) / (early + late), rel=1e-12)
 
 
 def steps(name):
