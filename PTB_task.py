@@ -181,11 +181,11 @@ def test(parser, args, device):
         trained, config = args, checkpoint.get("config")
         if config is not None:
             trained = flags.tested_arguments(parser, args, config, path)
-        data = load_text(trained.dataset, args.data, trained.any_corpus)
+        data = load_text(trained.dataset, trained.data, trained.any_corpus)
         if config is None:  # a file of the paper's own code
             config = {"model": model_spec(args, data.vocabulary)}
         if config["model"].get("vocabulary") != data.vocabulary:
-            raise DataError(f"{path} was trained on other symbols than those in {args.data}")
+            raise DataError(f"{path} was trained on other symbols than those in {trained.data}")
         model = model_of(checkpoint, path, config)[0].to(device)
         text = columns(data.test, EVALUATION_COLUMNS, device, "test.txt")
     say(f"checkpoint: {path}\ndevice: {device_name(device)}")

@@ -189,7 +189,7 @@ def test(parser, args, device):
             trained, config = args, {"model": model_spec(args, classes=10)}
         model = model_of(checkpoint, path, config)[0].to(device)
     with parser.blame("data", DataError):
-        data = load_pixels(trained.dataset, args.data, trained.seed, trained.permute)
+        data = load_pixels(trained.dataset, trained.data, trained.seed, trained.permute)
     say(f"checkpoint: {path}\ndevice: {device_name(device)}")
     if args.verbose:
         say(parameters_of(model))

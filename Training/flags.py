@@ -415,8 +415,8 @@ def newest_checkpoint(parser, args):
 def tested_arguments(parser, args, config, path):
     """The arguments that a checkpoint was trained with, and defaults for those that it lacks.
 
-    config: the checkpoint's. Exits if it belongs to another script or version, or contradicts a
-    given flag.
+    config: the checkpoint's. The data are those of --data, or else the run's if they are still
+    there. Exits if the config belongs to another script or version, or contradicts a given flag.
     """
     if config.get("script") != parser.prog:
         parser.error(f"argument --checkpoint: {path} is of a run of {config.get('script')}")
@@ -424,6 +424,8 @@ def tested_arguments(parser, args, config, path):
     if unknown := saved.keys() - parser.settable().keys():
         raise RunError(f"{path}: of another version, with the arguments {', '.join(unknown)}")
     trained = argparse.Namespace(**{k: parser.get_default(k) for k in parser.settable()} | saved)
+    if "data" in parser.given or not Path(trained.data).is_dir():
+        trained.data = args.data
     for name in sorted(parser.given - parser.evaluation):
         asked, saved = plain({name: getattr(args, name)})[name], getattr(trained, name)
         if saved != asked:

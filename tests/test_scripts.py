@@ -797,3 +797,16 @@ def test_real_pennchar_is_learnt(call, pennchar_root, only_run, net_type):
     assert code == 0, err
     first, second = (float(row["validation_bits_per_character"]) for row in metrics(only_run()))
     assert second < first < math.log2(50)
+
+
+def test_the_data_of_a_run_are_found_again(call, tmp_path):
+    flags = [*TOY["PTB_task.py"], "--dataset", "ptb", "--any-corpus", "--epochs", 1]
+    (tmp_path / "own" / "pennchar").mkdir(parents=True)
+    for name in datasets.PENNCHAR_SHA256:
+        (tmp_path / "own" / "pennchar" / name).write_text("a b _ c\nd e f\n" * 200)
+    assert call("PTB_task.py", *flags, "--data", "own")[0] == 0
+    code, out, err = call("PTB_task.py", "--test")
+    assert code == 0 and "added to" in out, err
+    (tmp_path / "own").rename(tmp_path / "moved")
+    code, out, err = call("PTB_task.py", "--test", "--data", "moved")
+    assert code == 0 and "added to" in out, err
