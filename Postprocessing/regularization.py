@@ -168,7 +168,9 @@ def draw_sizes(runs, ax):
     ax.axhline(0, color="0.5", linewidth=0.6)
     ax.set_xticks(at, [f"{size:g}" for size in runs[0]["sizes"]])
     ax.set(xlabel=r"current $\xi$", ylabel=r"$\lambda_1$ (nats/step)")
-    ax.legend(loc="center", bbox_to_anchor=(0.5, 0.3))
+    ax.set_ymargin(0.25)  # room for the legend
+    ax.autoscale()
+    ax.legend(loc="upper center", ncols=2, fontsize=6, columnspacing=1, handlelength=1)
     return ax
 
 
