@@ -251,14 +251,14 @@ def draw_checkpoints(shown, ax, name, label):
 def by_checkpoint(ax, label):
     """Labels axes whose x is the epoch of a kept checkpoint: logarithmic from 1 on."""
     ax.set(xlabel="epoch", ylabel=label)
-    return from_zero(ax, marks=(1,))
+    return from_zero(ax)
 
 
-def from_zero(ax, marks):
-    """Makes the x axis linear from 0 to 1, then logarithmic with ticks at marks · 10^k."""
+def from_zero(ax):
+    """Makes the x axis linear from 0 to 1, then logarithmic with ticks at 1, 2 and 5 · 10^k."""
     ax.set_xscale("symlog", linthresh=1)
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=marks))
+    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     return ax
 
@@ -281,7 +281,7 @@ def draw_score(shown, ax, name, label):
     run = shown[0][0].run
     ax.set(xlabel=label, ylabel=grid.score_name(run))
     ax.set_ylim((0, None) if grid.is_text(run) else (0, 1))
-    return draw_chance(shown, from_zero(ax, marks=(1, 2, 5)), left=True)
+    return draw_chance(shown, from_zero(ax), left=True)
 
 
 def draw_chance(shown, ax, left=False):
