@@ -483,18 +483,13 @@ def test_gain_and_saturation_start_at_the_given_values(key):
     assert torch.equal(layer.s, torch.full_like(layer.s, 0.25))
 
 
-def test_anru_readouts():
+def test_the_bias_of_the_gain_starts_between_5_and_7():
     layers = [ANRU(I, 2, generator=seeded(seed)) for seed in range(60)]
     gain_biases = torch.cat([layer.Wgn.bias.detach() for layer in layers])
     assert gain_biases.min() >= 5
     assert gain_biases.max() <= 7
     assert gain_biases.mean().item() == pytest.approx(6, abs=4 * 2 / math.sqrt(12 * 60))
     assert gain_biases.std().item() == pytest.approx(2 / math.sqrt(12), rel=0.2)
-    for name, scale in (("Wgn", 0.1), ("Wgs", 0.01)):
-        weights = torch.stack([layer.get_submodule(name).weight.detach() for layer in layers])
-        expected = scale * math.sqrt(2 / 51)
-        assert weights.std().item() == pytest.approx(expected, rel=0.06)
-        assert abs(weights.mean().item()) < 4 * expected / math.sqrt(weights.numel())
 
 
 @every_layer
