@@ -13,7 +13,6 @@ Source: Geadah et al., arXiv 2006.12253; the task is that of Kerg et al., arXiv 
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
-import argparse
 import sys
 
 import torch
@@ -48,11 +47,10 @@ def make_parser():
     flags.add_training_flags(parser)
     flags.add_run_flags(parser, __file__, TEXT_SETS)
     parser.set_defaults(nonlin="gamma", nhid=600, n=2.5, s=0.0, batch_size=128)
-    group = parser.add_argument_group("Penn Treebank")
-    flag, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
+    flag = parser.add_argument_group("Penn Treebank").add_argument
     flag("--emsize", type=flags.positive_int, default=200, help="size of the embedding")
     flag("--bptt", type=flags.positive_int, default=150, help="steps per window")
-    flag("--tied", **switch, help="share one matrix between embedding and read-out")
+    flag("--tied", **flags.SWITCH, help="share one matrix between embedding and read-out")
     flag("--log-interval", type=flags.positive_int, default=200, help="batches between log lines")
     flag(
         "--save",
@@ -61,7 +59,7 @@ def make_parser():
         metavar="PATH",
         help="file name, in the run's directory, of the best model on validation",
     )
-    flag("--any-corpus", **switch, help="accept any text in place of pennchar")
+    flag("--any-corpus", **flags.SWITCH, help="accept any text in place of pennchar")
     return parser
 
 

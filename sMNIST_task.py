@@ -50,8 +50,7 @@ def make_parser():
     flags.add_run_flags(parser, __file__, PIXEL_SETS)
     parser.set_defaults(nonlin="gamma2", nhid=400, n=1.0, s=1.0, batch_size=100)
     parser.evaluation |= {"batch_size"}
-    group = parser.add_argument_group("sequential MNIST")
-    flag, switch = group.add_argument, {"action": argparse.BooleanOptionalAction, "default": False}
+    flag, switch = parser.add_argument_group("sequential MNIST").add_argument, flags.SWITCH
     flag("-p", "--permute", **switch, help="permute the pixels; --seed draws the order")
     flag(
         "--random",

@@ -34,6 +34,7 @@ from Training.parser import not_negative_int as not_negative_int
 from Training.run_directory import HOW, Run, RunError, current_names, find_runs, plain
 from Training.trainer import Interrupted, TrainingStopped
 
+SWITCH = {"action": argparse.BooleanOptionalAction, "default": False}  # off unless it is given
 GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamma2
 
 
@@ -159,7 +160,7 @@ def add_run_flags(parser, script, datasets):
         help="folder of the data sets",
     )
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
-    flag("--tf32", action=switch, default=False, help="faster, less precise products on a GPU")
+    flag("--tf32", **SWITCH, help="faster, less precise products on a GPU")
     flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
     flag("--save-dir", type=path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
     flag(

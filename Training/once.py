@@ -10,7 +10,6 @@ exit code is 75 and the last line names the lock that the process holds.
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -56,9 +55,13 @@ def take(path):
 
 def is_free(path):
     """Whether no process holds the lock of this path; True if it cannot be opened."""
-    with contextlib.suppress(OSError), take(path) or contextlib.nullcontext() as file:
-        return file is not None
-    return True
+    try:
+        file = take(path)
+    except OSError:  # the run itself reports it
+        return True
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 def task_script(typed):

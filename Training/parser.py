@@ -21,7 +21,7 @@ FLAGS = {"hidden_size": "nhid", "embedding_size": "emsize"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the line breaks of the description, and shows defaults where they tell something."""
+    """Keeps the line breaks of the description, and shows defaults other than None and False."""
 
     def _get_help_string(self, action):
         if action.default in (None, False, "", []):
