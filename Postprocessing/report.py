@@ -377,8 +377,11 @@ def draw(pictured):
             ax.set_title(letter, fontweight="bold")
             notes.setdefault(note, []).append(letter)
     keys = [Line2D([], [], color=colour, linewidth=3) for _, colour in shown]
-    figure.legend(keys, labels(runs), loc="outside upper left", ncols=3, handlelength=1)
+    names, others = labels(runs)
+    figure.legend(keys, names, loc="outside upper left", ncols=3, handlelength=1)
     said = [f"{', '.join(panels)}: {note}." for note, panels in notes.items() if note]
+    if others:
+        said.insert(0, f"The networks also differ in {', '.join(others)}.")
     plots.add_caption(figure, grid.caption(task_of(runs[0]), runs, *said))
     return figure
 
@@ -400,13 +403,18 @@ def colours(runs):
 
 
 def labels(runs):
-    """The network of each run and the arguments in which they differ."""
-    names, found = varied(runs), []
+    """Of each run its network, and the arguments in which runs of the same network differ; and the
+    names of the other arguments in which the runs differ."""
+    networks = {}
     for run in runs:
-        values = {name: in_short(run.config["arguments"].get(name)) for name in names}
+        networks.setdefault(network_name(run), []).append(run)
+    names, found = {network: varied(same) for network, same in networks.items()}, []
+    for run in runs:
+        arguments = run.config["arguments"]
+        values = {name: in_short(arguments.get(name)) for name in names[network_name(run)]}
         said = [f"{name}={value}" for name, value in values.items() if value]
         found.append(" ".join([network_name(run), *said]))
-    return found
+    return found, [name for name in varied(runs) if name not in {"seed"}.union(*names.values())]
 
 
 # The command
