@@ -29,7 +29,7 @@ from NetworkCreation.Networks import ANRU
 from Postprocessing import analysis, grid, jacobian_norm, load_runs, lyapunov, plots, robustness
 from Postprocessing.adaptation import learned
 from Postprocessing.load_runs import layer_input, load_run, network_name, task_of
-from Postprocessing.runs import in_short, varied
+from Postprocessing.runs import in_short, varied, varied_within
 from Postprocessing.spectra import recurrent_matrix
 from Training.datasets import DataError
 from Training.flags import Parser, entry_point
@@ -377,10 +377,11 @@ def draw(pictured):
             ax.set_title(letter, fontweight="bold")
             notes.setdefault(note, []).append(letter)
     keys = [Line2D([], [], color=colour, linewidth=3) for _, colour in shown]
-    names, others = labels(runs)
-    figure.legend(keys, names, loc="outside upper left", ncols=3, handlelength=1)
+    names, labelled = varied(runs), {"seed", *varied_within(runs)}
+    told = labels(runs, [name for name in names if name in labelled])
+    figure.legend(keys, told, loc="outside upper left", ncols=3, handlelength=1)
     said = [f"{', '.join(panels)}: {note}." for note, panels in notes.items() if note]
-    if others:
+    if others := [name for name in names if name not in labelled]:
         said.insert(0, f"The networks also differ in {', '.join(others)}.")
     plots.add_caption(figure, grid.caption(task_of(runs[0]), runs, *said))
     return figure
@@ -402,19 +403,14 @@ def colours(runs):
     return [own.pop(name, None) or next(spare) for name in names]
 
 
-def labels(runs):
-    """Of each run its network, and the arguments in which runs of the same network differ; and the
-    names of the other arguments in which the runs differ."""
-    networks = {}
+def labels(runs, names):
+    """The network of each run and its arguments of these names."""
+    found = []
     for run in runs:
-        networks.setdefault(network_name(run), []).append(run)
-    names, found = {network: varied(same) for network, same in networks.items()}, []
-    for run in runs:
-        arguments = run.config["arguments"]
-        values = {name: in_short(arguments.get(name)) for name in names[network_name(run)]}
+        values = {name: in_short(run.config["arguments"].get(name)) for name in names}
         said = [f"{name}={value}" for name, value in values.items() if value]
         found.append(" ".join([network_name(run), *said]))
-    return found, [name for name in varied(runs) if name not in {"seed"}.union(*names.values())]
+    return found
 
 
 # The command

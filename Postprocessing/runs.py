@@ -22,6 +22,14 @@ from Training.run_directory import RunError, find_runs
 LEFT_OUT = ASIDE - {"note"} | {"net_type", "nonlin", "epochs", "random", "save_freq", "save_epochs"}
 
 
+def varied_within(runs):
+    """The names of the arguments in which runs of the same network differ."""
+    networks = {}
+    for run in runs:
+        networks.setdefault(network_name(run), []).append(run)
+    return {name for same in networks.values() for name in differing(same)}
+
+
 def varied(runs):
     """The names of the arguments in which runs of one task differ.
 
@@ -32,10 +40,7 @@ def varied(runs):
     def values(name):
         return {str(v) for r in runs if (v := r.config["arguments"].get(name)) is not None}
 
-    networks = {}
-    for run in runs:
-        networks.setdefault(network_name(run), []).append(run)
-    within = {name for same in networks.values() for name in differing(same)}
+    within = varied_within(runs)
     names = [name for name in differing(runs) if name not in LEFT_OUT]
     return [name for name in names if name in within or len(values(name)) > 1]
 

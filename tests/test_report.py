@@ -107,9 +107,18 @@ def test_every_applicable_panel_has_ink(analysed, names):
     assert f"8 units; 2 epochs; {len(names)} run" in caption
     said = [text.get_text() for text in legend.get_texts()]
     if len(names) > 1:
-        assert said == ["gamma2-RNN", "ANRU", "LSTM"] and "seeds 400, 401" in caption
+        assert said == ["gamma2-RNN seed=400", "ANRU seed=400", "LSTM seed=401"]
         colours = [handle.get_color() for handle in legend.get_lines()]
-        assert colours == [plots.COLOURS[name] for name in said]
+        assert colours == [plots.COLOURS[name.split()[0]] for name in said]
+
+
+def test_the_caption_names_what_the_legend_leaves_out(trained, monkeypatch):
+    runs = [trained["gamma2"], trained["LSTM"]]
+    monkeypatch.setitem(runs[1].config["arguments"], "lr", 0.5)
+    figure = report.draw([report.gather(run) for run in runs])
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["gamma2-RNN seed=400", "LSTM seed=401"]
+    assert "The networks also differ in lr." in " ".join(figure.get_supxlabel().split())
 
 
 def test_a_page_shows_the_numbers_of_the_run(analysed):
