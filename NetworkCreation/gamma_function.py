@@ -24,6 +24,11 @@ from torch.nn.functional import softplus
 
 SOFTPLUS_IS_LINEAR = 40  # above it, softplus(z) = z to the last bit, in float64 too
 
+# With AVX-512, torch's log1p loads its value at −0 under a mask that is rarely set. Until the page
+# of memory with this constant is in use, each such load takes hundreds of cycles, and softplus ten
+# times as long. This uses the page.
+torch.log1p(torch.tensor(-0.0, device="cpu"))
+
 
 def value(x, n, s, out=None):
     """γ = (1 − s) p + s σ, written to `out` if given. Autograd needs `gamma`."""
