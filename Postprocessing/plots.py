@@ -83,6 +83,16 @@ def add_caption(figure, text):
     figure.supxlabel(text, x=0.01, ha="left", fontsize=6, color="0.3")
 
 
+def add_legend(figure):
+    """One legend above all panels, with each label once."""
+    labelled = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    style = {"fontsize": 6, "handlelength": 1, "columnspacing": 1.2}
+    figure.legend(labelled.values(), labelled, loc="outside upper left", ncols=7, **style)
+
+
 def entitle(ax, text):
     """Adds a title after the letter of a panel."""
     ax.set_title(f"{ax.get_title(loc='left')}  {text}", fontsize=7)
@@ -160,7 +170,6 @@ def draw_cloud(n, s, start, ax):
     ax.scatter(n, s, s=8, color=COLOURS["heterogeneous"], alpha=0.6, linewidth=0, label="units")
     ax.plot(*start, "k+", markersize=8, label="start")
     ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
-    ax.legend(fontsize=6, handlelength=1)
     for limits, least in ((ax.set_xlim, 2.0), (ax.set_ylim, 0.1)):
         low, high = limits()
         margin = max(0, least - (high - low)) / 2
@@ -175,23 +184,23 @@ def draw_band(x, middle, low, high, ax, colour, alpha=0.2, style="-", **line):
     return ax
 
 
-def draw_bars(x, middle, spread, ax, name, label=None):
+def draw_bars(x, middle, spread, ax, name):
     """A curve with error bars of ± spread, each (len(x),), where bands would overlap."""
     style = {"color": COLOURS[name], "elinewidth": 0.6, "capsize": 1.5}
-    ax.errorbar(x, middle, spread, label=label or name, **style)
+    ax.errorbar(x, middle, spread, label=name, **style)
     return ax
 
 
-def draw_ecdf(values, ax, name, label=None):
+def draw_ecdf(values, ax, name):
     """The fraction of values (R,) at or below each value."""
-    ax.ecdf(values, color=COLOURS[name], label=label or name)
+    ax.ecdf(values, color=COLOURS[name], label=name)
     ax.set_ylabel("cumulative fraction")
     return ax
 
 
 def draw_histogram(values, bins, ax, name):
     """Outline of the histogram of values (R,) over runs, with the median as a dotted line."""
-    ax.hist(values, bins, histtype="step", color=COLOURS[name], label=f"{name} ({len(values)})")
+    ax.hist(values, bins, histtype="step", color=COLOURS[name])
     ax.axvline(np.median(values), color=COLOURS[name], linestyle=":", linewidth=1)
     return ax
 
