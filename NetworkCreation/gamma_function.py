@@ -24,9 +24,9 @@ from torch.nn.functional import softplus
 
 SOFTPLUS_IS_LINEAR = 40  # above it, softplus(z) = z to the last bit, in float64 too
 
-# With AVX-512, torch's log1p loads its value at −0 under a mask that is rarely set. Until the page
-# of memory with this constant is in use, each such load takes hundreds of cycles, and softplus ten
-# times as long. This uses the page.
+# With AVX-512, torch's log1p loads a constant, its value at −0, under a mask that is rarely set. As
+# long as the memory page of this constant has not been touched, each such load takes hundreds of
+# cycles, and softplus ten times as long. log1p(−0) touches it.
 torch.log1p(torch.tensor(-0.0, device="cpu"))
 
 

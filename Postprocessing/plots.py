@@ -84,13 +84,13 @@ def add_caption(figure, text):
 
 
 def add_legend(figure):
-    """One legend above all panels, with each label once."""
+    """Adds one legend above all panels, with each label once."""
     labelled = {}
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             labelled.setdefault(label, handle)
-    style = {"fontsize": 6, "handlelength": 1, "columnspacing": 1.2}
-    figure.legend(labelled.values(), labelled, loc="outside upper left", ncols=7, **style)
+    style = {"ncols": len(labelled), "fontsize": 6, "handlelength": 1, "columnspacing": 1.2}
+    figure.legend(labelled.values(), labelled, loc="outside upper left", **style)
 
 
 def entitle(ax, text):
