@@ -339,16 +339,16 @@ def plane(cells, value):
     return n, s, values
 
 
-def paired(cells, others, value):
+def paired(cells, others, value, by=initial):
     """Differences value(run) − value(other) between the runs of two settings with the same n, s
-    and seed, averaged over the seeds of a cell, (cells, ...)."""
-    found = []
-    for key in sorted(cells.keys() & others.keys()):
-        other = {seed(run): run for run in others[key]}
-        pairs = [(run, other[seed(run)]) for run in cells[key] if seed(run) in other]
-        if pairs:
-            found.append(np.mean([value(a) - value(b) for a, b in pairs], axis=0))
-    return np.array(found)
+    and seed: the means over the seeds of each cell, (cells, ...), in order; with by=seed those over
+    the cells of each seed, (seeds, ...)."""
+    partners = {(initial(run), seed(run)): run for run in runs_of(others)}
+    found = {}
+    for run in runs_of(cells):
+        if other := partners.get((initial(run), seed(run))):
+            found.setdefault(by(run), []).append(value(run) - value(other))
+    return np.array([np.mean(found[key], axis=0) for key in sorted(found)])
 
 
 def interval(values):
@@ -429,7 +429,24 @@ def count(grid):
 
 def in_words(values, unit=""):
     """A paired difference with its interval, such as "+0.021 [+0.013, +0.030] (45 cells)"."""
-    mean, low, high = (
-        f"{value:+.2g}".replace("-", "−") for value in np.round(interval(values), 12) + 0.0
-    )
+    mean, low, high = map(_signed, interval(values))
     return f"{mean} [{low}, {high}]{unit} ({len(values)} cells)"
+
+
+def comparison(settings, value, unit="", least=0.0):
+    """The differences of value(run) for each of `PAIRS`, a line each: `in_words`, and each seed's.
+
+    settings: of `load_grid`. A mean below `least` in size is said to be below the spread.
+    """
+    lines = []
+    for a, b in PAIRS:
+        values = paired(settings[a], settings[b], value)
+        each = ", ".join(map(_signed, paired(settings[a], settings[b], value, by=seed)))
+        above = abs(values.mean()) >= least  # False if `least` is NaN
+        said = f"{in_words(values, unit)}; by seed {each}" if above else "below the spread"
+        lines.append(f"{a} − {b}: {said}")
+    return lines
+
+
+def _signed(value):
+    return f"{np.round(value, 12) + 0.0:+.2g}".replace("-", "−")  # not −0

@@ -258,6 +258,12 @@ def test_differences_are_paired_by_cell_and_seed(make, tmp_path):
     pair = found["heterogeneous"], found["static"]
     np.testing.assert_allclose(grid.paired(*pair, grid.score), [0.15, -0.1])
     np.testing.assert_allclose(grid.paired(*pair, grid.validation), [[0, 0.15], [0, -0.1]])
+    np.testing.assert_allclose(grid.paired(*pair, grid.score, by=grid.seed) + 1, [1, 1.2])
+    first, second, third = grid.comparison(found, grid.score, " of 1", least=0.01)
+    assert first.startswith("heterogeneous − static: +0.025 [−0.1, +0.15] of 1 (2 cells)")
+    assert first.endswith("; by seed +0, +0.2")
+    assert second == "homogeneous − static: below the spread"
+    assert third.startswith("heterogeneous − homogeneous: +0.1 [")
     best = grid.best_quarter(grid.runs_of(found["heterogeneous"]))
     assert [grid.score(run) for run in best] == [0.99]
     learned = [grid.has_learned(run) for run in grid.runs_of(found["heterogeneous"])]
