@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 from Postprocessing.load_runs import (
     FigureError,
@@ -365,6 +366,17 @@ def interval(values):
     return mean, found.confidence_interval.low, found.confidence_interval.high
 
 
+def t_interval(values):
+    """The mean of values (R, ...) over runs or seeds and half its 95 % t interval.
+
+    NaN for fewer than three: the interval of two is 13 standard errors wide to each side.
+    """
+    mean, number = np.mean(values, axis=0), len(values)
+    if number < 3:
+        return mean, np.full_like(mean, np.nan)
+    return mean, student.ppf(0.975, number - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(number)
+
+
 def has_learned(run):
     """Whether the paper's learning curves include a run: its last validation score is above 12 %
     accuracy, or below 5 bits per character."""
@@ -434,17 +446,20 @@ def in_words(values, unit=""):
 
 
 def comparison(settings, value, unit="", least=0.0):
-    """The differences of value(run) for each of `PAIRS`, a line each: `in_words`, and each seed's.
+    """The differences of value(run) for each of `PAIRS`, a line each: `in_words`, those of each
+    seed and, of three or more seeds, half the 95 % t interval of their mean.
 
     settings: of `load_grid`. A mean below `least` in size is said to be below the spread.
     """
     lines = []
-    for a, b in PAIRS:
-        values = paired(settings[a], settings[b], value)
-        each = ", ".join(map(_signed, paired(settings[a], settings[b], value, by=seed)))
+    for pair in PAIRS:
+        a, b = (settings[name] for name in pair)
+        values, seeds = paired(a, b, value), paired(a, b, value, by=seed)
+        said = f"{in_words(values, unit)}; by seed {', '.join(map(_signed, seeds))}"
+        if np.isfinite(half := t_interval(seeds)[1]):
+            said += f", mean ± {half:.2g}"
         above = abs(values.mean()) >= least  # False if `least` is NaN
-        said = f"{in_words(values, unit)}; by seed {each}" if above else "below the spread"
-        lines.append(f"{a} − {b}: {said}")
+        lines.append(f"{' − '.join(pair)}: {said if above else 'below the spread'}")
     return lines
 
 

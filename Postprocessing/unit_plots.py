@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
-from scipy.stats import t as student
 
 from NetworkCreation.gamma_function import gamma_prime
 from Postprocessing.gain_scaling import fit
+from Postprocessing.grid import t_interval
 from Postprocessing.plots import COLOURS, GAIN, SATURATION, draw_band
 from Postprocessing.step_response import ends
 
@@ -32,17 +32,6 @@ def add_scale(figure, axes):
     bar = figure.colorbar(XI, ax=axes, label=r"drive $\xi$", aspect=40, pad=0.01)
     bar.set_ticks([0.2, 1, 2.5, 5, 10, 30], labels=["0.2", "1", "2.5", "5", "10", "30"])
     return bar
-
-
-def interval(values):
-    """Mean of values (R, ...) over runs and half its 95 % t interval.
-
-    NaN for fewer than three runs: the interval of two is 13 standard errors wide to each side.
-    """
-    mean, runs = np.mean(values, axis=0), len(values)
-    if runs < 3:
-        return mean, np.full_like(mean, np.nan)
-    return mean, student.ppf(0.975, runs - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(runs)
 
 
 def draw_drives(xi, values, ax, driven, label):
@@ -82,7 +71,7 @@ def draw_shape_plane(xi, n, s, window, ax):
 
 def draw_scaling(xi, values, curve, ax, label):
     """Values (R, X) against ξ: runs, mean and 95 % interval; dashed: the fit of the mean."""
-    mean, half = interval(values)
+    mean, half = t_interval(values)
     ax.plot(xi, values.T, color=COLOURS["ANRU"], linewidth=0.5, alpha=0.5)
     ax.errorbar(xi, mean, half, fmt="o", color=COLOURS["ANRU"], markersize=3, linewidth=0.8)
     parameters, _ = fit(curve, xi, mean)
@@ -104,7 +93,7 @@ def draw_supervisor(xi, path, explained, ax, onset):
 
 def draw_orders(xi, alphas, ax, connectivity, fit_name):
     """α (R, X) against ξ: runs, mean and 95 % interval. Dashed: the fit with a free gain."""
-    mean, half = interval(alphas)
+    mean, half = t_interval(alphas)
     ax.plot(xi, alphas.T, color=UNITS[connectivity], linewidth=0.4, alpha=0.5)
     style = {"paper": "-o", "free": "--s"}[fit_name]
     label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper'}"

@@ -244,9 +244,11 @@ def test_differences_are_paired_by_cell_and_seed(make, tmp_path):
     scores = {
         ("static", 1, 400): 0.5,
         ("static", 1, 401): 0.7,
+        ("static", 1, 402): 0.5,
         ("static", 5, 400): 0.2,
         ("heterogeneous", 1, 400): 0.6,
         ("heterogeneous", 1, 401): 0.9,
+        ("heterogeneous", 1, 402): 0.65,
         ("heterogeneous", 5, 400): 0.1,
         ("heterogeneous", 5, 401): 0.99,  # without a partner
         ("homogeneous", 1, 400): 0.5,
@@ -258,16 +260,16 @@ def test_differences_are_paired_by_cell_and_seed(make, tmp_path):
     pair = found["heterogeneous"], found["static"]
     np.testing.assert_allclose(grid.paired(*pair, grid.score), [0.15, -0.1])
     np.testing.assert_allclose(grid.paired(*pair, grid.validation), [[0, 0.15], [0, -0.1]])
-    np.testing.assert_allclose(grid.paired(*pair, grid.score, by=grid.seed) + 1, [1, 1.2])
+    np.testing.assert_allclose(grid.paired(*pair, grid.score, by=grid.seed) + 1, [1, 1.2, 1.15])
     first, second, third = grid.comparison(found, grid.score, " of 1", least=0.01)
     assert first.startswith("heterogeneous − static: +0.025 [−0.1, +0.15] of 1 (2 cells)")
-    assert first.endswith("; by seed +0, +0.2")
+    assert first.endswith("; by seed +0, +0.2, +0.15, mean ± 0.26")
     assert second == "homogeneous − static: below the spread"
     assert third.startswith("heterogeneous − homogeneous: +0.1 [")
     best = grid.best_quarter(grid.runs_of(found["heterogeneous"]))
-    assert [grid.score(run) for run in best] == [0.99]
+    assert [grid.score(run) for run in best] == [0.99, 0.9]
     learned = [grid.has_learned(run) for run in grid.runs_of(found["heterogeneous"])]
-    assert learned == [True, True, False, True]
+    assert learned == [True, True, True, False, True]
 
 
 def test_the_interval_is_that_of_the_mean_over_cells():

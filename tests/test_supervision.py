@@ -17,10 +17,10 @@ from Postprocessing.gain_scaling import (
     gain_and_saturation,
     power,
 )
+from Postprocessing.grid import t_interval
 from Postprocessing.load_runs import LoadedRun
 from Postprocessing.step_response import ends, mean_shape
 from Postprocessing.supervisor_plane import plane, supervisor_states
-from Postprocessing.unit_plots import interval
 from tests.layers import build, randn, seeded
 from Training.run_directory import Run
 
@@ -210,10 +210,10 @@ def test_the_commands_save_their_arrays(toy_runs):
 
 
 def test_the_interval_over_runs_uses_students_t():
-    mean, half = interval(np.array([[1.0, 4], [2, 4], [6, 4]]))
+    mean, half = t_interval(np.array([[1.0, 4], [2, 4], [6, 4]]))
     np.testing.assert_allclose(mean, [3, 4])
     np.testing.assert_allclose(half, [4.302652729911275 * math.sqrt(7 / 3), 0])  # 2 degrees
-    assert np.isnan(interval(np.array([[1.0], [2]]))[1]).all()  # too few
+    assert np.isnan(t_interval(np.array([[1.0], [2]]))[1]).all()  # too few
 
 
 def test_other_networks_are_rejected(monkeypatch):
