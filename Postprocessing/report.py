@@ -379,7 +379,8 @@ def draw(pictured):
     keys = [Line2D([], [], color=colour, linewidth=3) for _, colour in shown]
     names, labelled = varied(runs), {"seed", *varied_within(runs)}
     told = labels(runs, [name for name in names if name in labelled])
-    figure.legend(keys, told, loc="outside upper left", ncols=3, handlelength=1)
+    columns = max(1, min(3, 125 // (max(map(len, told)) + 5)))  # 125 letters fit into the width
+    figure.legend(keys, told, loc="outside upper left", ncols=columns, handlelength=1)
     said = [f"{', '.join(panels)}: {note}." for note, panels in notes.items() if note]
     if others := [name for name in names if name not in labelled]:
         said.insert(0, f"The networks also differ in {', '.join(others)}.")
