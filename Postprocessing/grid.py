@@ -342,8 +342,8 @@ def plane(cells, value):
 
 def paired(cells, others, value, by=initial):
     """Differences value(run) − value(other) between the runs of two settings with the same n, s
-    and seed: the means over the seeds of each cell, (cells, ...), in order; with by=seed those over
-    the cells of each seed, (seeds, ...)."""
+    and seed, averaged over the seeds of each cell, (cells, ...), or, with by=seed, over the cells
+    of each seed, (seeds, ...)."""
     partners = {(initial(run), seed(run)): run for run in runs_of(others)}
     found = {}
     for run in runs_of(cells):
@@ -439,26 +439,23 @@ def count(grid):
     return f"Grid of {len(n)} n × {len(s)} s: " + "; ".join(said) + "."
 
 
-def in_words(values, unit=""):
-    """A paired difference with its interval, such as "+0.021 [+0.013, +0.030] (45 cells)"."""
-    mean, low, high = map(_signed, interval(values))
-    return f"{mean} [{low}, {high}]{unit} ({len(values)} cells)"
-
-
 def comparison(settings, value, unit="", least=0.0):
-    """The differences of value(run) for each of `PAIRS`, a line each: `in_words`, those of each
-    seed and, of three or more seeds, half the 95 % t interval of their mean.
+    """The paired differences of value(run) for each of `PAIRS`, one line per pair.
 
-    settings: of `load_grid`. A mean below `least` in size is said to be below the spread.
+    A line has the mean, its interval over cells, the mean of each seed and, from three seeds on,
+    half the 95 % t interval over seeds. settings: of `load_grid`. least: the spread of one value;
+    a mean that is smaller, or any if it is NaN, is said to be below the spread.
     """
     lines = []
     for pair in PAIRS:
         a, b = (settings[name] for name in pair)
         values, seeds = paired(a, b, value), paired(a, b, value, by=seed)
-        said = f"{in_words(values, unit)}; by seed {', '.join(map(_signed, seeds))}"
+        mean, low, high = map(_signed, interval(values))
+        said = f"{mean} [{low}, {high}]{unit} ({len(values)} cells)"
+        said += f"; by seed {', '.join(map(_signed, seeds))}"
         if np.isfinite(half := t_interval(seeds)[1]):
             said += f", mean ± {half:.2g}"
-        above = abs(values.mean()) >= least  # False if `least` is NaN
+        above = abs(values.mean()) >= least
         lines.append(f"{' − '.join(pair)}: {said if above else 'below the spread'}")
     return lines
 

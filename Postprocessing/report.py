@@ -379,7 +379,7 @@ def draw(pictured):
     keys = [Line2D([], [], color=colour, linewidth=3) for _, colour in shown]
     names, labelled = varied(runs), {"seed", *varied_within(runs)}
     told = labels(runs, [name for name in names if name in labelled])
-    columns = max(1, min(3, 125 // (max(map(len, told)) + 5)))  # 125 letters fit into the width
+    columns = max(1, min(3, 132 // (max(map(len, told)) + 7)))  # 132 letters fit side by side
     figure.legend(keys, told, loc="outside upper left", ncols=columns, handlelength=1)
     said = [f"{', '.join(panels)}: {note}." for note, panels in notes.items() if note]
     if others := [name for name in names if name not in labelled]:
