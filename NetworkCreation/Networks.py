@@ -1,7 +1,6 @@
-"""The index of the networks: one a file, by the name that `--net-type` knows it by.
+"""Maps each `--net-type` to its layer class.
 
-`layer.py` says how they are called. `layer.step(x_t, state, drive_t)` is one step, and its
-equations; the layer itself gives the same as the loop of its steps, and is faster.
+`step` implements the equations; calling the layer gives the same result, faster. See layer.py.
 """
 
 from NetworkCreation.anru import ANRU

@@ -1,1 +1,1 @@
-"""What is trained: the activation γ, the recurrent layers, and the models around them."""
+"""The activation γ, recurrent layers, and models."""

@@ -10,13 +10,19 @@ Source: Geadah et al., arXiv 2006.12253.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from NetworkCreation import gamma_function, initialization, time_loop
-from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, column, linear_map
+from NetworkCreation.layer import (
+    RecurrentLayer,
+    check_sizes,
+    choose,
+    linear_map,
+    unsqueeze_drive,
+)
 
 
 class ANRU(RecurrentLayer):
@@ -33,31 +39,41 @@ class ANRU(RecurrentLayer):
     """
 
     def __init__(
-        self, input_size, hidden_size, supervisor_size=50, rinit="henaff", iinit="kaiming", **like
+        self,
+        input_size,
+        hidden_size,
+        supervisor_size=50,
+        rinit="henaff",
+        iinit="kaiming",
+        *,
+        batch_first=False,
+        generator=None,
+        device=None,
+        dtype=None,
     ):
-        super().__init__(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, batch_first)
         check_sizes(supervisor_size=supervisor_size)
         self.supervisor_size = supervisor_size
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
         entry = choose("iinit", iinit, initialization.INPUT)
+        like = {"generator": generator, "device": device, "dtype": dtype}
+        small, smaller = (partial(initialization.xavier, gain=gain) for gain in (0.1, 0.01))
         self.Uxh = linear_map(input_size, hidden_size, entry, **like)
         self.Whh = linear_map(hidden_size, hidden_size, recurrent, **like)
         self.Uag = linear_map(1, supervisor_size, entry, **like)
         self.Wgg = linear_map(supervisor_size, supervisor_size, recurrent, **like)
-        self.Wgn = linear_map(supervisor_size, 1, initialization.xavier, gain=0.1, **like)
-        self.Wgs = linear_map(supervisor_size, 1, initialization.xavier, gain=0.01, **like)
+        self.Wgn = linear_map(supervisor_size, 1, small, **like)
+        self.Wgs = linear_map(supervisor_size, 1, smaller, **like)
         for linear in (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgs):
             nn.init.zeros_(linear.bias)
-        nn.init.constant_(
-            self.Wgn.bias, 5 + 2 * torch.rand((), generator=like.get("generator")).item()
-        )
+        nn.init.constant_(self.Wgn.bias, 5 + 2 * torch.rand((), generator=generator).item())
 
     def state_shapes(self, batch):
         return [(batch, self.hidden_size), (batch, self.hidden_size, self.supervisor_size)]
 
     def preactivation(self, x, h, drive=None):
         """a = Uxh x + Whh h + b + drive, (..., B, H)."""
-        return self.Uxh(x) + self.Whh(h) + column(drive)
+        return self.Uxh(x) + self.Whh(h) + unsqueeze_drive(drive)
 
     def gain(self, g):
         """n = Wgn g + b_n, (..., B, H)."""
@@ -80,12 +96,23 @@ class ANRU(RecurrentLayer):
         a = self.preactivation(x_t, before[0], drive_t)
         return {"a": a, "n": self.gain(g), "s": self.saturation(g), "h": h, "g": g}
 
+    def recurrent_matrix(self):
+        return self.Whh.weight.detach()
+
+    def gains(self, x):
+        """n and s at every step of x, each (T, B, H)."""
+        return self.trace(x, keep=("n", "s"))[2]
+
+    def parameter_groups(self):
+        """'gains': b_n and b_s, the base values of n and s."""
+        return {"gains": [self.Wgn.bias, self.Wgs.bias]}
+
     def _run(self, x, state, drive):
         h, g = state
         x, U = time_loop.joined_input(x, drive, self.Uxh.weight)
         b, y = self.Uxh.bias + self.Whh.bias, (g.transpose(1, 2) + 1) / 2
         inputs = (x, h, y, U, b, self.Whh.weight, *self._supervisor_maps())
-        outputs, h, y = _ANRU.apply(time_loop.learning(*inputs), *inputs)
+        outputs, h, y = _ANRU.apply(time_loop.needs_backward(*inputs), *inputs)
         return outputs, (h, (2 * y - 1).transpose(1, 2))
 
     def _supervisor_maps(self):
@@ -171,7 +198,7 @@ class _ANRU(torch.autograd.Function):
         return outputs, outputs[-1].clone(), y_last
 
     @staticmethod
-    @once_differentiable
+    @time_loop.differentiable_once
     def backward(ctx, doutputs, dstate, dy_last):
         x, h, U, W, E, N, outputs, a, ns, kept = ctx.saved_tensors
         steps, batch, size, M = *outputs.shape, len(E)
@@ -192,7 +219,7 @@ class _ANRU(torch.autograd.Function):
             )
             chunk_dstate = None if dstate is None else dstate[chunk]
             chunk_doutputs = None if doutputs is None else doutputs[:, chunk]
-            da_t = None
+            da_t, dh_t = None, torch.empty_like(h[chunk])
             for index, (first, last) in reversed(list(enumerate(blocks))):
                 if last < steps:  # the next block begins with the y that this one ends with
                     ys[BLOCK], ys[0] = ys[0], ys[BLOCK]
@@ -203,22 +230,20 @@ class _ANRU(torch.autograd.Function):
                         y_t[:, M] = a[t + 1, chunk]
                 n, s = ns[first:last, chunk].unbind(2)
                 slope, into_n, into_s = gamma_function.derivatives(a[first:last, chunk], n, s)
-                delta = time_loop.direct_gradient(
-                    first, last, chunk_doutputs, chunk_dstate, steps, slope
-                )
                 for i in reversed(range(last - first)):
-                    delta_t, y_t = delta[i], ys[i + 1]
-                    if da_t is not None:
-                        delta_t.addmm_(da_t, W)  # dL/dh_t
-                    torch.mul(delta_t, into_n[i], out=D[:, M])
-                    torch.mul(delta_t, into_s[i], out=D[:, M + 1])
+                    y_t = ys[i + 1]
+                    time_loop.hidden_gradient(
+                        first + i, da_t, W, chunk_doutputs, chunk_dstate, out=dh_t
+                    )
+                    torch.mul(dh_t, into_n[i], out=D[:, M])
+                    torch.mul(dh_t, into_s[i], out=D[:, M + 1])
                     products.baddbmm_(D, y_t.transpose(1, 2))
                     torch.bmm(step_back, D, out=D_before)
                     if da_t is None and dy_last is not None:
                         D_before[:, :M] += dy_last[chunk]
                     torch.ops.aten.sigmoid_backward.grad_input(D_before, y_t, grad_input=D_before)
                     D, D_before = time_loop.flush(D_before), D
-                    da_t = slope[i].mul_(delta_t)  # slope becomes dL/da
+                    da_t = slope[i].mul_(dh_t)  # slope becomes dL/da
                     da_t.unsqueeze(1).baddbmm_(a_back, D)
                     time_loop.flush(da_t)
                 gradients.add(first, last, slope, chunk)

@@ -18,7 +18,6 @@ import math
 from typing import ClassVar
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, relu
 
 from NetworkCreation import initialization, time_loop
@@ -26,10 +25,10 @@ from NetworkCreation.layer import (
     RecurrentLayer,
     check_sizes,
     choose,
-    column,
     linear_map,
     modrelu_bias,
     random_angles,
+    unsqueeze_drive,
 )
 
 
@@ -54,12 +53,24 @@ class EURNN(RecurrentLayer):
     State: (Re h, Im h), each (B, H).
     """
 
+    training_flags: ClassVar = ("lr_orth",)
     NONLINEARITIES: ClassVar = {"modrelu": complex_modrelu, "none": complex_identity}
 
     def __init__(
-        self, input_size, hidden_size, capacity=2, nonlin="modrelu", iinit="kaiming", **like
+        self,
+        input_size,
+        hidden_size,
+        capacity=2,
+        nonlin="modrelu",
+        iinit="kaiming",
+        *,
+        batch_first=False,
+        generator=None,
+        device=None,
+        dtype=None,
     ):
-        super().__init__(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, batch_first)
+        like = {"generator": generator, "device": device, "dtype": dtype}
         check_sizes(capacity=capacity)
         self._phi = choose("nonlin", nonlin, self.NONLINEARITIES)
         self.capacity = capacity
@@ -76,7 +87,7 @@ class EURNN(RecurrentLayer):
             "b", modrelu_bias(hidden_size, **like) if nonlin == "modrelu" else None
         )
 
-    def parameters_apart(self):
+    def parameter_groups(self):
         """'orthogonal': the parameters of W."""
         return {"orthogonal": [self.theta, self.phi, self.omega]}
 
@@ -103,9 +114,15 @@ class EURNN(RecurrentLayer):
             h = own * h + other * h[..., swap]
         return h
 
+    @torch.no_grad()
+    def recurrent_matrix(self):
+        """W, (H, H), complex."""
+        basis = torch.eye(self.hidden_size).to(self.theta)
+        return self.rotate(torch.complex(basis, torch.zeros_like(basis))).t()
+
     def preactivation(self, x, h, drive=None):
         """a = U x + W h + drive, complex, (..., B, H); h complex."""
-        return torch.complex(self.Ure(x) + column(drive), self.Uim(x)) + self.rotate(h)
+        return torch.complex(self.Ure(x) + unsqueeze_drive(drive), self.Uim(x)) + self.rotate(h)
 
     def step(self, x_t, state, drive_t=None):
         a = self.preactivation(x_t, torch.complex(*state), drive_t)  # (B, H)
@@ -125,7 +142,7 @@ class EURNN(RecurrentLayer):
             re = re + self.Ure.bias.unsqueeze(1)
         bias = None if self.b is None else self.b.unsqueeze(1)
         inputs = (torch.complex(re, im), torch.complex(*state).t(), *self.rotations())
-        learns = time_loop.learning(*inputs, bias)
+        learns = time_loop.needs_backward(*inputs, bias)
         outputs, h = _Unitary.apply(learns, self._phi, *inputs, bias)
         return outputs.transpose(1, 2), (h.real.t(), h.imag.t())
 
@@ -192,7 +209,7 @@ class _Unitary(torch.autograd.Function):
         return outputs, state
 
     @staticmethod
-    @once_differentiable
+    @time_loop.differentiable_once
     def backward(ctx, doutputs, dstate):
         h, own, other, swaps, bias, z = ctx.saved_tensors
         forth, back = _factors(own, other, swaps), _factors(own, other, swaps, back=True)

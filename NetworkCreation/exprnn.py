@@ -3,12 +3,14 @@
     h_t = φ(U x_t + P h_{t−1} + drive_t)                 (B, H)
     P = P₀ Q(A),  Q(A) = exp(A) or (1 + A/2)(1 − A/2)⁻¹  (H, H), A skew-symmetric and learned
 
-P is made of A once per sequence, and the gradient goes through its making once. On a GPU the host
-waits there for the device, about a dozen times for exp and once for the Cayley map.
+P is computed, and differentiated, once per sequence. On a GPU this synchronises about a dozen times
+for exp and once for the Cayley map.
 
 Source: Lezcano-Casado & Martínez-Rubio, arXiv 1901.08428; P₀ is the base of their dynamic
-trivializations, arXiv 1909.09501, and stays what it is.
+trivializations, arXiv 1909.09501, and is not updated.
 """
+
+from typing import ClassVar
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -39,14 +41,16 @@ class ExpRNN(ElmanLayer):
 
     A is initially 0. ostep_method: 'exp' or 'cayley', the map Q. rinit: a key of
     `initialization.ROTATIONS`, which draws P₀; det P is always +1. iinit: a key of
-    `initialization.INPUT` (for U). modrelu has the only bias; with another φ, U has one, as in
-    torch. nonlin, n, s, learn_params: as for `RNN`. Raises OptionError for an unknown name,
+    `initialization.INPUT` (for U). U has a bias unless φ is modrelu, which has its own.
+    nonlin, n, s, learn_params: as for `RNN`. Raises OptionError for an unknown name,
     a size below 1 or n = 0.
 
     `V` is the linear map whose `weight` is the recurrent matrix: here P.
 
     State: h (B, H).
     """
+
+    training_flags: ClassVar = ("lr_orth",)
 
     def __init__(
         self,
@@ -59,9 +63,14 @@ class ExpRNN(ElmanLayer):
         rinit="henaff",
         iinit="kaiming",
         ostep_method="exp",
-        **like,
+        *,
+        batch_first=False,
+        generator=None,
+        device=None,
+        dtype=None,
     ):
-        super().__init__(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, batch_first)
+        like = {"generator": generator, "device": device, "dtype": dtype}
         start = choose("rinit", rinit, initialization.ROTATIONS)
         entry = choose("iinit", iinit, initialization.INPUT)
         orthogonal_map = choose("ostep_method", ostep_method, ORTHOGONAL_MAPS)
@@ -81,9 +90,10 @@ class ExpRNN(ElmanLayer):
         to_orthogonal, step, *_ = self.V.parametrizations.weight
         return step(to_orthogonal(self.V.parametrizations.weight.original))
 
-    def parameters_apart(self):
-        """'orthogonal': the parameter of A."""
-        return {"orthogonal": [self.V.parametrizations.weight.original]}
+    def parameter_groups(self):
+        """'orthogonal': the parameter of A; 'gains' as for `RNN`."""
+        orthogonal_parameters = [self.V.parametrizations.weight.original]
+        return super().parameter_groups() | {"orthogonal": orthogonal_parameters}
 
     def extra_repr(self):
         return f"nonlin={self.nonlin}, ostep_method={self.ostep_method}"

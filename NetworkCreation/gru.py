@@ -10,7 +10,7 @@ Source: Cho et al., arXiv 1406.1078, with the reset gate after the recurrent pro
 import torch
 
 from NetworkCreation import initialization, time_loop
-from NetworkCreation.layer import RecurrentLayer, column, linear_map
+from NetworkCreation.layer import RecurrentLayer, linear_map, unsqueeze_drive
 
 
 class GRU(RecurrentLayer):
@@ -22,8 +22,11 @@ class GRU(RecurrentLayer):
     State: h (B, H).
     """
 
-    def __init__(self, input_size, hidden_size, **like):
-        super().__init__(input_size, hidden_size)
+    def __init__(
+        self, input_size, hidden_size, *, batch_first=False, generator=None, device=None, dtype=None
+    ):
+        super().__init__(input_size, hidden_size, batch_first)
+        like = {"generator": generator, "device": device, "dtype": dtype}
         for gate in "rzn":
             for source, size in (("i", input_size), ("h", hidden_size)):
                 linear = linear_map(size, hidden_size, initialization.torch_default, **like)
@@ -35,7 +38,7 @@ class GRU(RecurrentLayer):
     def preactivation(self, x, h, drive=None):
         """a = Win x + b + r ∘ (Whn h + b) + drive, of the candidate, (..., B, H)."""
         r = torch.sigmoid(self.Wir(x) + self.Whr(h))
-        return self.Win(x) + r * self.Whn(h) + column(drive)
+        return self.Win(x) + r * self.Whn(h) + unsqueeze_drive(drive)
 
     def step(self, x_t, h, drive_t=None):
         z = torch.sigmoid(self.Wiz(x_t) + self.Whz(h))  # (B, H)
@@ -51,6 +54,6 @@ class GRU(RecurrentLayer):
         U, W = (torch.cat([linear.weight for linear in maps]) for maps in (of_x, of_h))
         b_x, b_h = (torch.cat([linear.bias for linear in maps]) for maps in (of_x, of_h))
         x, U = time_loop.joined_input(x, drive, U, driven=slice(2 * self.hidden_size, None))
-        weights, train = time_loop.one_block(U, W, b_x, b_h), torch.is_grad_enabled()
+        weights, train = time_loop.flat_weights(U, W, b_x, b_h), torch.is_grad_enabled()
         outputs, h = torch.gru(x, h.unsqueeze(0), weights, True, 1, 0.0, train, False, False)
         return outputs, h.squeeze(0)

@@ -1,26 +1,19 @@
-"""Base class of the recurrent layers: how a layer is called, and what their constructors share.
+"""Base class of the recurrent layers, and what their constructors share.
 
 Letters: T time, B batch, I input, H main units.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from NetworkCreation import gamma_function, initialization
-from NetworkCreation.time_loop import Embedded
-
-
-class OptionError(ValueError):
-    """A constructor argument has a value that is not allowed; `name` is that of the argument."""
-
-    def __init__(self, name, message):
-        super().__init__(message)
-        self.name = name
+from NetworkCreation.errors import OptionError
+from NetworkCreation.time_loop import Embedded, autocast_is_on, without_autocast
 
 
 def choose(name, value, choices):
@@ -37,28 +30,49 @@ def check_sizes(**sizes):
             raise OptionError(name, f"{name} must be at least 1, got {value}")
 
 
-def modrelu(a, bias, out=None):
-    """sign(a) · max(|a| + bias, 0) of a real a. Source: Arjovsky et al., arXiv 1511.06464."""
-    return torch.mul(a.sign(), a.abs().add_(bias).relu_(), out=out)
+class Activation:
+    """φ(a; parameters), element by element, for a step of a layer and for its fused loop.
 
-
-class Activation(NamedTuple):
-    """φ(a), for a step of a layer and for its fast loop.
-
-    function(a, *parameters) is differentiable. The other functions serve the loop, where autograd
-    is off: value(a, *parameters, out) writes φ(a) into `out`; slope(z, *parameters) returns φ'(a),
-    a new tensor, with z = a if `from_a`, else z = φ(a). terms(z, *parameters) returns the slope and
-    the terms of the derivatives by the parameters; combine(*parameters, terms) computes these
-    derivatives from the terms, or from sums of them.
+    function(a, *parameters): φ, differentiable. It is all that an activation needs; what else is
+    given replaces autograd in the loop, and is faster there:
+    value(a, *parameters, out): writes φ(a) to `out`, if given, and returns it.
+    slope(z, *parameters): φ′(a), a new tensor.
+    terms(z, *parameters): the slope, and a tuple of terms of the derivatives by the parameters,
+        of the shape of z.
+    combine(*parameters, sums): the derivatives by the parameters, from sums of the terms. By
+        default the terms are the derivatives.
+    parameters: names of attributes of the layer, tensors of one shape.
+    from_a: whether z is a or, to save memory, φ(a); then `slope` must be given.
     """
 
-    function: Callable
-    value: Callable
-    slope: Callable
-    terms: Callable | None = None
-    combine: Callable | None = None
-    parameters: tuple[str, ...] = ()
-    from_a: bool = False
+    def __init__(
+        self,
+        function,
+        value=None,
+        slope=None,
+        terms=None,
+        combine=None,
+        parameters=(),
+        from_a=True,
+    ):
+        self.function = function
+        self.value = value or self._value
+        self.slope = slope or (lambda *arguments: self.terms(*arguments)[0])
+        self.terms = terms or self._terms
+        self.combine = combine or (lambda *arguments: arguments[-1])
+        self.parameters = parameters
+        self.from_a = from_a
+
+    def _value(self, a, *parameters, out=None):
+        h = self.function(a, *parameters)
+        return h if out is None else out.copy_(h)
+
+    @torch.enable_grad()
+    def _terms(self, a, *parameters):
+        inputs = [tensor.expand_as(a).detach().requires_grad_() for tensor in (a, *parameters)]
+        h = self.function(*inputs)
+        slope, *terms = torch.autograd.grad(h.sum(), inputs, materialize_grads=True)
+        return slope, tuple(terms)
 
 
 GAMMA = Activation(
@@ -68,17 +82,21 @@ GAMMA = Activation(
     gamma_function.terms,
     gamma_function.combine,
     parameters=("n", "s"),
-    from_a=True,
 )
+
+
+def modrelu(a, bias, out=None):
+    """sign(a) · max(|a| + bias, 0) of a real a. Source: Arjovsky et al., arXiv 1511.06464."""
+    return torch.mul(a.sign(), a.abs().add_(bias).relu_(), out=out)
+
+
+def _modrelu_terms(h, bias):
+    sign = h.sign()  # of a, and 0 below the threshold
+    return sign.abs(), (sign,)
 
 
 def _relu(a, out=None):
     return torch.threshold(a, 0, 0, out=out)
-
-
-def _modrelu_terms(h, b):
-    sign = h.sign()  # of a, and 0 below the threshold
-    return sign.abs(), (sign,)
 
 
 def _identity(a, out=None):
@@ -88,96 +106,119 @@ def _identity(a, out=None):
 NONLINEARITIES = {
     "gamma": GAMMA,
     "gamma2": GAMMA,
-    "ReLU": Activation(_relu, _relu, torch.sign),
-    "tanh": Activation(torch.tanh, torch.tanh, lambda h: 1 - h * h),
-    "sigmoid": Activation(torch.sigmoid, torch.sigmoid, lambda h: h * (1 - h)),
+    "ReLU": Activation(_relu, _relu, torch.sign, from_a=False),
+    "tanh": Activation(torch.tanh, torch.tanh, lambda h: 1 - h * h, from_a=False),
+    "sigmoid": Activation(torch.sigmoid, torch.sigmoid, lambda h: h * (1 - h), from_a=False),
     "modrelu": Activation(
         modrelu,
         modrelu,
-        lambda h, b: h.sign().abs(),
+        lambda h, bias: h.sign().abs(),
         _modrelu_terms,
-        lambda b, terms: terms,
         parameters=("b",),
+        from_a=False,
     ),
-    "none": Activation(_identity, _identity, torch.ones_like),
+    "none": Activation(_identity, _identity, torch.ones_like, from_a=False),
 }
 
 
 def empty_linear(inputs, outputs, bias=True, device=None, dtype=None):
-    """`torch.nn.Linear` without initial values, as `torch.nn.utils.skip_init` makes it."""
-    linear = nn.Linear(inputs, outputs, bias, device="meta", dtype=dtype)
-    device = torch.device("cpu" if device is None else device)
-    return linear if device.type == "meta" else linear.to_empty(device=device)
+    """`torch.nn.Linear` without initial values."""
+    device = torch.get_default_device() if device is None else device
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=device, dtype=dtype)
 
 
-def linear_map(
-    inputs, outputs, initialise, bias=True, *, generator=None, device=None, dtype=None, **options
-):
+def linear_map(inputs, outputs, initialise, bias=True, *, generator=None, device=None, dtype=None):
     """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as in torch."""
     linear = empty_linear(inputs, outputs, bias, device, dtype)
-    initialise(linear.weight, generator, **options)
+    initialise(linear.weight, generator)
     if bias:
         initialization.uniform(linear.bias, generator, bound=inputs**-0.5)
     return linear
 
 
 def modrelu_bias(units, generator=None, device=None, dtype=None):
-    """The bias of the modReLU, a parameter (units,), U(−0.01, 0.01) at the start."""
+    """The bias of the modReLU, a parameter (units,), initially U(−0.01, 0.01)."""
     bias = torch.empty(units, device=device, dtype=dtype)
     return nn.Parameter(initialization.uniform(bias, generator, bound=0.01))
 
 
 def random_angles(count, generator=None, device=None, dtype=None):
-    """A parameter (count,), U(0, 2π) at the start."""
+    """A parameter (count,), initially U(0, 2π)."""
     angles = torch.empty(count, device=device, dtype=dtype)
     return nn.Parameter(initialization.uniform(angles, generator, bound=math.pi).add_(math.pi))
 
 
-def column(drive):
+def unsqueeze_drive(drive):
     """A drive (), (B,) or (T, B) with an axis for the units; 0 for no drive."""
     return 0.0 if drive is None else drive.unsqueeze(-1)
 
 
 class RecurrentLayer(nn.Module):
-    """Base class of the recurrent layers: calling, tracing, and checks of the input.
-
-    A layer is called as `torch.nn.RNN` is,
+    """Base class of the recurrent layers, which are called as `torch.nn.RNN` is.
 
         outputs, state = layer(x, state=None, drive=None)
 
-    with x (T, B, I), outputs (T, B, H), and drive (T,), (T, B) or None: a current that is added
-    to the pre-activation of every unit. x may be a `time_loop.Embedded`. A state is one tensor or
-    a tuple of tensors, the hidden state h (B, H) first.
+    x is (T, B, I), or a `time_loop.Embedded`; outputs are (T, B, H). A state is one tensor or a
+    tuple of tensors, the hidden state h (B, H) first; unlike torch's, it has no axis for stacked
+    layers. drive is (T,), (T, B) or None: a current that is added to the pre-activation of every
+    unit. With batch_first=True, T and B are exchanged in x, outputs and a drive (B, T).
 
-    A network defines `state_shapes`, `step`, `quantities` and `_run`. `like` in its constructor
-    stands for the keywords generator (of the initial values; None: torch's own), device and dtype.
+    A layer computes in its own dtype; where autocast is enabled, it converts inputs in half
+    precision and is otherwise unaffected (`step` by itself follows autocast).
+
+    A network defines `state_shapes` and `step`; the rest has defaults. `_run` is the fused loop,
+    and `quantities` adds to what `trace` returns. The constructor has the keywords generator (of
+    the initial values; None: torch's own), device and dtype.
     Raises OptionError for a size below 1.
     """
 
-    def __init__(self, input_size, hidden_size):
+    # Flags of the optimiser or the loss that apply to the network, by name.
+    training_flags: ClassVar[tuple] = ()
+
+    def __init__(self, input_size, hidden_size, batch_first=False):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
+        self.batch_first = batch_first
 
     def state_shapes(self, batch):
-        """The shapes of the state's tensors for this batch size."""
-        raise NotImplementedError
+        """The shapes of the state's tensors for this batch size, a list."""
+        raise self._missing("state_shapes")
 
     def step(self, x_t, state, drive_t=None):
         """The state after one step: x_t (B, I), drive_t (), (B,) or None."""
-        raise NotImplementedError
+        raise self._missing("step")
+
+    def recurrent_matrix(self):
+        """The matrix by which h_{t−1} enters the pre-activation, (H, H), detached.
+
+        Raises NotImplementedError for a network that has several, such as the gated ones.
+        """
+        raise self._missing("recurrent_matrix")
+
+    def _missing(self, method):
+        return NotImplementedError(f"{type(self).__name__} does not define {method}")
 
     def quantities(self, x_t, before, after, drive_t=None):
-        """The quantities of one step that analyses need, by name."""
-        raise NotImplementedError
+        """The quantities of one step that analyses need, by name: h (B, H)."""
+        return {"h": hidden(after)}
 
-    def _run(self, x, state, drive):
-        """The fast path: `forward` after the checks."""
-        raise NotImplementedError
+    def gains(self, x):
+        """n and s of γ by name, for an input x as in a call; {} for a network without γ."""
+        return {}
 
-    def parameters_apart(self):
-        """The parameters that an optimiser treats differently, {name of the group: list}."""
+    def penalty(self):
+        """A term for the loss, (), by which the network is regularised, or None."""
+        return None
+
+    def parameter_groups(self):
+        """The parameters that an optimiser treats differently, {name of the group: list}.
+
+        'gains': n and s, or their base values; exempt from weight decay. 'orthogonal': parameters
+        of an orthogonal matrix, with a learning rate of their own and no weight decay. 'T': the
+        non-normal part of the recurrent matrix, with a weight decay of its own.
+        """
         return {}
 
     def initial_state(self, batch):
@@ -189,12 +230,18 @@ class RecurrentLayer(nn.Module):
         """The outputs of all steps and the state after the last.
 
         x: (T, B, I), or `Embedded`. state: as the layer returns it, or None for zeros. drive:
-        (T,), (T, B) or None. Returns outputs (T, B, H) and the state. Raises ValueError for
-        another shape.
+        (T,), (T, B) or None. Returns outputs (T, B, H) and the state. With batch_first, (B, T, ·).
+        Raises ValueError for another shape or dtype.
         Differentiable once, in reverse mode; use `loop` for second derivatives, forward mode and
         torch.func.
         """
-        return self._run(x, *self._check(x, state, drive))
+        x, state, drive = self._prepare(x, state, drive)
+        with without_autocast(hidden(state).device):
+            if x.shape[1] > 0:
+                outputs, state = self._run(x, state, drive)
+            else:  # the fused loops need a sample
+                outputs, state, _ = self._steps(x, state, drive)
+        return self._arrange(outputs), state
 
     def loop(self, x, state=None, drive=None):
         """As `forward`, but step by step: the definition, and slower."""
@@ -207,38 +254,70 @@ class RecurrentLayer(nn.Module):
         keep: the names to return (None: all of `quantities`; ANRU's g is M times as large as the
         others). Raises ValueError for a name that the layer does not have.
         """
-        state, drive = self._check(x, state, drive)
+        x, state, drive = self._prepare(x, state, drive)
+        with without_autocast(hidden(state).device):
+            outputs, state, traced = self._steps(x, state, drive, keep)
+        return self._arrange(outputs), state, {k: self._arrange(v) for k, v in traced.items()}
+
+    def _run(self, x, state, drive):
+        """`forward` after the checks, T first. A network may replace the loop by a faster one."""
+        return self._steps(x, state, drive)[:2]
+
+    def _steps(self, x, state, drive, keep=()):
         x = x.dense() if isinstance(x, Embedded) else x
-        outputs, kept = [], {}
+        outputs, traced = [], {}
         with parametrize.cached():  # a parametrized matrix is computed once
             for t, x_t in enumerate(x):
                 drive_t = None if drive is None else drive[t]
                 before, state = state, self.step(x_t, state, drive_t)
                 outputs.append(hidden(state))
                 if keep is None or keep:
-                    found = self.quantities(x_t, before, state, drive_t)
-                    for name in found if keep is None else keep:
-                        kept.setdefault(name, []).append(choose("keep", name, found))
-        return torch.stack(outputs), state, {k: torch.stack(v) for k, v in kept.items()}
+                    values = self.quantities(x_t, before, state, drive_t)
+                    for name in values if keep is None else keep:
+                        traced.setdefault(name, []).append(choose("keep", name, values))
+        return torch.stack(outputs), state, {k: torch.stack(v) for k, v in traced.items()}
 
-    def _check(self, x, state, drive):
-        """The initial state, and the drive converted to x's dtype; checks all shapes."""
-        if len(x.shape) != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
+    def _arrange(self, tensor):
+        """A result (T, B, ...) in the order of axes that the caller expects."""
+        return tensor.transpose(0, 1) if self.batch_first else tensor
+
+    def _prepare(self, x, state, drive):
+        """x and drive with T first, and the state, in the layer's dtype; checks all of them."""
+        if isinstance(x, PackedSequence):
+            raise TypeError(f"{type(self).__name__} takes a padded tensor, got a PackedSequence")
+        given, axes = tuple(x.shape), "B, T" if self.batch_first else "T, B"
+        x = x.transpose(0, 1) if self.batch_first and len(given) == 3 else x
+        if len(given) != 3 or x.shape[0] < 1 or given[2] != self.input_size:
             raise ValueError(
-                f"the input must be (T, B, {self.input_size}) with T ≥ 1, got {tuple(x.shape)}"
+                f"the input must be ({axes}, {self.input_size}) with T ≥ 1, got {given}"
             )
         steps, batch = x.shape[:2]
+        if isinstance(x, Embedded):
+            self._in_own_dtype("input", x.table)
+        else:
+            x = self._in_own_dtype("input", x)
         state = parts(self.initial_state(batch) if state is None else state)
         expected, shapes = self.state_shapes(batch), [tuple(part.shape) for part in state]
         if shapes != expected:
             raise ValueError(f"the state must have the shapes {expected}, got {shapes}")
+        state = _joined([self._in_own_dtype("state", part) for part in state])
         if drive is not None:
-            if tuple(drive.shape) not in ((steps,), (steps, batch)):
+            if tuple(drive.shape) not in ((steps,), given[:2]):
                 raise ValueError(
-                    f"the drive must be ({steps},) or {(steps, batch)}, got {tuple(drive.shape)}"
+                    f"the drive must be ({steps},) or {given[:2]}, got {tuple(drive.shape)}"
                 )
-            drive = drive.to(x.table if isinstance(x, Embedded) else x)
-        return _joined(state), drive
+            drive = drive.t() if self.batch_first and drive.ndim == 2 else drive
+            drive = drive.to(hidden(state))
+        return x, state, drive
+
+    def _in_own_dtype(self, name, tensor):
+        """The tensor in the layer's dtype; only autocast permits another one, half precision."""
+        own = next(self.parameters()).dtype
+        if tensor.dtype in (torch.float16, torch.bfloat16) and autocast_is_on(tensor.device):
+            return tensor.to(own)
+        if tensor.dtype != own:
+            raise ValueError(f"the {name} is {tensor.dtype}, but the layer is {own}")
+        return tensor
 
 
 def parts(state):

@@ -10,7 +10,7 @@ Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 import torch
 
 from NetworkCreation import initialization, time_loop
-from NetworkCreation.layer import RecurrentLayer, column, linear_map
+from NetworkCreation.layer import RecurrentLayer, linear_map, unsqueeze_drive
 
 
 class LSTM(RecurrentLayer):
@@ -21,8 +21,11 @@ class LSTM(RecurrentLayer):
     State: (h, c), each (B, H).
     """
 
-    def __init__(self, input_size, hidden_size, **like):
-        super().__init__(input_size, hidden_size)
+    def __init__(
+        self, input_size, hidden_size, *, batch_first=False, generator=None, device=None, dtype=None
+    ):
+        super().__init__(input_size, hidden_size, batch_first)
+        like = {"generator": generator, "device": device, "dtype": dtype}
         for gate in "fiog":
             linear = linear_map(
                 hidden_size + input_size, hidden_size, initialization.xavier, **like
@@ -34,7 +37,7 @@ class LSTM(RecurrentLayer):
 
     def preactivation(self, x, h, drive=None):
         """a = Wo [h, x] + b_o + drive, of the output gate, (..., B, H)."""
-        return self.Wo(torch.cat([h, x], dim=-1)) + column(drive)
+        return self.Wo(torch.cat([h, x], dim=-1)) + unsqueeze_drive(drive)
 
     def step(self, x_t, state, drive_t=None):
         h, c = state
@@ -57,7 +60,7 @@ class LSTM(RecurrentLayer):
         weight = torch.cat([gate.weight for gate in gates])
         b = torch.cat([gate.bias for gate in gates])
         x, U = time_loop.joined_input(x, drive, weight[:, H:], driven=slice(3 * H, None))
-        weights = time_loop.one_block(U, weight[:, :H], b, torch.zeros_like(b))
+        weights = time_loop.flat_weights(U, weight[:, :H], b, torch.zeros_like(b))
         start, train = [part.unsqueeze(0) for part in state], torch.is_grad_enabled()
         outputs, h, c = torch.lstm(x, start, weights, True, 1, 0.0, train, False, False)
         return outputs, (h.squeeze(0), c.squeeze(0))

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from NetworkCreation import initialization
-from NetworkCreation.layer import OptionError, check_sizes, choose, empty_linear, hidden, linear_map
-from NetworkCreation.Networks import ANRU, NETWORKS
+from NetworkCreation.errors import OptionError
+from NetworkCreation.layer import check_sizes, choose, empty_linear, hidden, linear_map
+from NetworkCreation.Networks import NETWORKS
 from NetworkCreation.time_loop import Embedded
 
 
@@ -74,25 +75,14 @@ def build_model(spec, generator=None, device=None):
     Raises OptionError for a value that is not allowed.
     """
     network = choose("net_type", spec["net_type"], NETWORKS)
-    characters = choose("task", spec["task"], {"pixels": False, "characters": True})
-    inputs = spec["embedding_size"] if characters else 1
+    input_size = choose(
+        "task", spec["task"], {"pixels": 1, "characters": spec.get("embedding_size")}
+    )
     like = {"generator": generator, "device": device}
-    rnn = network(inputs, spec["hidden_size"], **spec["layer"], **like)
-    if characters:
-        return CharacterModel(rnn, len(spec["vocabulary"]), spec["tied"], **like)
-    return PixelClassifier(rnn, spec["classes"], **like)
-
-
-def parameter_groups(model, options):
-    """Parameter groups for an optimiser: the main group, then those of `parameters_apart`.
-
-    options: {name of a group: the optimiser's options for it}.
-    """
-    apart = model.rnn.parameters_apart()
-    taken = {parameter for parameters in apart.values() for parameter in parameters}
-    main = [parameter for parameter in model.parameters() if parameter not in taken]
-    groups = [{"params": parameters, **options[name]} for name, parameters in apart.items()]
-    return [{"params": main}, *groups]
+    rnn = network(input_size, spec["hidden_size"], **spec["layer"], **like)
+    if spec["task"] == "pixels":
+        return PixelClassifier(rnn, spec["classes"], **like)
+    return CharacterModel(rnn, len(spec["vocabulary"]), spec["tied"], **like)
 
 
 @torch.no_grad()
@@ -102,14 +92,10 @@ def gain_statistics(rnn, x):
     x: (T, B, I), a few sequences. Returns {'n_mean', 'n_std', 's_mean', 's_std'} of floats, each
     None for a layer without n and s.
     """
-    found = {}
-    if isinstance(rnn, ANRU):
-        _, _, found = rnn.trace(x, keep=("n", "s"))
-    elif hasattr(rnn, "n"):
-        found = {"n": rnn.n, "s": rnn.s}
+    gains = rnn.gains(x)
     statistics = {}
     for name in ("n", "s"):
-        values = found[name].cpu().double() if name in found else None
+        values = gains[name].cpu().double() if name in gains else None
         statistics[f"{name}_mean"] = None if values is None else values.mean().item()
         statistics[f"{name}_std"] = None if values is None else values.std(correction=0).item()
     return statistics

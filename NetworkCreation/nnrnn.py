@@ -9,12 +9,15 @@ T is zero except strictly above the blocks.
 Source: Kerg et al., arXiv 1905.12080.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from NetworkCreation.errors import OptionError
 from NetworkCreation.exprnn import ExpRNN
-from NetworkCreation.layer import OptionError, random_angles
+from NetworkCreation.layer import random_angles
 
 
 class Schur(nn.Module):
@@ -50,20 +53,39 @@ class NonNormalRNN(ExpRNN):
     State: h (B, H).
     """
 
+    training_flags: ClassVar = ("lr_orth", "alam", "Tdecay")
+
     def __init__(
         self,
         input_size,
         hidden_size,
-        *arguments,
+        nonlin="modrelu",
+        n=5.0,
+        s=0.0,
+        learn_params=True,
+        rinit="henaff",
+        iinit="kaiming",
+        ostep_method="exp",
+        *,
+        batch_first=False,
         generator=None,
         device=None,
         dtype=None,
-        **options,
     ):
         if hidden_size % 2:
             raise OptionError("hidden_size", f"hidden_size must be even, got {hidden_size}")
         like = {"generator": generator, "device": device, "dtype": dtype}
-        super().__init__(input_size, hidden_size, *arguments, **options, **like)
+        activation = (nonlin, n, s, learn_params)
+        super().__init__(
+            input_size,
+            hidden_size,
+            *activation,
+            rinit,
+            iinit,
+            ostep_method,
+            batch_first=batch_first,
+            **like,
+        )
         schur = Schur(hidden_size, **like)
         parametrize.register_parametrization(self.V, "weight", schur, unsafe=True)
 
@@ -72,9 +94,9 @@ class NonNormalRNN(ExpRNN):
         """The parametrization of V by P, with `alpha`, `theta` and `T`."""
         return self.V.parametrizations.weight[2]
 
-    def parameters_apart(self):
-        """'orthogonal' as for `ExpRNN`, and 'T'."""
-        return super().parameters_apart() | {"T": [self.schur.T]}
+    def parameter_groups(self):
+        """As for `ExpRNN`, and 'T'."""
+        return super().parameter_groups() | {"T": [self.schur.T]}
 
     def penalty(self):
         """Σ_j (α_j − 1)², (): how far the eigenvalues are from the unit circle."""

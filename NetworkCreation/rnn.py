@@ -9,18 +9,18 @@ Letters: T time, B batch, I input, H units.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch import nn
 
 from NetworkCreation import initialization, time_loop
+from NetworkCreation.errors import OptionError
 from NetworkCreation.gamma_function import check_gain, register_gain_and_saturation
 from NetworkCreation.layer import (
     NONLINEARITIES,
-    OptionError,
     RecurrentLayer,
     choose,
-    column,
     linear_map,
     modrelu_bias,
+    unsqueeze_drive,
 )
 
 
@@ -62,19 +62,29 @@ class ElmanLayer(RecurrentLayer):
 
     def preactivation(self, x, h, drive=None):
         """a = U x + V h + drive, with the biases that U and V have, (..., B, H)."""
-        return self.U(x) + self.V(h) + column(drive)
+        return self.U(x) + self.V(h) + unsqueeze_drive(drive)
 
     def step(self, x_t, h, drive_t=None):
         a = self.preactivation(x_t, h, drive_t)  # (B, H)
         phi, parameters = self.activation
         return phi.function(a, *parameters)
 
+    def recurrent_matrix(self):
+        return self.V.weight.detach()
+
+    def gains(self, x=None):
+        """n and s of γ, (1,) or (H,); {} for another φ."""
+        return {"n": self.n, "s": self.s} if self.nonlin in ("gamma", "gamma2") else {}
+
+    def parameter_groups(self):
+        """'gains': n and s, if they learn."""
+        learned = [gain for gain in self.gains().values() if isinstance(gain, nn.Parameter)]
+        return {"gains": learned} if learned else {}
+
     def quantities(self, x_t, before, after, drive_t=None):
         """a and h, and n and s of γ; each (B, H)."""
-        found = {"a": self.preactivation(x_t, before, drive_t), "h": after}
-        if self.nonlin in ("gamma", "gamma2"):
-            found |= {"n": self.n.expand_as(after), "s": self.s.expand_as(after)}
-        return found
+        gains = {name: gain.expand_as(after) for name, gain in self.gains().items()}
+        return {"a": self.preactivation(x_t, before, drive_t), "h": after, **gains}
 
     def _run(self, x, h, drive):
         biases = [linear.bias for linear in (self.U, self.V) if linear.bias is not None]
@@ -82,7 +92,7 @@ class ElmanLayer(RecurrentLayer):
         b = sum(biases) if biases else U.new_zeros(len(U))
         phi, parameters = self.activation
         inputs = (x, h, U, b, self.V.weight, *parameters)
-        return _RNN.apply(phi, time_loop.learning(*inputs), *inputs)
+        return _RNN.apply(phi, time_loop.needs_backward(*inputs), *inputs)
 
     def extra_repr(self):
         return f"nonlin={self.nonlin}"
@@ -111,9 +121,14 @@ class RNN(ElmanLayer):
         learn_params=True,
         rinit="henaff",
         iinit="kaiming",
-        **like,
+        *,
+        batch_first=False,
+        generator=None,
+        device=None,
+        dtype=None,
     ):
-        super().__init__(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, batch_first)
+        like = {"generator": generator, "device": device, "dtype": dtype}
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
         entry = choose("iinit", iinit, initialization.INPUT)
         self.U = linear_map(input_size, hidden_size, entry, **like)
@@ -142,11 +157,10 @@ class _RNN(torch.autograd.Function):
         return outputs, state.clone()
 
     @staticmethod
-    @once_differentiable
+    @time_loop.differentiable_once
     def backward(ctx, doutputs, dstate):
         x, h, U, V, outputs, a, *parameters = ctx.saved_tensors  # a is outputs unless φ needs it
-        phi, steps = ctx.phi, len(outputs)
-        passes = time_loop.passes(outputs)
+        phi, passes = ctx.phi, time_loop.passes(outputs)
         learned = any(ctx.needs_input_grad[7:])
         sums = []
         gradients = time_loop.AffineGradients(x, h, outputs, U, V, ctx.needs_input_grad[2])
@@ -154,20 +168,18 @@ class _RNN(torch.autograd.Function):
         for first, last in reversed(passes):
             z = a[first:last]
             slope, terms = phi.terms(z, *parameters) if learned else (phi.slope(z, *parameters), ())
-            delta = time_loop.direct_gradient(first, last, doutputs, dstate, steps, slope)
-            for delta_t, slope_t in zip(
-                reversed(delta.unbind()), reversed(slope.unbind()), strict=True
-            ):
-                if da_t is not None:
-                    delta_t.addmm_(da_t, V)  # dL/dh_t
-                da_t = time_loop.flush(slope_t.mul_(delta_t))  # slope becomes dL/da
+            dh = torch.empty_like(slope)
+            for t in reversed(range(first, last)):
+                dh_t = time_loop.hidden_gradient(t, da_t, V, doutputs, dstate, out=dh[t - first])
+                da_t = time_loop.flush(slope[t - first].mul_(dh_t))  # slope becomes dL/da
             gradients.add(first, last, slope)
             sums = sums or [h.new_zeros(passes[0][1], *h.shape) for _ in terms]
             for total, term in zip(sums, terms, strict=True):
-                total[: last - first].addcmul_(delta, term)
+                total[: last - first].addcmul_(dh, term)
         dparameters = [None] * len(parameters)
         if learned:
             sums = [total.sum_to_size(parameters[0].shape) for total in sums]
             dparameters = phi.combine(*parameters, sums)
-        dh = da_t @ V
-        return None, None, gradients.dx, dh, gradients.dU, gradients.db, gradients.dW, *dparameters
+        dstart = da_t @ V
+        affine = gradients.dU, gradients.db, gradients.dW
+        return None, None, gradients.dx, dstart, *affine, *dparameters

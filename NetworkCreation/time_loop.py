@@ -1,23 +1,25 @@
-"""What the fast loops of the layers share.
+"""Helpers for the fused loops over time.
 
 Letters: T time, B batch, I input, H main units.
 
-`step` of a layer defines it. Its fast loop is one autograd function for a whole sequence, with the
-same values and gradients in less time and memory:
+`step` is the reference implementation of a layer. Its fused loop is one autograd function for a
+whole sequence, with the same values and gradients in less time and memory:
 
 - work that needs no recurrence (input products, weight gradients, derivatives of the activation)
-  is done for several steps at a time (`passes`): on a CPU few enough that they stay in the cache,
-  on a GPU all of them, for the fewest kernel launches;
-- only what the backward pass needs is kept, and what is cheap is computed again;
+  is batched over several steps (`passes`): on a CPU few enough to stay in the cache, on a GPU all
+  of them, for the fewest kernel launches;
+- only what backward needs is saved; cheap terms are recomputed;
 - the input product of a text is computed once per distinct symbol (`Embedded`).
 """
 
+import contextlib
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import embedding, one_hot
 
-# Elements that a pass over several steps works on, on a CPU.
+# Number of elements in a pass over several steps, on a CPU.
 PASS = 3 << 18
 
 
@@ -36,6 +38,10 @@ class Embedded:
     def shape(self):
         return torch.Size([*self.symbols.shape, self.table.shape[1]])
 
+    def transpose(self, *axes):
+        """The same input with the axes T and B exchanged."""
+        return Embedded(self.symbols.transpose(*axes), self.table)
+
     def dense(self):
         """x (T, B, I)."""
         return embedding(self.symbols, self.table)
@@ -44,7 +50,7 @@ class Embedded:
 def joined_input(x, drive, U, driven=slice(None)):
     """x (T, B, ·) and U (units, ·) such that U x_t is the whole input of step t.
 
-    For `Embedded` symbols, x are one-hot vectors e_k, and U x = (U tableᵀ) e_k. A drive, (T,)
+    For `Embedded` symbols, x contains one-hot vectors e_k, and U x = (U tableᵀ) e_k. A drive, (T,)
     or (T, B), is one more input, with weight 1 into the `driven` units and 0 into the others.
     """
     if isinstance(x, Embedded):
@@ -58,16 +64,48 @@ def joined_input(x, drive, U, driven=slice(None)):
     return x, U
 
 
-def one_block(*weights):
-    """Copies of these tensors, one after another in one block of memory, as cuDNN wants them."""
-    block = torch.cat([weight.flatten() for weight in weights])
-    split = block.split([weight.numel() for weight in weights])
-    return [part.view_as(weight) for part, weight in zip(split, weights, strict=True)]
+def flat_weights(*weights):
+    """Copies the tensors into one contiguous buffer, the layout that cuDNN expects."""
+    buffer = torch.cat([weight.flatten() for weight in weights])
+    pieces = buffer.split([weight.numel() for weight in weights])
+    return [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
 
 
-def learning(*tensors):
-    """Whether a call must keep what its backward pass needs."""
+def needs_backward(*tensors):
+    """Whether autograd records, and any of the tensors (or None) requires a gradient."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autocast_is_on(device):
+    """Whether autocast is enabled on this device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(device):
+    """A context in which autocast is disabled on this device."""
+    on = autocast_is_on(device)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
+
+
+def differentiable_once(backward):
+    """Decorator of the `backward` of a fused loop, which cannot be differentiated itself.
+
+    It runs without autocast, and raises RuntimeError where second derivatives are asked for. With
+    torch's `once_differentiable` these would be silently wrong in some cases.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx, *gradients):
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise RuntimeError(
+                "layers are differentiable once; for second derivatives call layer.loop(...) "
+                "in place of layer(...)"
+            )
+        with without_autocast(ctx.saved_tensors[0].device):
+            return backward(ctx, *gradients)
+
+    return run
 
 
 def passes(sequence):
@@ -90,29 +128,30 @@ def input_product(x, U, b, out):
         torch.addmm(b, rows(x), U.t(), out=rows(out))
 
 
-def direct_gradient(first, last, doutputs, dstate, steps, like):
-    """The direct part of dL/dh of the steps first … last − 1, a new tensor.
+def hidden_gradient(t, da, W, doutputs, dstate, out):
+    """dL/dh_t into `out` (B, H): through output t, and the next pre-activation or final state.
 
-    doutputs (T, B, H), dstate (B, H): the gradients of the outputs and of the final state, or
-    None. The loop adds the part that comes from later steps.
+    da: dL/da_{t+1} (B, H) with a_{t+1} = W h_t + …, or None for the last step. doutputs (T, B, H)
+    and dstate (B, H): gradients of the outputs and of the final state, or None.
     """
-    delta = torch.zeros_like(like) if doutputs is None else doutputs[first:last].clone()
-    if last == steps and dstate is not None:
-        delta[-1] += dstate
-    return delta
+    if da is None:
+        out.copy_(dstate) if dstate is not None else out.zero_()
+        return out if doutputs is None else out.add_(doutputs[t])
+    if doutputs is None:
+        return torch.mm(da, W, out=out)
+    return torch.addmm(doutputs[t], da, W, out=out)
 
 
 SMALLEST_GRADIENT = {
     dtype: torch.finfo(dtype).tiny * 1e8 for dtype in (torch.bfloat16, torch.float32, torch.float64)
-} | {torch.float16: 0.0}  # whose whole range is less than that
+} | {torch.float16: 0.0}  # its whole range is smaller than the factor
 
 
 def flush(gradient):
-    """Sets to 0 what is about to become denormal, in place, on a CPU; keeps NaN and infinity.
+    """Zeroes near-denormal values in place (CPU only); NaN and inf are unchanged.
 
-    A gradient vanishes on its way back in time, and a CPU takes a hundred times as long for a
-    product of denormal numbers as for one of normal numbers. In float32 this is what is below
-    1e-30.
+    Gradients vanish backwards in time, and on a CPU a product of denormal numbers takes a hundred
+    times as long as one of normal numbers. The threshold is 1e-30 in float32.
     """
     if gradient.is_cpu:
         torch.hardshrink(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
@@ -128,7 +167,7 @@ class AffineGradients:
         self.dx = torch.empty_like(x) if needs_dx else None
 
     def add(self, first, last, da, batch=slice(None)):
-        """dL/da of the steps first … last − 1, (last − first, B, H), of all or some samples."""
+        """Adds steps first … last − 1; da (last − first, B, H): dL/da of all or some samples."""
         x, h = self.x[first:last, batch], self.outputs[max(first - 1, 0) : last - 1, batch]
         if first == 0:
             h = torch.cat([self.h[None, batch], h])
