@@ -330,6 +330,11 @@ def _joined(state):
     return tuple(state) if len(state) > 1 else state[0]
 
 
+def map_state(function, state):
+    """A state with each of its tensors mapped; None stays None."""
+    return None if state is None else _joined([function(part) for part in parts(state)])
+
+
 def hidden(state):
     """The hidden state h (B, H) of a layer's state: the output of the last step."""
     return parts(state)[0]

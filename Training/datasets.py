@@ -4,22 +4,19 @@
 comes with scikit-learn and `pydoc` with Python; neither needs files or a network.
 """
 
-import contextlib
 import functools
-import gzip
 import hashlib
-import shutil
+import io
+import socket
 import tarfile
-import tempfile
 import urllib.request
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from Training.output import say
+from NetworkCreation.errors import UserError
 
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -32,15 +29,11 @@ PENNCHAR_SHA256 = {
     "valid.txt": "21661f63ec355085879458b6524644d4add5573541b4be14fb52ab2e2e995eb8",
     "test.txt": "1ef5607ac3c463b16e38bfe7900dd3bfc91de5a96e0f21e7eab5188b465b8ebe",
 }
-PENNCHAR_MIRROR = (
+PENNCHAR_URL = (
     "https://raw.githubusercontent.com/vgeadah/NonlinMod/HEAD/Training/training_data/pennchar"
 )
 PENNCHAR_ARCHIVE = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 DOWNLOAD_TIMEOUT = 60  # seconds without a response
-
-
-class DataError(Exception):
-    """A data set is missing, cannot be read or downloaded, or is not the expected one."""
 
 
 @dataclass
@@ -88,10 +81,9 @@ def load_pixels(name, root, seed, permute):
 
     name: a key of `PIXEL_SETS`. root: the data folder. seed: of the RandomState that draws the
     pixel permutation (if permute), then the sample permutation. Returns PixelData.
-    Raises DataError if a file cannot be read or downloaded, or has the wrong checksum.
+    Raises UserError if a file cannot be read or downloaded, or has the wrong checksum.
     """
-    with _reading(root):
-        images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
+    images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
     permutation = random.permutation(images.shape[1]) if permute else None
     if permute:
@@ -112,18 +104,25 @@ def _load_mnist(root):
     """MNIST: 60,000 training images, split 50,000 / 10,000, and its own 10,000 test images."""
     from torchvision.datasets import MNIST, mnist  # slow to import, only needed here
 
-    raw = root / "mnist" / "MNIST" / "raw"
+    folder = root if (root / "MNIST").is_dir() else root / "mnist"
+    raw = folder / "MNIST" / "raw"
     missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
-    _check_files(raw, {k: v for k, v in MNIST_SHA256.items() if k not in missing})
-    sources = {"its .gz": lambda path: _unpack(raw / f"{path.name}.gz", path)}
-    sources |= {mirror: functools.partial(_fetch_gz, mirror) for mirror in MNIST.mirrors}
-    _obtain("MNIST", raw, MNIST_SHA256, missing, sources, "--dataset digits needs no files")
-    checksums = _check_files(raw, MNIST_SHA256)
+    if missing:
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+        try:
+            MNIST(folder, download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded "
+                f"({error}); --dataset digits needs no files"
+            ) from error
+    for name in MNIST_SHA256:
+        _check(raw / name, MNIST_SHA256[name])
     # Reads the verified files: torchvision's MNIST prefers processed ones if there are any.
     files = [[raw / name for name in MNIST_SHA256 if kind in name] for kind in ("images", "labels")]
     images = torch.cat([mnist.read_image_file(path).flatten(1) for path in files[0]])
     labels = torch.cat([mnist.read_label_file(path) for path in files[1]])
-    return images, labels, 255, [50000, 10000, 10000], 10000, checksums
+    return images, labels, 255, [50000, 10000, 10000], 10000, MNIST_SHA256
 
 
 def _load_digits(root):
@@ -161,10 +160,9 @@ def load_text(name, root, any_corpus=False):
     name: a key of `TEXT_SETS`. root: the data folder. any_corpus: accept any text, without
     verifying its checksum. Symbols are separated by white space, each line end is <eos>, and
     indices follow the order of first appearance. Returns TextData.
-    Raises DataError if a file cannot be read or downloaded, has the wrong checksum, or is empty.
+    Raises UserError if a file cannot be read or downloaded, has the wrong checksum, or is empty.
     """
-    with _reading(root):
-        parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
+    parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
     number = {}
     streams = [
         torch.tensor([number.setdefault(symbol, len(number)) for symbol in symbols])
@@ -174,36 +172,65 @@ def load_text(name, root, any_corpus=False):
 
 
 def _load_pennchar(root, any_corpus):
+    """The characters of the Penn Treebank, or any text in its place: three files in pennchar."""
     folder = root / "pennchar"
     missing = [name for name in PENNCHAR_SHA256 if not (folder / name).is_file()]
     if missing and any_corpus:
-        raise DataError(
+        raise UserError(
             f"the corpus is missing: {', '.join(missing)} in {folder} (symbols separated by "
             "spaces); --dataset pydoc needs no files"
         )
-    sources = {PENNCHAR_MIRROR: _fetch_mirror, PENNCHAR_ARCHIVE: _fetch_archive}
-    _obtain("pennchar", folder, PENNCHAR_SHA256, missing, sources, "--dataset pydoc needs no files")
-    found = {name: _sha256(folder / name) for name in PENNCHAR_SHA256}
+    for name in missing:
+        _download_pennchar(folder / name)
     if not any_corpus:
-        _check_files(folder, PENNCHAR_SHA256, "; use --any-corpus for a text of your own")
+        for name, digest in PENNCHAR_SHA256.items():
+            _check(folder / name, digest, "; use --any-corpus for a text of your own")
+    checksums = {name: sha256(folder / name) for name in PENNCHAR_SHA256}
     parts = [_symbols(folder / name) for name in PENNCHAR_SHA256]
-    return parts, "PTB" if found == PENNCHAR_SHA256 else "corpus", found
+    return parts, "PTB" if checksums == PENNCHAR_SHA256 else "corpus", checksums
+
+
+def _download_pennchar(path):
+    """Downloads a file of pennchar, from Mikolov's archive if it is not to be had by itself."""
+    reasons = []
+    for url in (f"{PENNCHAR_URL}/{path.name}", PENNCHAR_ARCHIVE):
+        try:
+            data = _fetch(url)
+            if url == PENNCHAR_ARCHIVE:
+                with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                    member = f"./simple-examples/data/ptb.char.{path.name}"
+                    data = archive.extractfile(member).read()
+            if hashlib.sha256(data).hexdigest() != PENNCHAR_SHA256[path.name]:
+                raise OSError("wrong checksum")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.part")
+            partial.write_bytes(data)
+            partial.replace(path)
+            return
+        except (OSError, KeyError, tarfile.TarError) as error:
+            reasons.append(f"{url} ({error})")
+    raise UserError(
+        f"pennchar is missing ({path}) and not obtained from {', '.join(reasons)}; --dataset pydoc "
+        "needs no files"
+    )
+
+
+@functools.cache
+def _fetch(url):
+    print(f"downloading {url}")
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer:
+        return answer.read()
 
 
 def _symbols(path):
     """The symbols of a text file, with <eos> for each line end."""
-    symbols = []
     try:
-        with path.open(encoding="utf-8-sig") as file:  # without the byte order mark
-            for line in file:
-                symbols += line.split()
-                symbols.append("<eos>")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not valid UTF-8 ({error.reason})") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        text = path.read_text(encoding="utf-8-sig")  # without the byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    symbols = [symbol for line in io.StringIO(text) for symbol in [*line.split(), "<eos>"]]
     if not symbols:
-        raise DataError(f"{path}: empty file")
+        raise UserError(f"{path}: empty file")
     return symbols
 
 
@@ -227,12 +254,12 @@ TEXT_SETS = {"ptb": _load_pennchar, "pydoc": _load_pydoc}
 def columns(stream, batch_size, device=None, name="the text"):
     """Splits a stream (N,) into parallel columns, (N // batch_size, batch_size).
 
-    The remainder is dropped. Raises DataError, with the stream's name, if the stream is too short
+    The remainder is dropped. Raises UserError, with the stream's name, if the stream is too short
     to predict one symbol per column.
     """
     rows = len(stream) // batch_size
     if rows < 2:
-        raise DataError(
+        raise UserError(
             f"{name}: {len(stream)} symbols are too few for {batch_size} columns of at least 2"
         )
     return stream[: rows * batch_size].view(batch_size, rows).t().contiguous().to(device)
@@ -243,113 +270,41 @@ def windows(rows, bptt):
     return [(start, min(start + bptt, rows - 1)) for start in range(0, rows - 1, bptt)]
 
 
-@contextlib.contextmanager
-def _reading(root):
-    """Turns an OSError into a DataError that names the file."""
+def checksums_of(args):
+    """The checksums of the data that a script with these arguments would use; {} if it has none."""
+    dataset, any_corpus = getattr(args, "dataset", None), getattr(args, "any_corpus", False)
+    if dataset == "mnist":
+        return MNIST_SHA256
+    if dataset == "ptb" and not any_corpus:
+        return PENNCHAR_SHA256
+    return _loaded_checksums(dataset, args.data, any_corpus)
+
+
+@functools.cache
+def _loaded_checksums(dataset, root, any_corpus):
+    if dataset in PIXEL_SETS:
+        return PIXEL_SETS[dataset](root)[-1]
+    return TEXT_SETS[dataset](root, any_corpus)[-1] if dataset in TEXT_SETS else {}
+
+
+def _check(path, digest, hint=""):
+    """Raises UserError unless the file has this SHA-256."""
+    present = sha256(path)
+    if present != digest:
+        raise UserError(f"{path} has SHA-256 {present}, expected {digest}{hint}")
+
+
+def sha256(path):
+    """The SHA-256 of a file. Raises UserError if it cannot be read."""
     try:
-        yield
+        if not path.is_file():
+            raise UserError(f"{path}: not a file")
+        status = path.stat()
+        return _sha256(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise DataError(f"{error.filename or root}: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-@contextlib.contextmanager
-def _new_folder(folder):
-    """Creates a folder; if the block fails, removes the new folders that are still empty."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in new:
-            with contextlib.suppress(OSError):  # not empty: keeps what was downloaded
-                path.rmdir()
-        raise
-
-
-def _obtain(what, folder, digests, missing, sources, advice):
-    """Gets each missing file from the first source that has it.
-
-    sources: {name: function that writes the file to a path}. Files with a wrong digest are not
-    kept. Raises DataError if a file cannot be obtained or written.
-    """
-    if not missing:
-        return
-    named = f"{what} is missing ({', '.join(missing)} in {folder})"
-    try:
-        with _new_folder(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-            for path in (Path(temporary) / name for name in missing):
-                reasons = []
-                for source, write in sources.items():
-                    try:
-                        write(path)
-                        _check_files(path.parent, {path.name: digests[path.name]})
-                        break
-                    except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError) as error:
-                        reasons.append(f"{source} ({_one_line(error)})")
-                    except DataError as error:
-                        reasons.append(f"{source} ({error})")
-                else:
-                    raise DataError(
-                        f"{named}; {path.name} not obtained from {', '.join(reasons)}; {advice}"
-                    )
-                path.replace(folder / path.name)
-    except OSError as error:
-        raise DataError(
-            f"{named}, which cannot be written: {_one_line(error)}; {advice}"
-        ) from error
-
-
-def _fetch_mirror(path):
-    _fetch(f"{PENNCHAR_MIRROR}/{path.name}", path)
-
-
-def _fetch_archive(path):
-    """Extracts a file from Mikolov's archive, which is downloaded once."""
-    whole = path.with_name("archive.tgz")
-    if not whole.exists():
-        _fetch(PENNCHAR_ARCHIVE, whole)
-    with tarfile.open(whole) as archive:
-        member = archive.extractfile(f"./simple-examples/data/ptb.char.{path.name}")
-        with member, path.open("wb") as file:
-            shutil.copyfileobj(member, file)
-
-
-def _fetch_gz(mirror, path):
-    packed = path.with_name(f"{path.name}.gz")
-    _fetch(f"{mirror}{packed.name}", packed)
-    _unpack(packed, path)
-
-
-def _unpack(packed, path):
-    with gzip.open(packed) as source, path.open("wb") as file:
-        shutil.copyfileobj(source, file)
-
-
-def _fetch(url, path):
-    say(f"downloading {url}")
-    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, path.open("wb") as file:
-        shutil.copyfileobj(answer, file)
-
-
-def _check_files(folder, digests, hint=""):
-    """The digests of files by name; raises DataError at the first that differs."""
-    for name, digest in digests.items():
-        found = _sha256(folder / name)
-        if found != digest:
-            raise DataError(f"{folder / name} has SHA-256 {found}, expected {digest}{hint}")
-    return dict(digests)
-
-
-def _sha256(path):
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
+@functools.cache
+def _sha256(path, size, modified):
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,12 +1,12 @@
-"""Evaluation: loss and accuracy on images, loss and bits per character on text."""
+"""Evaluation: scores of images and of text, statistics of n and s, and how they are printed."""
 
 import math
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from Training.console import Progress
 from Training.datasets import windows
-from Training.output import progress
 
 EVALUATION_COLUMNS = 10  # batch size of validation and test text
 
@@ -18,14 +18,15 @@ def bits_per_character(loss):
 
 @torch.no_grad()
 def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=None):
-    """Mean cross-entropy in nats and accuracy in [0, 1] over a PixelSet.
+    """The scores of a PixelSet: mean cross-entropy in nats, accuracy in [0, 1].
 
     transform: applied to each batch x (T, B, 1), if given. drive: (T,) or None, passed to the
     model. limit: maximum number of batches.
     """
     model.eval()
     loss, correct, seen = 0.0, 0, 0
-    for start in progress(range(0, len(data), batch_size)[:limit], "evaluating"):
+    batches = range(0, len(data), batch_size)[:limit]
+    for start in Progress(batches, desc="evaluating", leave=False):
         x, labels = data.batch(slice(start, start + batch_size))
         if transform is not None:
             x = transform(x)
@@ -33,22 +34,64 @@ def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=N
         loss += cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
         seen += len(labels)
-    return loss / seen, correct / seen
+    return {"loss": loss / seen, "accuracy": correct / seen}
 
 
 @torch.no_grad()
 def evaluate_text(model, text, bptt, limit=None, drive=None):
-    """Mean cross-entropy in nats over all predicted symbols of text (rows, columns).
+    """The scores of a text (rows, columns): mean cross-entropy in nats, and in bits.
 
     The state is carried across windows of bptt steps. limit: maximum number of windows. drive:
     (bptt,) or None, passed to the model in every window.
     """
     model.eval()
     loss, seen, state = 0.0, 0, None
-    for start, end in progress(windows(len(text), bptt)[:limit], "evaluating"):
+    for start, end in Progress(windows(len(text), bptt)[:limit], desc="evaluating", leave=False):
         current = None if drive is None else drive[: end - start]
         logits, state = model(text[start:end], state, current)
         targets = text[start + 1 : end + 1].flatten()
         loss += cross_entropy(logits.flatten(0, 1), targets, reduction="sum").item()
         seen += len(targets)
-    return loss / seen
+    return text_scores(loss / seen)
+
+
+def text_scores(loss):
+    """The scores that belong to a mean cross-entropy in nats."""
+    return {"loss": loss, "bits_per_character": bits_per_character(loss)}
+
+
+def gain_statistics(gains):
+    """Mean and standard deviation of n and s, {"n_mean": …}; None without them.
+
+    gains: {"n": tensor, "s": tensor} of any shape, or empty.
+    """
+    statistics = {}
+    for name in ("n", "s"):
+        values = gains[name].cpu().double() if name in gains else None
+        statistics[f"{name}_mean"] = None if values is None else values.mean().item()
+        statistics[f"{name}_std"] = None if values is None else values.std(correction=0).item()
+    return statistics
+
+
+def epoch_line(scores, gains, statistics):
+    """The main numbers of an epoch in one line; losses and scores of training/validation."""
+    parts = []
+    for name, train in scores["train"].items():
+        validation = scores["validation"][name]
+        if "accuracy" in name:
+            parts.append(f"{name} {100 * train:6.2f}/{100 * validation:6.2f} %")
+        else:
+            label = "bits" if name == "bits_per_character" else name
+            parts.append(f"{label} {train:7.4f}/{validation:7.4f}")
+    parts += [f"{k} {gains[f'{k}_mean']:7.4f}" for k in "ns" if gains[f"{k}_mean"] is not None]
+    parts.append(f"lr {statistics['lr']:7.2g}")
+    return "  ".join([*parts, f"{statistics['seconds']:6.1f} s"])
+
+
+def test_line(condition, result):
+    """The scores of the test set under a condition, {score: number}, in one line."""
+    numbers = [
+        f"{name.replace('_', ' ')} {value:{'.2%' if 'accuracy' in name else '.4f'}}"
+        for name, value in result.items()
+    ]
+    return f"test {condition}: {', '.join(numbers)}"

@@ -1,16 +1,25 @@
-"""Process settings: threads that do not spin, memory that is kept, products in float32.
+"""Process settings: threads that do not spin, memory that is kept, products in float32, Ctrl-C.
 
 Import this module before torch: libgomp reads its environment when torch loads it.
 """
 
 import ctypes
 import os
+import signal
+import sys
+from pathlib import Path
 
 # Between two operations OpenMP's threads spin at a barrier. On a busy machine the thread that they
 # wait for may not be running at all, so they sleep after this many turns instead.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Ctrl-C ends a script of this repository at once: while torch is imported, Python would print a
+# traceback of hundreds of lines. The trainer and the sweep have handlers of their own.
+if REPOSITORY in Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parents:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def keep_memory():
@@ -19,7 +28,7 @@ def keep_memory():
     A training step allocates the same large buffers again and again; in fresh pages they cost a
     tenth of its time. Does nothing where there is no glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -2,16 +2,15 @@
 
     python3 -m Training.once sMNIST_task.py --dataset digits --seed 1
 
-The run is recognised by its saved arguments, so the same command can be repeated until the run is
-finished, on any machine that shares the folder of runs. If another process is training the run, the
-exit code is 75 and the last line names the lock that the process holds.
+The run is recognised by its arguments and data, so the same command can be repeated until the run
+is finished, on any machine that shares the folder of runs. If another process is training the run,
+the exit code is 75.
 """
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
 import argparse
 import hashlib
-import json
 import os
 import runpy
 import signal
@@ -19,63 +18,31 @@ import sys
 import threading
 from pathlib import Path
 
-from Training.flags import Parser, entry_point
-from Training.output import say
-from Training.run_directory import HOW, LAST, LOCK, MODE, fcntl, find_runs, plain
+from Training.config import HOW, identity, plain, saved_arguments
+from Training.console import entry_point
+from Training.datasets import checksums_of
+from Training.parser import Parser, words
+from Training.run_directory import LOCK, find_runs, take_lock
 
 BUSY = os.EX_TEMPFAIL
-FINISHED = "already finished"
 LOCKS = ".sweep"  # folder of the locks of runs that do not exist yet, in the folder of runs
-# Arguments that say where and how a run is trained, not what.
-ASIDE = {"save_dir", *HOW, *MODE}
+FUNCTIONS = ("make_parser", "parse", "main")  # of a task script
 
 
-def identity(args):
-    """The arguments by which a run is recognised, as plain values."""
-    return plain({name: value for name, value in vars(args).items() if name not in ASIDE})
-
-
-def take(path):
-    """Locks a path: an open file that holds the lock, or None if another process holds it.
-
-    Closing the file or the end of the process frees the lock. Where the file system has no locks,
-    it is always free.
-    """
-    file = path.open("a")
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError:  # not supported, of which the run itself warns
-        pass
-    return file
-
-
-def is_free(path):
-    """Whether no process holds the lock of this path; True if it cannot be opened."""
-    try:
-        file = take(path)
-    except OSError:  # the run itself reports it
-        return True
-    if file is not None:
-        file.close()
-    return file is not None
-
-
-def task_script(typed):
-    """The path of a task script."""
+def load_script(typed):
+    """The functions of a task script, {name: function}, from its path."""
     path = Path(typed)
-    if path.name not in ("sMNIST_task.py", "PTB_task.py") or not path.is_file():
-        raise argparse.ArgumentTypeError(f"{typed} is not a task script")
-    return path
+    functions = runpy.run_path(str(path)) if path.is_file() and path.suffix == ".py" else {}
+    if not functions.keys() >= {*FUNCTIONS}:
+        raise argparse.ArgumentTypeError(
+            f"{typed} is not a task script with {', '.join(FUNCTIONS)}"
+        )
+    return {"path": path} | functions
 
 
-def check_mode(parser, words):
-    """An error if the words ask for something other than training."""
-    if mode := {f"--{name}" for name in MODE} & {word.split("=")[0] for word in words}:
-        parser.error(f"argument {mode.pop()}: does not train a new run")
+def identity_of(args):
+    """The `identity` of the run that these arguments of a script train."""
+    return identity(args.script, plain(saved_arguments(args)), checksums_of(args))
 
 
 @entry_point
@@ -83,45 +50,35 @@ def main(argv=None):
     parser = Parser("python3 -m Training.once", __doc__)
     flag = parser.add_argument
     flag("--attended", action="store_true", help="save and exit when standard input closes")
-    flag("script", type=task_script, metavar="SCRIPT", help="sMNIST_task.py, PTB_task.py")
+    flag("script", type=load_script, metavar="SCRIPT", help="such as sMNIST_task.py")
     flag("words", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of the script")
-    args = parser.parse_args(argv)
-    check_mode(parser, args.words)
-    if args.attended:
+    own = parser.parse_args(argv)
+    args, given = own.script["parse"](own.words)
+    if args.test or args.resume is not None:
+        parser.error("--test and --resume do not train a new run")
+    if own.attended:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    script = runpy.run_path(str(args.script))
-    task_parser, wanted, _ = script["parse"](args.words)
 
     # Two processes could both find no run and both create one, so each holds this lock from before
     # it looks until it ends.
-    key = json.dumps([args.script.name, identity(wanted)], sort_keys=True)
-    path = wanted.save_dir / LOCKS / hashlib.sha256(key.encode()).hexdigest()[:16]
-    with task_parser.blame("save_dir", OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = take(path)
-    if lock is None:
-        return _busy(path)
-    with lock:
-        runs = find_runs(wanted.save_dir, args.script.name, **identity(wanted))
-        for run in runs:
-            if run.complete:
-                say(f"{FINISHED}: {run.path}")
-                return 0
-        for run in runs:
-            if not is_free(run.path / LOCK):
-                return _busy(run.path / LOCK)
-        begun = [run for run in runs if (run.path / LAST).exists()]
-        if not begun:
-            return script["main"](args.words)
-        resume = ["--resume", str(begun[0].path)]
-        for name in sorted(task_parser.typed & {*HOW}):
-            resume += task_parser.words(name, wanted)
-        return script["main"](resume)
-
-
-def _busy(lock):
-    say(f"another process is training this run; it holds the lock\n{lock}")
-    return BUSY
+    key = identity_of(args)
+    folder = args.save_dir / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(folder / hashlib.sha256(key.encode()).hexdigest()[:16])
+    runs = [run for run in find_runs(args.save_dir) if run.identity == key]
+    if runs and runs[0].complete:
+        print(f"already finished: {runs[0].path}")
+        return 0
+    run_lock = take_lock(runs[0].path / LOCK) if runs else lock
+    if lock is None or run_lock is None:
+        print("another process is training this run")
+        return BUSY
+    if not runs:
+        return own.script["main"](own.words)
+    run_lock.release()
+    how = {name: getattr(args, name) for name in HOW if name in given and name != "save_dir"}
+    changed = words(own.script["make_parser"](), how)
+    return own.script["main"]([f"--resume={runs[0].path}", *changed])
 
 
 def _end_with_stdin():

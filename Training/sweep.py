@@ -1,31 +1,30 @@
 """Runs a task script once for every combination of lists of values.
 
-    python3 -m Training.sweep sMNIST_task.py --gain 1 2.5 5 --saturation 0 0.5 1 --seed 400 401 \\
+    python3 -m Training.sweep sMNIST_task.py --n 1 2.5 5 --s 0 0.5 1 --seed 400 401 \\
         -- --dataset digits --nonlin gamma --no-learn_params
 
 Each flag before -- has a list of values; the arguments after it apply to all runs. Every run is a
 process; runs share the processors, or have a GPU each. With --scheduler, the workers of a Dask
-cluster train them; these need this repository, the current directory and the folder of runs at the
-same paths. --commands prints the commands, for a batch system, GNU parallel or a shell.
+cluster train them; the repository, the working directory and the folder of runs must have the same
+paths on every worker. --commands prints the commands, for a batch system, GNU parallel or a shell.
 
-Started again, a sweep skips finished runs and resumes the others, which it recognises by their
-saved arguments. Several sweeps can share the work: a run that another process is training is left
-to it, and taken over if that process dies. A failed run does not stop the others. Ctrl-C and
-SIGTERM save the runs in progress; if the sweep is killed, they save and exit as well.
+Re-running a sweep skips finished runs and resumes the others, which it recognises by their
+arguments and data. Several sweeps can share the work: runs already being trained by another process
+are skipped. A failed run does not stop the others. Ctrl-C and SIGTERM save the runs in progress; if
+the sweep is killed, they save and exit as well.
 
-The paper's grid: --gain 1 2.5 5 7.5 10 12.5 15 17.5 20 --saturation 0 0.25 0.5 0.75 1
+The paper's grid: --n 1 2.5 5 7.5 10 12.5 15 17.5 20 --s 0 0.25 0.5 0.75 1
 """
+
+import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
 import contextlib
 import itertools
-import json
 import os
-import runpy
 import shlex
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import NamedTuple
@@ -35,97 +34,92 @@ import torch
 from tqdm import tqdm
 
 from Training import workers
-from Training.flags import Parser, entry_point, positive_int
-from Training.once import BUSY, FINISHED, LOCKS, check_mode, identity, is_free, task_script
-from Training.output import report, say
-from Training.run_directory import RunError, find_runs, has_arguments
+from Training.console import Progress, entry_point
+from Training.once import BUSY, LOCKS, identity_of, load_script
+from Training.parser import Parser, positive_int
+from Training.run_directory import LAST, find_runs
 
-OUTCOMES = {
-    "finished": "already finished",
-    "trained": "trained to the end",
-    "failed": "failed",
-    "stopped": "not trained to the end",
-}
 OWN = ("--jobs", "--scheduler", "--commands")
-TICK, POLL = 0.2, 5  # seconds between checks of our own runs, and of those of other processes
+TICK = 0.2  # seconds between checks of the runs
 
 
-class Combination(NamedTuple):
-    """A run to train: the words of its command, its arguments as plain values, and --save-dir."""
+class SweepRun(NamedTuple):
+    """A run of a sweep: the words of its command, its identity, and --save-dir."""
 
     words: list
-    arguments: dict
+    identity: str
     save_dir: Path
 
+    @property
+    def command(self):
+        return shlex.join(["python3", "-m", "Training.once", *self.words])
 
-def combinations(script, lists, common):
-    """A Combination for every choice of one value from each list, and whether they may use a GPU.
 
-    lists: {flag: words}. common: words for all runs. Equal values, such as 1 and 1.0, make one
-    Combination. Exits like the script if it rejects one of them.
+def combinations(parser, script, lists, common):
+    """The runs, one for each choice of a value from every list, and whether they may use a GPU.
+
+    script: of `load_script`. lists: {flag: words}. common: words for all runs. Exits if the script
+    rejects one of them, or if two combinations are the same run.
     """
-    parse, found, cuda = runpy.run_path(str(script))["parse"], {}, False
+    runs, cuda = {}, False
     for choice in itertools.product(*lists.values()):
-        words = [w for pair in zip(lists, choice, strict=True) for w in pair] + common
-        _, args, _ = parse(words)
-        one = Combination([str(script), *words], identity(args), args.save_dir)
-        found.setdefault((args.save_dir, json.dumps(one.arguments, sort_keys=True)), one)
+        own = [word for pair in zip(lists, choice, strict=True) for word in pair]
+        args, _ = script["parse"](own + common)
+        if args.test or args.resume is not None:
+            parser.error("--test and --resume do not train a new run")
+        run = SweepRun([str(script["path"]), *own, *common], identity_of(args), args.save_dir)
+        key = run.identity, args.save_dir
+        if key in runs:
+            before = shlex.join(runs[key].words[1 : 1 + len(own)])
+            parser.error(f"{before} and {shlex.join(own)} are the same run")
+        runs[key] = run
         cuda = cuda or args.cuda is not False
-    return list(found.values()), cuda
+    return list(runs.values()), cuda
 
 
-def unfinished(runs, script):
-    """The combinations that have no finished run."""
-    saved = {folder: find_runs(folder, script.name) for folder in {run.save_dir for run in runs}}
-
-    def finished(run, combination):
-        with contextlib.suppress(RunError):  # damaged; reported when it is its turn
-            return has_arguments(run, combination.arguments) and run.complete
-
-    return [one for one in runs if not any(finished(run, one) for run in saved[one.save_dir])]
+def unfinished(runs):
+    """The runs that have no complete directory yet."""
+    folders = {run.save_dir for run in runs}
+    complete = {(saved.identity, f) for f in folders for saved in find_runs(f) if saved.complete}
+    return [run for run in runs if (run.identity, run.save_dir) not in complete]
 
 
 def gpus():
     """The names of the visible GPUs, for CUDA_VISIBLE_DEVICES."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(count)] if visible is None else visible.split(",")[:count]
 
 
 def train(runs, submit, stopped):
-    """Trains these combinations; yields the outcome of each and a remark, until stopped is set.
+    """Trains these runs until `stopped` is set; yields (run, exit code, output) as they end.
 
-    submit: takes the words of a command and returns a future of its exit code and last line. A run
-    that another process is training is submitted again once its lock is free. Raises CancelledError
-    if the connection to the Dask scheduler is lost.
+    submit: takes the words of a command and returns a future of its exit code and output. A run
+    whose Dask workers died is submitted again as long as it progresses. Raises CancelledError if
+    the connection to the Dask scheduler is lost.
     """
-    pending = [(submit(run.words), run) for run in runs]
-    elsewhere, due = {}, 0
-    while (pending or elsewhere) and not stopped.wait(TICK):
-        ended = [(future, run) for future, run in pending if future.done()]
-        pending = [(future, run) for future, run in pending if not future.done()]
-        for future, run in ended:
+    pending = {submit(run.words): (run, None) for run in runs}
+    while pending and not stopped.wait(TICK):
+        for future in [future for future in pending if future.done()]:
+            run, before = pending.pop(future)
             try:
-                code, said = future.result()
+                code, output = future.result()
             except CancelledError:  # by Dask, when its scheduler is gone
                 raise
             except Exception as error:  # of a Dask worker
-                code, said = None, str(error)
-            if code == BUSY:
-                report(f"another process is training this run: {shlex.join(run.words)}")
-                elsewhere[said] = run
-            elif stopped.is_set():
-                yield "stopped", ""
-            elif code == 0:
-                yield "finished" if said.startswith(FINISHED) else "trained", ""
-            else:
-                reason = said if code is None else f"exit code {code}: {said}"
-                yield "failed", f"{shlex.join(run.words)}\n    {reason}"
-        if time.monotonic() >= due:
-            for lock in [lock for lock in elsewhere if is_free(Path(lock))]:
-                run = elsewhere.pop(lock)
-                pending.append((submit(run.words), run))
-            due = time.monotonic() + POLL
+                now = _saved_at(run)
+                if type(error).__name__ == "KilledWorker" and now != before:
+                    pending[submit(run.words)] = run, now
+                    continue
+                code, output = None, str(error)
+            yield run, code, output
+
+
+def _saved_at(run):
+    """When the state of a run was last saved; None if it never was."""
+    paths = [saved.path for saved in find_runs(run.save_dir) if saved.identity == run.identity]
+    states = [path / LAST for path in paths if (path / LAST).exists()]
+    return max((state.stat().st_mtime_ns for state in states), default=None)
 
 
 def parse(argv):
@@ -135,42 +129,37 @@ def parse(argv):
         "%(prog)s [-h] [--jobs N | --scheduler ADDRESS | --commands]\n"
         "           SCRIPT --FLAG VALUE ... [-- ARGUMENT ...]"
     )
-    flag = parser.add_argument
-    flag("script", type=task_script, metavar="SCRIPT", help="sMNIST_task.py, PTB_task.py")
-    where = parser.add_mutually_exclusive_group().add_argument
-    where(
-        "--jobs",
-        type=positive_int,
-        metavar="N",
-        help="runs at a time (default: one per GPU, or without GPUs one per processor)",
-    )
-    where("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
-    where(
-        "--commands",
-        action="store_true",
-        help="print the commands of the unfinished runs instead of training them",
-    )
+    parser.add_argument("script", type=load_script, metavar="SCRIPT", help="a task script")
+    flag = parser.add_mutually_exclusive_group().add_argument
+    flag("--jobs", type=positive_int, metavar="N", help="runs at a time (default: one per GPU, or "
+         "without GPUs one per processor)")  # fmt: skip
+    flag("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
+    flag("--commands", action="store_true", help="print the commands of the unfinished runs; "
+         "do not train")  # fmt: skip
     end = argv.index("--") if "--" in argv else len(argv)
     lists, own = {}, []
+    current = own
     for word in argv[:end]:
-        if word.startswith("--") and word != "--help":
-            if word in lists:
-                parser.error(f"argument {word}: given twice")
-            lists[word] = []
+        name, equals, value = word.partition("=")
+        if name in ("-h", "--help") or not parser.is_flag(word):
+            current.append(word)
+        elif not name.startswith("--"):
+            parser.error(f"argument {word}: put it after --, with what applies to all runs")
+        elif name in lists:
+            parser.error(f"argument {name}: given twice")
         else:
-            (lists[next(reversed(lists))] if lists else own).append(word)
-    for word in OWN:
-        if word in lists:
-            own += [word, *lists.pop(word)]
+            current = lists[name] = [value] if equals else []
+    for name in OWN:
+        if name in lists:
+            own += [name, *lists.pop(name)]
     args = parser.parse_args(own)
-    for word, values in lists.items():
+    for name, values in lists.items():
         if not values:
-            parser.error(f"argument {word}: has no values; flags for all runs go after --")
-    check_mode(parser, [*lists, *argv[end + 1 :]])
+            parser.error(f"argument {name}: has no values; flags for all runs go after --")
     return parser, args, lists, argv[end + 1 :]
 
 
-def place(parser, args, runs, cuda, stopped):
+def make_executor(parser, args, runs, cuda, stopped):
     """The context manager of `Training.workers` that the flags ask for."""
     if args.scheduler is None:
         devices = gpus() if cuda else []
@@ -186,11 +175,11 @@ def place(parser, args, runs, cuda, stopped):
 @entry_point
 def main(argv=None):
     parser, args, lists, common = parse(sys.argv[1:] if argv is None else argv)
-    runs, cuda = combinations(args.script, lists, common)
-    left = unfinished(runs, args.script)
+    runs, cuda = combinations(parser, args.script, lists, common)
+    left = unfinished(runs)
     if args.commands:
         for run in left:
-            say(shlex.join(["python3", "-m", "Training.once", *run.words]))
+            print(run.command)
         return 0
     stopped, signum = threading.Event(), []
 
@@ -198,30 +187,38 @@ def main(argv=None):
         signum.append(number)
         stopped.set()
 
-    count, failures = dict.fromkeys(OUTCOMES, 0), []
-    count["finished"] = len(runs) - len(left)
+    finished, busy, failures = len(runs) - len(left), 0, []
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
         try:
-            submit = stack.enter_context(place(parser, args, left, cuda, stopped))
+            submit = stack.enter_context(make_executor(parser, args, left, cuda, stopped))
         except ModuleNotFoundError:
             parser.error("argument --scheduler: requires distributed: pip install distributed")
         except (OSError, ValueError) as error:
             parser.error(f"argument --scheduler: {error}")
-        bar = stack.enter_context(tqdm(total=len(runs), initial=count["finished"], desc="runs"))
+        bar = stack.enter_context(Progress(total=len(runs), initial=finished, desc="runs"))
         try:
-            for outcome, remark in train(left, submit, stopped):
-                count[outcome] += 1
-                if outcome == "failed":
-                    failures.append(f"failed: {remark}")
-                    report(failures[-1])
-                bar.update(outcome != "stopped")
+            for run, code, output in train(left, submit, stopped):
+                lines = output.strip().splitlines() or [""]
+                for line in lines:
+                    if line.startswith("warning:"):
+                        tqdm.write(f"{shlex.join(run.words)}\n    {line}", file=sys.stderr)
+                if code == 0:
+                    finished += 1
+                elif code == BUSY:
+                    busy += 1
+                elif not stopped.is_set():
+                    reason = lines[-1] if code is None else f"exit code {code}: {lines[-1]}"
+                    failures.append(f"failed: {shlex.join(run.words)}\n    {reason}")
+                    tqdm.write(failures[-1], file=sys.stderr)
+                bar.update()
         except CancelledError:
             failures.append("lost the connection to the scheduler; its runs save and exit")
-    count["stopped"] = len(runs) - sum(count[o] for o in OUTCOMES if o != "stopped")
-    said = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in count.items() if number)
-    say("\n".join([f"{len(runs)} runs: {said}", *failures]))
+    counts = {"finished": finished, "failed": len(failures), "being trained elsewhere": busy}
+    counts["not trained to the end"] = len(runs) - sum(counts.values())
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
+    print("\n".join([f"{len(runs)} runs: {summary}", *failures]))
     if signum:
         return 128 + signum[0]
     return 1 if failures else 0

@@ -1,6 +1,6 @@
-"""The training loop of one run, which survives interruptions.
+"""Training loop of one run, with checkpoints and exact resume.
 
-    with Trainer(run, args, model, optimizer, scheduler) as trainer:
+    with Trainer(args, task, model, spec, optimizer, scheduler, checksums) as trainer:
         for epoch in trainer.epochs():
             for item in trainer.batches(items):
                 ...
@@ -12,6 +12,7 @@ is then saved, so that a resumed run is bit-identical to an uninterrupted one.
 """
 
 import math
+import shlex
 import signal
 import time
 
@@ -20,25 +21,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from NetworkCreation.checkpoints import read_checkpoint
+from Training import nonfinite
+from Training.config import RunError, describe
+from Training.console import Interrupted, Progress, TrainingStopped
+from Training.evaluation import epoch_line, gain_statistics, test_line
+from Training.events import Events, require_tensorboard
 from Training.machine import keep_memory
-from Training.output import Progress
-from Training.run_directory import LAST, RunError
+from Training.run_directory import LAST, TABLES, Run
 
 CHART_EVERY = 10  # batches between two points of the loss within an epoch in TensorBoard
 STREAMS = ("initialisation", "order", "transform", "evaluation", "gain")
-STATE = ("epoch", "batch", "sums", "carry", "best")
-
-
-class TrainingStopped(Exception):
-    """A loss, a gradient or a parameter is not finite."""
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; `code` is the exit code."""
-
-    def __init__(self, signum):
-        super().__init__(signal.Signals(signum).name)
-        self.code = 128 + signum
+STATE = ("epoch", "batch", "sums", "marks", "carry", "best")
 
 
 def stream(seed, name, epoch=0):
@@ -51,63 +45,67 @@ def stream(seed, name, epoch=0):
 
 
 class Trainer:
-    """Trains a model and keeps its run directory.
+    """Trains a model in a new run directory, or continues the run that --resume names.
 
-    run: Run. args: resolved arguments. saved: the checkpoint to resume from, if any. columns: the
-    names of the scores of an epoch. Raises RunError if saved is not a checkpoint of this run, or
-    metrics.csv has other columns.
+    args: resolved arguments. task: name of the task, the folder of its runs. spec: the model's, for
+    checkpoints. checksums: of the data. Raises RunError if the directory cannot be written, or the
+    run to resume is damaged, locked or a different one.
 
     The state between two batches: `epoch`, the number of finished epochs; `batch`, of finished
-    batches in the current one; `sums` over those batches; `carry`, {name: tensors} that later
-    batches need (the order of the samples, the hidden state); `best`, the lowest validation loss.
+    batches in the current one; `sums` over those batches; `marks`, what the sums were when a loss
+    was last printed or charted; `carry`, {name: tensors} that later batches need (the order of the
+    samples, the hidden state); `best`, the lowest validation loss.
     """
 
-    def __init__(self, run, args, model, optimizer, scheduler, saved=None, columns=None):
+    def __init__(self, args, task, model, spec, optimizer, scheduler, checksums):
         keep_memory()  # not earlier: memory used to load the data is returned to the system
-        self.run, self.args = run, args
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        require_tensorboard()
+        self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
         self.epoch, self.batch, self.best = 0, 0, math.inf
-        self.sums, self.carry = {}, {}
+        self.sums, self.marks, self.carry = {}, {}, {}
         self._signum, self._handlers, self._scoring = None, {}, False
         self._scoring_seconds = 0.0  # of the last epoch
-        if saved is not None:
-            self.restore(saved, columns)
-        if run is not None and "resumed" in run.config:
-            run.write_config()
-            run.print(
-                f"run: {run.path}\ndevice: {run.config['resumed'][-1]['device']}\n"
-                f"resumed after {self.epoch} epochs and {self.batch} batches"
-            )
+        config = describe(args, task, spec, checksums)
+        if args.resume is None:
+            self.run = Run.create(args, task, config)
+        else:
+            self.run = Run(args.resume)
+            self.run.resume(config)
+            self._restore()
+        self.events = Events(self.run.path, step=self.epoch)
+        self.run.print(f"run: {self.run.path}\ndevice: {config['device']}")
+        if args.n is not None:
+            learned = "learned" if args.learn_params else "fixed"
+            self.run.print(f"n = {args.n:.5g}, s = {args.s:.5g} at the start, {learned}")
+        if args.resume is not None:
+            self.run.print(f"resumed after {self.epoch} epochs and {self.batch} batches")
+        if args.verbose:
+            shapes = (f"{name}: {tuple(p.shape)}" for name, p in model.named_parameters())
+            self.run.print("\n".join(shapes))
 
     # The loop
 
     def epochs(self):
         """Yields the numbers of the remaining epochs, counted from 1."""
         if not (self.run.path / LAST).exists():
-            for name in ("e_0.pth.tar", LAST):
-                self.run.save(name, self.checkpoint())
+            self.run.save("e_0.pth.tar", self.checkpoint())
+            self.run.save(LAST, self.checkpoint())
+        if self.batch == 0 and self.keeps(self.epoch) and self.epoch not in self.run.kept:
+            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())  # it was deleted
         while self.epoch < self.args.epochs:
             yield self.epoch + 1
         self._begin_scoring()
 
-    def batches(self, items, log_every=None, report="loss {:.4f}".format):
-        """Yields the remaining `items` of this epoch, one per batch.
-
-        log_every: number of batches between two printed lines with the mean loss, which `report`
-        formats.
-        """
+    def batches(self, items):
+        """Yields the remaining `items` of this epoch, one per batch."""
         items = items[: self.args.limit_batches]
+        log_every = self.args.log_interval or (10 if self.args.verbose else math.inf)
         self.model.train()
         self._scoring = False
-        title, saved, logged = f"epoch {self.epoch + 1}", self.batch, dict(self.sums)
-        charted = logged
-        due = time.monotonic() + 60 * self.args.snapshot_minutes
-
-        def state():
-            return f"loss {self.mean('loss'):.4f}, run {self._time_left(len(items))} left"
-
-        with Progress(f"{title}/{self.args.epochs}", len(items), self.batch) as bar:
+        title = f"epoch {self.epoch + 1}/{self.args.epochs}"
+        saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
+        with Progress(desc=title, total=len(items), initial=saved) as bar:
             while self.batch < len(items):
                 self._heed_signal()
                 if time.monotonic() >= due and self.batch != saved:
@@ -117,27 +115,33 @@ class Trainer:
                 yield items[self.batch]
                 self.batch += 1
                 self.add(seconds=time.perf_counter() - begun)
-                bar.update(state)
+                left = self._time_left(len(items))
+                bar.set_postfix_str(f"loss {self.mean('loss'):.4f}, run {left} left", refresh=False)
+                bar.update()
                 if self.batch % CHART_EVERY == 0:
-                    mean = _mean_since(charted, self.sums)
-                    step, charted = self.epoch * len(items) + self.batch, dict(self.sums)
-                    self.run.add_event("batches", step, "loss_within_epoch", mean)
-                if log_every and self.batch % log_every == 0:
-                    seconds = self.sums["seconds"] - logged.get("seconds", 0)
+                    step = self.epoch * len(items) + self.batch
+                    self.events.scalars({"loss/within_epoch": self._since("chart")[0]}, step)
+                if self.batch % log_every == 0:
+                    loss, seconds = self._since("log")
                     self.run.print(
                         f"{title}, batch {self.batch}/{len(items)}: lr {self.lr:g}, "
-                        f"{1000 * seconds / log_every:.0f} ms per batch, "
-                        f"{report(_mean_since(logged, self.sums))}"
+                        f"{1000 * seconds:.0f} ms per batch, loss {loss:.4f}"
                     )
-                    logged = dict(self.sums)
         self._begin_scoring()
 
     def _time_left(self, batches):
         """The time to the end of the run, h:mm:ss, for epochs of this many batches."""
         epochs = self.args.epochs - self.epoch
-        each = self.sums["seconds"] / self.batch
-        seconds = each * (epochs * batches - self.batch) + epochs * self._scoring_seconds
-        return tqdm.format_interval(seconds)
+        seconds = self.sums["seconds"] / self.batch * (epochs * batches - self.batch)
+        return tqdm.format_interval(seconds + epochs * self._scoring_seconds)
+
+    def _since(self, mark):
+        """The mean loss, and the seconds per batch, since `mark` was last set; sets it anew."""
+        now = self.sums | {"batch": self.batch}
+        before = self.marks.get(mark, dict.fromkeys(now, 0))
+        self.marks[mark] = now
+        change = {name: now[name] - before[name] for name in ("loss", "seen", "seconds", "batch")}
+        return change["loss"] / change["seen"], change["seconds"] / change["batch"]
 
     def order(self, count, shuffle):
         """The order of `count` samples in this epoch, (count,): 0, 1, … or a random one."""
@@ -162,20 +166,20 @@ class Trainer:
         changes, or if a parameter is not finite after the step.
         """
         self.optimizer.zero_grad()
-        descended = loss
-        if self.args.alam and hasattr(self.model.rnn, "penalty"):
-            descended = loss + self.args.alam * self.model.rnn.penalty()
-        descended.backward()
+        minimised = loss
+        if self.args.alam:
+            minimised = loss + self.args.alam * self.model.rnn.penalty()
+        minimised.backward()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack([p.grad.norm() for p in parameters]).norm()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
         if not math.isfinite(value + norm):
-            self._explain(value, norm)
+            self._stop(nonfinite.reason(self.model, value))
         if self.args.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.args.clip)
         self.optimizer.step()
         if not nn.utils.parameters_to_vector(parameters).isfinite().all():
-            self._stop_unless_finite(dict(self.model.named_parameters()))
+            self._stop(nonfinite.names(dict(self.model.named_parameters())))
         self.add(loss=value * count, seen=count, gradient_norm=norm, **sums)
 
     def add(self, **values):
@@ -187,33 +191,36 @@ class Trainer:
         """The mean of a sum over the samples of this epoch so far."""
         return float(self.sums[name]) / self.sums["seen"]
 
-    def finish_epoch(self, scores, tests=None, best=None):
+    def finish_epoch(self, scores, gains=None, tests=None, best=None):
         """Ends an epoch: learning rate, metrics.csv, test_results.csv, checkpoints, a line.
 
-        scores: {column: number}, `validation_loss` among them. tests: {condition: {column:
-        number}}. best: where to save the model if this is the lowest validation loss so far.
+        scores: {"train": {"loss": …, …}, "validation": {"loss": …, …}, …}. gains: {"n": tensor,
+        "s": tensor}, or empty. tests: {condition: {score: number}}, if the test set was scored.
+        best: where to save the model if this is the lowest validation loss so far.
         Raises TrainingStopped if the validation loss is not finite.
         """
         self._heed_signal()
         self._scoring = False  # a signal waits until all files of the epoch are written
-        loss, lr = scores["validation_loss"], self.lr
+        loss, lr = scores["validation"]["loss"], self.lr
         if not math.isfinite(loss):
-            raise TrainingStopped(
-                f"the validation loss is not finite after epoch {self.epoch + 1}, at learning rate "
-                f"{lr:g}: {self._extremes()}a lower --lr may help"
-            )
+            self._stop(f"the validation loss is not finite; {nonfinite.extremes(self.model)}")
         self.scheduler.step(loss)
         self._scoring_seconds = time.perf_counter() - self._scoring_begun
-        row = {
-            "epoch": self.epoch + 1,
-            **scores,
+        statistics = {
             "gradient_norm": self.sums["gradient_norm"] / self.batch,
             "lr": lr,
             "seconds": self.sums["seconds"] + self._scoring_seconds,
         }
+        spread = gain_statistics(gains or {})
+        named = {f"{part}_{k}": v for part, score in scores.items() for k, v in score.items()}
         improved, self.best = loss < self.best, min(self.best, loss)
-        self.epoch, self.batch, self.sums, self.carry = self.epoch + 1, 0, {}, {}
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums, self.marks, self.carry = {}, {}, {}
+        row = {"epoch": self.epoch, **named, **spread, **statistics}
         self.run.add_row("metrics.csv", row)
+        self._chart(scores)
+        self.events.scalars({f"gain/{name}": value for name, value in spread.items()}, self.epoch)
+        self.events.scalars({f"training/{k}": v for k, v in statistics.items()}, self.epoch)
         for condition, result in (tests or {}).items():
             self.add_test(condition, result)
         checkpoint = self.checkpoint()
@@ -221,8 +228,12 @@ class Trainer:
             self.run.save(best, checkpoint)
         if self.keeps(self.epoch):
             self.run.save(f"e_{self.epoch}.pth.tar", checkpoint)
+            self.events.histograms({f"gain/{k}": v for k, v in (gains or {}).items()}, self.epoch)
         self.run.save(LAST, checkpoint)
-        self.run.print(f"epoch {self.epoch}/{self.args.epochs}: {in_words(row)}")
+        self.run.print(
+            f"epoch {self.epoch:{len(str(self.args.epochs))}}/{self.args.epochs}  "
+            f"{epoch_line(scores, spread, statistics)}"
+        )
 
     def keeps(self, epoch):
         """Whether the checkpoint of an epoch is kept."""
@@ -230,10 +241,23 @@ class Trainer:
         return chosen or epoch == self.args.epochs
 
     def add_test(self, condition, result):
-        """Adds a row to test_results.csv and prints it. result: {column: number}."""
-        epoch = self.epoch
-        self.run.add_row("test_results.csv", {"epoch": epoch, "condition": condition, **result})
-        self.run.print(f"test {condition}: {in_words(result)}")
+        """Adds a row to test_results.csv and prints it. result: {score: number}."""
+        row = {"epoch": self.epoch, "condition": condition, **result}
+        self.run.add_row("test_results.csv", row)
+        self._chart({f"test_{condition}": result})
+        self.run.print(test_line(condition, result))
+
+    def _chart(self, scores):
+        """Adds scores, {part: {score: number}}, to TensorBoard: a group of charts per score."""
+        values = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
+        self.events.scalars(values, self.epoch)
+        self.events.flush()
+
+    @property
+    def tested(self):
+        """Whether the test set has been scored after the last epoch."""
+        rows = self.run.rows("test_results.csv")
+        return any(int(row["epoch"]) == self.epoch for row in rows)
 
     @property
     def lr(self):
@@ -250,28 +274,29 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             **{name: getattr(self, name) for name in STATE},
+            "tables": self.run.sizes,
             "config": self.run.config,
         }
 
-    def restore(self, checkpoint, columns=None):
-        """Restores the state from a checkpoint, and drops the rows of later epochs.
-
-        columns: the names of the scores of an epoch.
-        """
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
-            for name, state in checkpoint["generators"].items():
-                self.generators[name].set_state(state)
-            for name in STATE:
-                setattr(self, name, checkpoint[name])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RunError(f"{self.run.path / LAST}: cannot be resumed from ({reason})") from error
-        if columns is not None:
-            columns = ["epoch", *columns, "gradient_norm", "lr", "seconds"]
-        self.run.resume_after(self.epoch, columns)
+    def _restore(self):
+        """Restores the state from last.pth.tar, and drops the rows of later epochs."""
+        path, tables = self.run.path / LAST, dict.fromkeys(TABLES, 0)
+        if path.exists():
+            checkpoint = read_checkpoint(path)
+            try:
+                self.model.load_state_dict(checkpoint["state_dict"])
+                self.optimizer.load_state_dict(checkpoint["optimizer"])
+                self.scheduler.load_state_dict(checkpoint["scheduler"])
+                for name, generator in self.generators.items():
+                    generator.set_state(checkpoint["generators"][name])
+                for name in STATE:
+                    setattr(self, name, checkpoint[name])
+                tables = checkpoint["tables"]
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise RunError(f"{path}: cannot be resumed from ({error})") from error
+        elif max(self.run.kept, default=0) > 0 or self.run.rows("metrics.csv"):
+            raise RunError(f"{path}: no such file; without it the run cannot be resumed")
+        self.run.cut_tables(tables)
 
     # Interruptions
 
@@ -282,86 +307,48 @@ class Trainer:
 
     def __exit__(self, kind, error, traceback):
         self._restore_handlers()
+        path = shlex.quote(str(self.run.path))
         try:
             if isinstance(error, Interrupted):
                 self.run.save(LAST, self.checkpoint())
-                self.run.print(f"{error}: saved; continue with --resume {self.run.path}")
+                self.run.print(f"{error}: saved; continue with --resume={path}")
             elif isinstance(error, TrainingStopped):
                 self.run.print(f"stopped: {error}; the last good state is {self.run.path / LAST}")
             elif error is None:
-                self.run.print(f"done: {self.run.path}")
+                arguments = {**self.run.config["arguments"], "task": self.run.config["task"]}
+                self.events.hyperparameters(arguments)
+                self.run.finish()
+                self.run.print(
+                    f"done: {self.run.path}\n"
+                    f"a page of pictures: python3 -m Postprocessing.report {path}\n"
+                    f"curves: tensorboard --logdir {shlex.quote(str(self.args.save_dir))}"
+                )
         finally:
+            self.events.close()
             self.run.close()
 
     def _handle(self, signum, frame):
         self._signum = signum
-        self._restore_handlers()  # a second signal acts at once, as without a handler
+        self._restore_handlers()  # a second signal has its default effect
         if self._scoring:
             self._heed_signal()
 
     def _restore_handlers(self):
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _heed_signal(self):
         if self._signum is not None:
             raise Interrupted(self._signum)
 
     def _begin_scoring(self):
-        """From here on the state is constant, so a signal may interrupt at any point."""
+        """Parameters are final until the next batch: signals may interrupt at once."""
         self._scoring, self._scoring_begun = True, time.perf_counter()
         self._heed_signal()
 
-    # Values that are not finite
-
-    def _explain(self, loss, norm):
-        """Raises TrainingStopped for a loss or a gradient norm that is not finite.
-
-        If all parameters are finite the network overflowed, because a parameter is large or an n
-        close to 0: the message has the largest parameter and the smallest |n|.
-        """
-        if not math.isfinite(loss):
-            self._stop_unless_finite(self.model.state_dict())
-            self._stop("the loss is", self._extremes())
-        parameters = self.model.named_parameters()
-        gradients = {k: p.grad for k, p in parameters if p.grad is not None and p.numel()}
-        self._stop_unless_finite({f"the gradient of {k}": g for k, g in gradients.items()})
-        sizes = {name: gradient.abs().max() for name, gradient in gradients.items()}
-        largest = max(sizes, key=sizes.get)
-        hint = f"the gradient is finite, the largest {sizes[largest]:.3g} in {largest}; "
-        self._stop("the gradient's norm is", hint)
-
-    def _extremes(self):
-        """The parameters that may have made a network overflow, in words."""
-        sizes = {name: t.abs() for name, t in self.model.state_dict().items() if t.numel()}
-        largest = max(sizes, key=lambda name: sizes[name].max())
-        said = f"all parameters are finite, the largest {sizes[largest].max():.3g} in {largest}; "
-        gains = [name for name in sizes if name.endswith(".n")]
-        return said + "".join(f"|n| is {sizes[n].min():.3g} or more in {n}; " for n in gains)
-
-    def _stop_unless_finite(self, named):
-        names = [name for name, tensor in named.items() if not tensor.isfinite().all()]
-        if names:
-            self._stop(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}")
-
-    def _stop(self, what, hint=""):
+    def _stop(self, reason):
         raise TrainingStopped(
-            f"{what} not finite in epoch {self.epoch + 1}, batch {self.batch + 1}, at learning "
-            f"rate {self.lr:g}: {hint}a lower --lr may help"
+            f"{reason} in epoch {self.epoch + 1}, batch {self.batch + 1}, at learning rate "
+            f"{self.lr:g}: a lower --lr may help"
         )
-
-
-def _mean_since(before, sums):
-    """The mean loss over the samples that came to the sums since they were `before`."""
-    return (sums["loss"] - before.get("loss", 0)) / (sums["seen"] - before.get("seen", 0))
-
-
-def in_words(row):
-    """The numbers of a row in one line; accuracies in percent, None left out."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value:.2%}"
-        if "accuracy" in name
-        else f"{name.replace('_', ' ')} {value:.5g}"
-        for name, value in row.items()
-        if value is not None and name != "epoch"
-    )

@@ -1,7 +1,7 @@
 """Workers for the runs of a sweep: processes of this machine, or a Dask cluster.
 
 `processes` and `cluster` are context managers. Each yields a function that takes the arguments of
-`Training.once` and returns a future, whose `result()` is the exit code and the last line printed.
+`Training.once` and returns a future, whose `result()` is the exit code and the output.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import joblib
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from Training.machine import REPOSITORY
+
 RESOURCE = {"run": 1}  # of a Dask worker: it trains one run at a time
 ALIVE = ("running", "paused")  # states of a Dask worker
 INTERRUPTED = (-2, -15, 130, 143)  # exit codes after SIGINT and SIGTERM
 
 
-def attend(words, stopped, threads, repository, cwd=None, **environment):
-    """Runs `Training.once` until it ends; returns its exit code and the last line that it printed.
+def run_in_subprocess(words, stopped, threads, repository, cwd=None, **environment):
+    """Runs `Training.once` until it ends; returns its exit code and what it printed.
 
     stopped: a function; once it returns true, the run saves and exits. It does so as well if this
     process dies, which closes the pipe between them. threads: of the run.
@@ -32,7 +32,7 @@ def attend(words, stopped, threads, repository, cwd=None, **environment):
     environment = {**os.environ, "PYTHONPATH": path, **environment}
     # Dask sets both to 1 for its workers, and torch heeds MKL's before OpenMP's.
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    environment["PYTHONIOENCODING"] = "utf-8"  # of the last line, which may be a path
+    environment["PYTHONIOENCODING"] = "utf-8"
     with tempfile.TemporaryFile() as output:
         # In a session of its own, so that Ctrl-C reaches the sweep, which passes it on once.
         process = subprocess.Popen(
@@ -51,8 +51,7 @@ def attend(words, stopped, threads, repository, cwd=None, **environment):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
         output.seek(0)
-        lines = output.read().decode(errors="replace").strip().splitlines()
-    return process.returncode, lines[-1] if lines else ""
+        return process.returncode, output.read().decode(errors="replace")
 
 
 @contextlib.contextmanager
@@ -68,7 +67,7 @@ def processes(jobs, devices, stopped):
             return None, ""
         environment = free.get()
         try:
-            return attend(words, stopped, threads, REPOSITORY, **environment)
+            return run_in_subprocess(words, stopped, threads, REPOSITORY, **environment)
         finally:
             free.put(environment)
 
@@ -111,10 +110,10 @@ def cluster(address, folders):
             task, closing = worker.state.tasks.get(key), worker.status.name not in ALIVE
             return closing or task is None or task.state != "executing"
 
-        code, said = attend(words, stopped, worker.state.nthreads, folders[0], cwd)
+        code, output = run_in_subprocess(words, stopped, worker.state.nthreads, folders[0], cwd)
         if code in INTERRUPTED:  # for example by the batch system that ends the worker's job
             raise distributed.Reschedule
-        return code, said
+        return code, output
 
     # Sends the functions of this file by value, so that workers need not import it.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,0 +1,143 @@
+"""The config of a run: what it trains, on which data, with which code."""
+
+import datetime
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from NetworkCreation.errors import UserError
+from Training.machine import REPOSITORY
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboardX")
+# Flags that do not affect what is trained: they may change when a run is resumed, and two runs that
+# differ in them alone are the same run to sweeps, to --test and to figures.
+HOW = ("data", "save_dir", "cuda", "snapshot_minutes", "verbose", "log_interval", "note")
+# What a command line also has, and config.json keeps elsewhere or not at all.
+MODE = ("test", "checkpoint", "resume", "config", "script", "command")
+LARGEST_TEXT = 2**26  # bytes of a config or a table
+
+
+class RunError(UserError):
+    """A run directory is missing, damaged, not writable, or locked by another process."""
+
+
+def describe(args, task, spec, checksums):
+    """The config of a run, from which it can be repeated, as plain values.
+
+    args: resolved arguments. task: name of the task, for people and figures. spec: the model's.
+    checksums: {file or data set: SHA-256}.
+    """
+    return plain(
+        {
+            "script": args.script,
+            "task": task,
+            "arguments": saved_arguments(args),
+            "model": spec,
+            "data": checksums,
+            "command": args.command,
+            "commit": _commit(),
+            "code": _code(args.script),
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "versions": {"python": platform.python_version()} | _versions(),
+            "platform": platform.platform(),
+            "device": device_name(args.cuda),
+        }
+    )
+
+
+def saved_arguments(args):
+    """The arguments that config.json has, {name: value}, from those of a script."""
+    return {name: value for name, value in vars(args).items() if name not in MODE}
+
+
+def plain(values):
+    """Values as JSON returns them: tuples become lists, paths absolute strings."""
+    return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
+
+
+def device_name(cuda):
+    """A readable device name; that of the CPU includes the thread count."""
+    if cuda:
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@functools.cache
+def _versions():
+    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    return {name: installed.get(name.lower()) for name in PACKAGES} | {"cuda": torch.version.cuda}
+
+
+def _commit():
+    """The commit of the code, with a + for uncommitted changes; None without git."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--exclude=*", "--abbrev=40"]
+    try:
+        answer = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _code(script):
+    """A digest of the files that training depends on, committed or not."""
+    digest = hashlib.sha256()
+    files = sorted(
+        path
+        for room in ("NetworkCreation", "Training")
+        for path in (REPOSITORY / room).glob("*.py")
+    )
+    for path in [*files, REPOSITORY / script]:
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_name(args):
+    """The name of the directory shared by runs with these main arguments."""
+    ratio = getattr(args, "transform_ratio", 0.0)
+    name = f"{args.net_type}_lr{args.lr}_p{ratio}_hs{args.nhid}"
+    if args.nonlin is not None:
+        name += f"_{args.nonlin}"
+    if args.n is not None:
+        name += f"_n{args.n:.5g}_s{args.s:.5g}"
+    return name if args.learn_params is not False else f"{name}_static"
+
+
+def identity(script, arguments, checksums):
+    """What distinguishes a run, as a string: what is trained, on which data.
+
+    script: name of the task script. arguments: {name: value}, of which those in `HOW` do not count.
+    checksums: of the data.
+    """
+    arguments = {name: value for name, value in arguments.items() if name not in HOW}
+    return json.dumps([script, arguments, checksums], sort_keys=True)
+
+
+def read_text(path):
+    """The text of a config or a table. Raises RunError if it is missing, too large or no text."""
+    try:
+        if not path.is_file():
+            raise RunError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise RunError(f"{path}: larger than {LARGEST_TEXT} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from error
+
+
+def read_config(path):
+    """The config of a run. Raises RunError if path is not a run's directory."""
+    try:
+        config = json.loads(read_text(Path(path) / "config.json"))
+        datetime.datetime.fromisoformat(config["started"])
+        for name in ("script", "task", "arguments", "model", "data"):
+            config[name]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not a run, config.json is damaged ({error!r})") from error
+    return config

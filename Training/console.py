@@ -1,0 +1,113 @@
+"""The process of a script: errors in one line, exit codes, standard output, progress."""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+
+import torch
+from tqdm import tqdm
+
+from NetworkCreation.errors import OptionError, UserError
+
+FLAGS = {"hidden_size": "nhid"}  # arguments of a layer whose flag has another name
+
+
+class TrainingStopped(Exception):
+    """A loss, a gradient or a parameter is not finite."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; `code` is the exit code.
+
+    Not an Exception, which torch and tqdm catch in places.
+    """
+
+    def __init__(self, signum):
+        super().__init__(signal.Signals(signum).name)
+        self.code = 128 + signum
+
+
+def entry_point(main):
+    """Decorates the main of a script or command: errors in one line, and exit codes."""
+
+    @functools.wraps(main)
+    def run(argv=None):
+        torch.set_flush_denormal(True)  # before the first parallel operation: threads inherit it
+        with (
+            contextlib.redirect_stdout(_Stream(sys.stdout)),
+            contextlib.redirect_stderr(_Stream(sys.stderr)),
+        ):
+            try:
+                return main(argv)
+            except (UserError, MemoryError, RuntimeError) as error:
+                message = _message(error)
+                if message is None:
+                    raise
+                print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+                return 1
+            except TrainingStopped:
+                return 1
+            except Interrupted as interrupted:
+                return interrupted.code
+
+    return run
+
+
+def _message(error):
+    """The one line that says what went wrong; None for an error of the program."""
+    if isinstance(error, OptionError):
+        return f"argument --{FLAGS.get(error.name, error.name)}: {error}"
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    no_memory = (MemoryError, torch.cuda.OutOfMemoryError)
+    if isinstance(error, no_memory) or "can't allocate memory" in str(error):
+        return "out of memory; lower --batch_size or --nhid, and for text --bptt or --emsize"
+    return None
+
+
+class _Stream:
+    """Standard output or stderr, without an error if it is closed or its disk is full.
+
+    After the first failed write everything is discarded.
+    """
+
+    def __init__(self, stream):
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")  # γ where the encoding has none
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            with open(os.devnull, "w") as nowhere:  # or Python's exit would fail on the buffer
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def flush(self):
+        pass  # each write is flushed
+
+
+class Progress(tqdm):
+    """tqdm's progress bar; a line on stderr once a minute where that is not a terminal."""
+
+    def __init__(self, *arguments, **options):
+        self.lines = not sys.stderr.isatty()
+        if self.lines:
+            options |= {"mininterval": 60, "delay": 60, "leave": False, "ascii": True}
+        super().__init__(*arguments, **options)
+
+    def display(self, msg=None, pos=None):
+        if not self.lines:
+            super().display(msg, pos)
+        elif msg is None and self._time() - self.last_print_t >= self.mininterval:
+            print(self, file=sys.stderr)
+
+    def clear(self, nolock=False):
+        if not self.lines:
+            super().clear(nolock)
