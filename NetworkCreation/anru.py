@@ -39,18 +39,9 @@ class ANRU(RecurrentLayer):
     """
 
     def __init__(
-        self,
-        input_size,
-        hidden_size,
-        supervisor_size=50,
-        rinit="henaff",
-        iinit="kaiming",
-        *,
-        batch_first=False,
-        generator=None,
-        device=None,
-        dtype=None,
-    ):
+        self, input_size, hidden_size, supervisor_size=50, rinit="henaff", iinit="kaiming",
+        *, batch_first=False, generator=None, device=None, dtype=None,
+    ):  # fmt: skip
         super().__init__(input_size, hidden_size, batch_first)
         check_sizes(supervisor_size=supervisor_size)
         self.supervisor_size = supervisor_size

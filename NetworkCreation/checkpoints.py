@@ -1,6 +1,8 @@
 """Loads models from checkpoint files, including those of the paper's own code."""
 
+import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -9,112 +11,112 @@ from pathlib import Path
 
 import torch
 
-from NetworkCreation.layer import OptionError
+from NetworkCreation.errors import CheckpointError, OptionError
 from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
 # The first bytes of a file of torch before 1.6; later files are zip archives.
 LEGACY_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
-# What zipfile and torch raise for a file that is damaged.
-DAMAGED = (RuntimeError, EOFError, IndexError, UnicodeDecodeError)
+# What zipfile and torch raise for a damaged file.
+DAMAGED = (RuntimeError, EOFError, IndexError, ValueError)
 DAMAGED += (struct.error, zipfile.BadZipFile, zlib.error)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or holds another network than the one asked for."""
 
 
 def read_checkpoint(path):
     """The dictionary in a checkpoint file, its tensors on the CPU; no code is executed.
 
     Raises CheckpointError, with the file's name, for a file that is missing, damaged, not a
-    checkpoint, or holds anything but tensors and plain values.
+    checkpoint, or contains anything but tensors and plain values.
     """
     try:
-        _check_archive(path)
+        _check_file(Path(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says what is wrong
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: damaged, or holds more than tensors and values") from error
+        raise CheckpointError(f"{path}: damaged, or more than tensors and plain values") from error
     except DAMAGED as error:
-        reason = _first_line(error)
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "weights_only" in reason:  # torch's advice to let the file run code
-            reason = "not made of tensors and values alone"
+            reason = "not made of tensors and plain values alone"
         raise CheckpointError(f"{path}: damaged ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path}: not a checkpoint, it has no 'state_dict'")
     return checkpoint
 
 
-def _check_archive(path):
-    """Checks the sizes and checksums of an archive's parts, which torch does not."""
-    if not zipfile.is_zipfile(path):
-        with open(path, "rb") as file:
-            if file.read(len(LEGACY_START)) != LEGACY_START:
-                raise zipfile.BadZipFile("neither an archive nor an older file of torch")
-        return
+def _check_file(path):
+    """Checks what torch does not: the kind of file, and sizes and checksums in an archive."""
+    if path.exists() and not path.is_file():
+        raise OSError("not a file")
+    with path.open("rb") as file:
+        if file.read(len(LEGACY_START)) == LEGACY_START:
+            return
     with zipfile.ZipFile(path) as archive:
-        if sum(part.file_size for part in archive.infolist()) > Path(path).stat().st_size:
-            raise zipfile.BadZipFile("it claims to hold more than it does")  # torch compresses none
+        for part in archive.infolist():
+            # torch would leave the tensor of a directory (0x10 is its MS-DOS attribute) unset
+            directory = part.is_dir() or part.external_attr & 0x10
+            encrypted = part.flag_bits & 1
+            if directory or encrypted or part.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile(f"{part.filename} is not a plain entry")
+            if part.file_size != part.compress_size:
+                raise zipfile.BadZipFile("the declared sizes exceed the file")
         if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
-def load_model(checkpoint_path, config=None):
+def load_model(path, config=None):
     """The trained model of a checkpoint, in eval mode on the CPU, and its config.
 
-    A checkpoint of this project contains its config; a config that is given must have the same
-    `model`. A checkpoint of the paper's own code, {'state_dict', 'optimizer', 'epoch'}, has none:
-    give {'model': spec}, with spec as for `build_model`.
-    Raises CheckpointError for a file that cannot be read or holds another network.
+    path: a checkpoint, or the directory of a run: the best model that the run saved or, if none,
+    the checkpoint of its last saved epoch, or else its newest state.
+    A checkpoint of this project contains its config. One of the paper's own code, {'state_dict',
+    'optimizer', 'epoch'}, has none: give {'model': spec}, with spec as for `build_model`.
+    Raises CheckpointError for a file that cannot be read or contains a different network.
     """
-    return model_of(read_checkpoint(checkpoint_path), checkpoint_path, config)
+    path = _checkpoint_of(Path(path)) if Path(path).is_dir() else path
+    return model_of(read_checkpoint(path), path, config)
 
 
-def model_of(checkpoint, checkpoint_path, config=None):
-    """As `load_model`, for a checkpoint that has been read already."""
+def _checkpoint_of(run):
+    """The file of a run's directory that `load_model` loads."""
+    try:
+        best = json.loads((run / "config.json").read_text(encoding="utf-8"))["arguments"].get(
+            "save"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{run}: not a run's directory ({error})") from error
+    if best is not None and (run / best).is_file():
+        return run / best
+    epochs = [re.fullmatch(r"e_(\d+)\.pth\.tar", file.name) for file in run.iterdir()]
+    last = max((int(match[1]) for match in epochs if match), default=0)
+    return run / (f"e_{last}.pth.tar" if last > 0 else "last.pth.tar")
+
+
+def model_of(checkpoint, path, config=None):
+    """As `load_model`, for a checkpoint that has been read already from this path."""
     saved, state = checkpoint.get("config"), checkpoint["state_dict"]
     if saved is None and config is None:
-        raise CheckpointError(f"{checkpoint_path}: holds no config; give one")
-    if saved is not None and config is not None and saved["model"] != config["model"]:
-        raise CheckpointError(f"{checkpoint_path}: {_difference(saved['model'], config['model'])}")
+        raise CheckpointError(f"{path}: has no config; give one")
     config = config if saved is None else saved
     try:
-        _check_size(config["model"], state)
-        model = build_model(config["model"])
-    except (OptionError, KeyError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{checkpoint_path}: describes no network ({reason})") from error
+        spec = config["model"]
+        model = build_model(spec)
+    except (OptionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: does not describe a network ({error})") from error
     if saved is None:
         state = _from_paper(state, model)
-    network = config["model"]["net_type"]
-    for bias in ("rnn.U.bias", "rnn.Ure.bias"):
-        if bias in state and bias not in model.state_dict():
-            raise CheckpointError(
-                f"{checkpoint_path}: of another version, in which {network} has the bias {bias}"
-            )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise CheckpointError(
-            f"{checkpoint_path}: holds another network than {network} with "
-            f"{config['model']['hidden_size']} units ({reasons})"
+            f"{path}: contains a different network than {spec['net_type']} with "
+            f"{spec['hidden_size']} units ({reasons})"
         ) from error
     return model.eval(), config
-
-
-def _check_size(spec, state):
-    """Raises OptionError for a network far larger than the file, before allocating it."""
-    held = sum(tensor.numel() for tensor in state.values())
-    claimed = sum(p.numel() for p in build_model(spec, device="meta").parameters())
-    if claimed > 2 * held:  # the paper's files may lack biases, n and s
-        raise OptionError("hidden_size", f"it has {claimed} parameters, the file {held} numbers")
 
 
 def _from_paper(state, model):
@@ -129,25 +131,14 @@ def _from_paper(state, model):
         if inner is not None:
             state.setdefault(f"rnn.{name}", inner)
     if isinstance(model.rnn, RNN):
-        here = {f"rnn.{name}": value for name, value in model.rnn.state_dict().items()}
+        own = {f"rnn.{name}": value for name, value in model.rnn.state_dict().items()}
         for name in ("rnn.n", "rnn.s"):
-            if name not in here:
+            if name not in own:
                 state.pop(name, None)  # γ is not this network's activation
             elif name not in state:
-                state[name] = here[name]
+                state[name] = own[name]
             elif state[name].numel() == 1:
-                state[name] = state[name].reshape(1).expand_as(here[name])
+                state[name] = state[name].reshape(1).expand_as(own[name])
         for name in ("rnn.U.bias", "rnn.V.bias"):
-            state.setdefault(name, torch.zeros_like(here[name]))  # a map without a bias
+            state.setdefault(name, torch.zeros_like(own[name]))  # a map without a bias
     return state
-
-
-def _difference(saved, asked):
-    """One line on how two specs differ."""
-    names = [name for name in saved | asked if saved.get(name) != asked.get(name)]
-    said = "; ".join(f"{n} is {saved.get(n)!r}, not {asked.get(n)!r}" for n in names)
-    return f"holds another network: {said}"
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -26,8 +26,7 @@ from NetworkCreation.layer import (
     check_sizes,
     choose,
     linear_map,
-    modrelu_bias,
-    random_angles,
+    uniform_parameter,
     unsqueeze_drive,
 )
 
@@ -57,18 +56,9 @@ class EURNN(RecurrentLayer):
     NONLINEARITIES: ClassVar = {"modrelu": complex_modrelu, "none": complex_identity}
 
     def __init__(
-        self,
-        input_size,
-        hidden_size,
-        capacity=2,
-        nonlin="modrelu",
-        iinit="kaiming",
-        *,
-        batch_first=False,
-        generator=None,
-        device=None,
-        dtype=None,
-    ):
+        self, input_size, hidden_size, capacity=2, nonlin="modrelu", iinit="kaiming",
+        *, batch_first=False, generator=None, device=None, dtype=None,
+    ):  # fmt: skip
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
         check_sizes(capacity=capacity)
@@ -80,12 +70,10 @@ class EURNN(RecurrentLayer):
         self.Uim = linear_map(input_size, hidden_size, entry, bias=False, **like)
         even_layers, odd_layers = capacity // 2, (capacity + 1) // 2  # counted from 1
         pairs = odd_layers * (hidden_size // 2) + even_layers * ((hidden_size - 1) // 2)
-        self.theta = random_angles(pairs, **like)
-        self.phi = random_angles(pairs, **like)
-        self.omega = random_angles(hidden_size, **like)
-        self.register_parameter(
-            "b", modrelu_bias(hidden_size, **like) if nonlin == "modrelu" else None
-        )
+        self.theta = uniform_parameter(pairs, math.pi, math.pi, **like)  # U(0, 2π)
+        self.phi = uniform_parameter(pairs, math.pi, math.pi, **like)
+        self.omega = uniform_parameter(hidden_size, math.pi, math.pi, **like)
+        self.b = uniform_parameter(hidden_size, 0.01, **like) if nonlin == "modrelu" else None
 
     def parameter_groups(self):
         """'orthogonal': the parameters of W."""

@@ -53,22 +53,10 @@ class ExpRNN(ElmanLayer):
     training_flags: ClassVar = ("lr_orth",)
 
     def __init__(
-        self,
-        input_size,
-        hidden_size,
-        nonlin="modrelu",
-        n=5.0,
-        s=0.0,
-        learn_params=True,
-        rinit="henaff",
-        iinit="kaiming",
-        ostep_method="exp",
-        *,
-        batch_first=False,
-        generator=None,
-        device=None,
-        dtype=None,
-    ):
+        self, input_size, hidden_size, nonlin="modrelu", n=5.0, s=0.0, learn_params=True,
+        rinit="henaff", iinit="kaiming", ostep_method="exp",
+        *, batch_first=False, generator=None, device=None, dtype=None,
+    ):  # fmt: skip
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
         start = choose("rinit", rinit, initialization.ROTATIONS)

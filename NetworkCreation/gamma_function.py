@@ -6,17 +6,14 @@ n is the neuronal gain and s the degree of saturation (Geadah et al., arXiv 2006
 The family contains the softplus (s = 0), ReLU (s = 0, n → ∞), the sigmoid (s = 1, n = 1) and the
 Heaviside step (s = 1, n → ∞).
 
-This file depends on torch only and can be copied. Run as a script, it checks its gradients,
-prints the distance from these limits, and draws the family:
+This file depends on torch only and can be copied. Run as a script, it checks its gradients and
+prints the distance from these limits:
 
     python3 NetworkCreation/gamma_function.py
-    python3 NetworkCreation/gamma_function.py --draw gamma.png
 
 In the kernels z = n x, σ = σ(z) and p = log(1 + e^z)/n, so that γ = (1 − s) p + s σ. They compute
 in the dtype of x; n and s broadcast with x.
 """
-
-import argparse
 
 import torch
 from torch import nn
@@ -24,9 +21,8 @@ from torch.nn.functional import softplus
 
 SOFTPLUS_IS_LINEAR = 40  # above it, softplus(z) = z to the last bit, in float64 too
 
-# With AVX-512, torch's log1p loads a constant, its value at −0, under a mask that is rarely set. As
-# long as the memory page of this constant has not been touched, each such load takes hundreds of
-# cycles, and softplus ten times as long. log1p(−0) touches it.
+# With AVX-512, torch's log1p loads its value at −0 under a mask that is rarely set. Until the page
+# of memory with this constant has been touched, softplus takes ten times as long. log1p(−0) does it.
 torch.log1p(torch.tensor(-0.0, device="cpu"))
 
 
@@ -64,8 +60,8 @@ def combine(n, s, terms):
 
 def derivatives(x, n, s):
     """∂γ/∂x, ∂γ/∂n and ∂γ/∂s."""
-    dx, found = terms(x, n, s)
-    return dx, *combine(n, s, found)
+    dx, others = terms(x, n, s)
+    return dx, *combine(n, s, others)
 
 
 def _sigmoid(x, n):
@@ -104,13 +100,13 @@ class _Gamma(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
-        found = derivatives(*inputs) if any(needed[1:]) else (slope(*inputs), None, None)
-        return tuple(grad * d if need else None for d, need in zip(found, needed, strict=True))
+        slopes = derivatives(*inputs) if any(needed[1:]) else (slope(*inputs), None, None)
+        return tuple(grad * d if need else None for d, need in zip(slopes, needed, strict=True))
 
     @staticmethod
     def jvp(ctx, *tangents):
-        found = zip(derivatives(*ctx.saved_tensors), tangents, strict=True)
-        return sum(tangent * d for d, tangent in found if tangent is not None)
+        pairs = zip(derivatives(*ctx.saved_tensors), tangents, strict=True)
+        return sum(tangent * d for d, tangent in pairs if tangent is not None)
 
 
 def _operands(x, n, s):
@@ -135,12 +131,9 @@ def gamma(x, n, s):
     of either sign. Returns a tensor of the common shape, with the dtype of x.
 
     If s and n x are finite, γ and each derivative f are accurate to a few units in the last place
-    of |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, as long as this sum does not overflow. Factors below
-    twice the smallest normal number, such as e^{−|n x|}, may be taken as 0; and so are x, n and s
-    below the smallest where the processor flushes denormal numbers. For normal n and finite 2 x
-    nothing is NaN.
-    Raises ValueError if n is a number that is 0 or not finite (the values of a tensor n are not
-    checked).
+    of |f| + |x ∂f/∂x| + |n ∂f/∂n| + |s ∂f/∂s|, unless this sum overflows. Denormal values may be
+    flushed to zero. For normal n and finite 2 x nothing is NaN.
+    Raises ValueError if n is a number that is 0 or not finite (a tensor n is not checked).
     """
     return _Gamma.apply(*_operands(x, n, s))
 
@@ -151,7 +144,7 @@ def gamma_prime(x, n, s):
 
 
 class Gamma(nn.Module):
-    """γ with its own gain n and saturation s, in the manner of `torch.nn.PReLU`.
+    """γ with its own gain n and saturation s; modelled on `torch.nn.PReLU`, but features are last.
 
     num_parameters: 1 (one n and one s for all features) or the number of features. n, s: initial
     values. learnable: whether n and s are parameters or buffers; both are in the state_dict.
@@ -198,32 +191,8 @@ def check_gradients():
         torch.autograd.gradgradcheck(gamma, inputs)
 
 
-def draw_family(path):
-    """Draws γ and ∂γ/∂x along three paths through the family into an image file."""
-    import matplotlib.pyplot as plt  # slow to import, and needed only here
-
-    x, values = torch.linspace(-4, 4, 801), (0.5, 1, 2, 5, 20)
-    paths = {
-        "s = 0, n grows: softplus to ReLU": [(n, 0) for n in values],
-        "n = 1, s grows: softplus to sigmoid": [(1, s) for s in (0, 0.25, 0.5, 0.75, 1)],
-        "s = 1, n grows: sigmoid to step": [(n, 1) for n in values],
-    }
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, layout="constrained")
-    for (above, below), (title, pairs) in zip(axes.T, paths.items(), strict=True):
-        for index, (n, s) in enumerate(pairs):
-            colour = plt.colormaps["viridis"](index / len(pairs))
-            above.plot(x, gamma(x, n, s), color=colour, label=f"n = {n}, s = {s}")
-            below.plot(x, gamma_prime(x, n, s), color=colour)
-        above.set(title=title, ylabel="γ(x; n, s)")
-        below.set(xlabel="x", ylabel="∂γ/∂x")
-        above.legend(fontsize="small")
-    figure.savefig(path)
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Check and draw the activation γ(x; n, s).")
-    parser.add_argument("--draw", metavar="FILE", help="draw the family into an image file")
-    args = parser.parse_args(argv)
+def main():
+    """Checks the gradients and prints the distance from the limits."""
     check_gradients()
     print("gradients: equal to finite differences (first and second order, n of both signs)")
     print("largest distance of γ from its limits, −5 ≤ x ≤ 5:")
@@ -234,8 +203,6 @@ def main(argv=None):
         relu = (gamma(x, n, 0) - torch.relu(x)).abs().max()
         step = (gamma(away, n, 1) - (away > 0).double()).abs().max()
         print(f"{n:7d}  {relu:20.2e}  {step:32.2e}")
-    if args.draw:
-        draw_family(args.draw)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Letters: T time, B batch, I input, H main units.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -46,14 +45,7 @@ class Activation:
     """
 
     def __init__(
-        self,
-        function,
-        value=None,
-        slope=None,
-        terms=None,
-        combine=None,
-        parameters=(),
-        from_a=True,
+        self, function, value=None, slope=None, terms=None, combine=None, parameters=(), from_a=True
     ):
         self.function = function
         self.value = value or self._value
@@ -109,14 +101,7 @@ NONLINEARITIES = {
     "ReLU": Activation(_relu, _relu, torch.sign, from_a=False),
     "tanh": Activation(torch.tanh, torch.tanh, lambda h: 1 - h * h, from_a=False),
     "sigmoid": Activation(torch.sigmoid, torch.sigmoid, lambda h: h * (1 - h), from_a=False),
-    "modrelu": Activation(
-        modrelu,
-        modrelu,
-        lambda h, bias: h.sign().abs(),
-        _modrelu_terms,
-        parameters=("b",),
-        from_a=False,
-    ),
+    "modrelu": Activation(modrelu, modrelu, terms=_modrelu_terms, parameters=("b",), from_a=False),
     "none": Activation(_identity, _identity, torch.ones_like, from_a=False),
 }
 
@@ -136,16 +121,10 @@ def linear_map(inputs, outputs, initialise, bias=True, *, generator=None, device
     return linear
 
 
-def modrelu_bias(units, generator=None, device=None, dtype=None):
-    """The bias of the modReLU, a parameter (units,), initially U(−0.01, 0.01)."""
-    bias = torch.empty(units, device=device, dtype=dtype)
-    return nn.Parameter(initialization.uniform(bias, generator, bound=0.01))
-
-
-def random_angles(count, generator=None, device=None, dtype=None):
-    """A parameter (count,), initially U(0, 2π)."""
-    angles = torch.empty(count, device=device, dtype=dtype)
-    return nn.Parameter(initialization.uniform(angles, generator, bound=math.pi).add_(math.pi))
+def uniform_parameter(size, bound, shift=0.0, *, generator=None, device=None, dtype=None):
+    """A parameter (size,), initially U(−bound, bound) + shift."""
+    values = torch.empty(size, device=device, dtype=dtype)
+    return nn.Parameter(initialization.uniform(values, generator, bound=bound).add_(shift))
 
 
 def unsqueeze_drive(drive):

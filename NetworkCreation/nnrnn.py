@@ -9,6 +9,7 @@ T is zero except strictly above the blocks.
 Source: Kerg et al., arXiv 1905.12080.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from NetworkCreation.errors import OptionError
 from NetworkCreation.exprnn import ExpRNN
-from NetworkCreation.layer import random_angles
+from NetworkCreation.layer import uniform_parameter
 
 
 class Schur(nn.Module):
@@ -30,7 +31,7 @@ class Schur(nn.Module):
         super().__init__()
         like = {"device": device, "dtype": dtype}
         self.alpha = nn.Parameter(torch.ones(size // 2, **like))
-        self.theta = random_angles(size // 2, generator, **like)
+        self.theta = uniform_parameter(size // 2, math.pi, math.pi, generator=generator, **like)
         self.T = nn.Parameter(torch.zeros(size, size, **like))
 
     def forward(self, P):
@@ -56,36 +57,15 @@ class NonNormalRNN(ExpRNN):
     training_flags: ClassVar = ("lr_orth", "alam", "Tdecay")
 
     def __init__(
-        self,
-        input_size,
-        hidden_size,
-        nonlin="modrelu",
-        n=5.0,
-        s=0.0,
-        learn_params=True,
-        rinit="henaff",
-        iinit="kaiming",
-        ostep_method="exp",
-        *,
-        batch_first=False,
-        generator=None,
-        device=None,
-        dtype=None,
-    ):
+        self, input_size, hidden_size, nonlin="modrelu", n=5.0, s=0.0, learn_params=True,
+        rinit="henaff", iinit="kaiming", ostep_method="exp",
+        *, batch_first=False, generator=None, device=None, dtype=None,
+    ):  # fmt: skip
         if hidden_size % 2:
             raise OptionError("hidden_size", f"hidden_size must be even, got {hidden_size}")
         like = {"generator": generator, "device": device, "dtype": dtype}
-        activation = (nonlin, n, s, learn_params)
-        super().__init__(
-            input_size,
-            hidden_size,
-            *activation,
-            rinit,
-            iinit,
-            ostep_method,
-            batch_first=batch_first,
-            **like,
-        )
+        options = (nonlin, n, s, learn_params, rinit, iinit, ostep_method)
+        super().__init__(input_size, hidden_size, *options, batch_first=batch_first, **like)
         schur = Schur(hidden_size, **like)
         parametrize.register_parametrization(self.V, "weight", schur, unsafe=True)
 

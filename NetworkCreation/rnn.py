@@ -19,7 +19,7 @@ from NetworkCreation.layer import (
     RecurrentLayer,
     choose,
     linear_map,
-    modrelu_bias,
+    uniform_parameter,
     unsqueeze_drive,
 )
 
@@ -32,7 +32,7 @@ class ElmanLayer(RecurrentLayer):
     State: h (B, H).
     """
 
-    def _add_activation(self, nonlin, n, s, learn_params, generator=None, device=None, dtype=None):
+    def _add_activation(self, nonlin, n, s, learn_params, generator, device, dtype):
         """Sets φ, a key of `NONLINEARITIES`, and adds its parameters: n and s, b, or none.
 
         n, s: initial values, of parameters (learn_params) or buffers; one each for the layer
@@ -49,7 +49,8 @@ class ElmanLayer(RecurrentLayer):
             units = self.hidden_size if nonlin == "gamma2" else 1
             register_gain_and_saturation(self, units, n, s, learn_params, device, dtype)
         if nonlin == "modrelu":
-            self.b = modrelu_bias(self.hidden_size, generator, device, dtype)
+            like = {"generator": generator, "device": device, "dtype": dtype}
+            self.b = uniform_parameter(self.hidden_size, 0.01, **like)
 
     @property
     def activation(self):
@@ -112,21 +113,10 @@ class RNN(ElmanLayer):
     """
 
     def __init__(
-        self,
-        input_size,
-        hidden_size,
-        nonlin="gamma2",
-        n=5.0,
-        s=0.0,
-        learn_params=True,
-        rinit="henaff",
-        iinit="kaiming",
-        *,
-        batch_first=False,
-        generator=None,
-        device=None,
-        dtype=None,
-    ):
+        self, input_size, hidden_size, nonlin="gamma2", n=5.0, s=0.0, learn_params=True,
+        rinit="henaff", iinit="kaiming",
+        *, batch_first=False, generator=None, device=None, dtype=None,
+    ):  # fmt: skip
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
