@@ -15,8 +15,6 @@ from NetworkCreation.errors import CheckpointError, OptionError
 from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
-# The first bytes of a file of torch before 1.6; later files are zip archives.
-LEGACY_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
 # What zipfile and torch raise for a damaged file.
 DAMAGED = (RuntimeError, EOFError, IndexError, ValueError)
 DAMAGED += (struct.error, zipfile.BadZipFile, zlib.error)
@@ -39,8 +37,6 @@ def read_checkpoint(path):
         raise CheckpointError(f"{path}: damaged, or more than tensors and plain values") from error
     except DAMAGED as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if "weights_only" in reason:  # torch's advice to let the file run code
-            reason = "not made of tensors and plain values alone"
         raise CheckpointError(f"{path}: damaged ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path}: not a checkpoint, it has no 'state_dict'")
@@ -48,12 +44,11 @@ def read_checkpoint(path):
 
 
 def _check_file(path):
-    """Checks what torch does not: the kind of file, and sizes and checksums in an archive."""
+    """Checks what torch does not: the kind of file; the sizes and checksums of an archive."""
     if path.exists() and not path.is_file():
         raise OSError("not a file")
-    with path.open("rb") as file:
-        if file.read(len(LEGACY_START)) == LEGACY_START:
-            return
+    if not zipfile.is_zipfile(path):  # written by torch before 1.6, or not a checkpoint
+        return
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             # torch would leave the tensor of a directory (0x10 is its MS-DOS attribute) unset
@@ -87,7 +82,7 @@ def _checkpoint_of(run):
             "save"
         )
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{run}: not a run's directory ({error})") from error
+        raise CheckpointError(f"{run}: not the directory of a run ({error})") from error
     if best is not None and (run / best).is_file():
         return run / best
     epochs = [re.fullmatch(r"e_(\d+)\.pth\.tar", file.name) for file in run.iterdir()]
@@ -105,7 +100,7 @@ def model_of(checkpoint, path, config=None):
         spec = config["model"]
         model = build_model(spec)
     except (OptionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: does not describe a network ({error})") from error
+        raise CheckpointError(f"{path}: describes no valid network ({error})") from error
     if saved is None:
         state = _from_paper(state, model)
     try:

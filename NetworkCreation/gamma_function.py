@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 SOFTPLUS_IS_LINEAR = 40  # above it, softplus(z) = z to the last bit, in float64 too
 
 # With AVX-512, torch's log1p loads its value at −0 under a mask that is rarely set. Until the page
-# of memory with this constant has been touched, softplus takes ten times as long. log1p(−0) does it.
+# of memory with this constant has been touched, softplus takes ten times as long.
 torch.log1p(torch.tensor(-0.0, device="cpu"))
 
 

@@ -9,7 +9,7 @@ import torch
 from NetworkCreation import initialization
 from NetworkCreation.initialization import INPUT, RECURRENT
 from NetworkCreation.models import CharacterModel, PixelClassifier
-from NetworkCreation.Networks import NETWORKS, RNN
+from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 
 ROTATIONS = ["henaff", "cayley", "random"]
 DTYPES = [torch.float32, torch.float64]
@@ -190,6 +190,12 @@ def test_every_tensor_of_a_layer_starts_as_in_the_paper(net_type, nonlin):
         assert not same, name
     biases = {name for name in named[0] if name.endswith("bias")} - {"Wgn.bias"}
     assert biases <= expected.keys()  # there are no other biases
+
+
+def test_the_bias_of_the_gain_is_drawn_between_5_and_7():
+    generator = torch.Generator().manual_seed(0)
+    biases = [ANRU(2, 2, 3, generator=generator).Wgn.bias.item() for _ in range(60)]
+    assert distance_to_uniform(biases, 5, 7) < 1.95
 
 
 def test_read_outs_start_as_in_the_paper():

@@ -1,53 +1,42 @@
-"""The script trains networks that learn digits, on the whole training set."""
-
-import csv
+"""Networks learn handwritten digits."""
 
 import torch
+from sklearn.datasets import load_digits
+from torch.nn.functional import cross_entropy
 
-import sMNIST_task
-from NetworkCreation.checkpoints import load_model
-from Training.datasets import PIXEL_SETS, load_pixels
-from Training.evaluation import evaluate_pixels
-from Training.run_directory import Run
-
-FLAGS = ["--dataset", "digits", "--batch", "50", "--shuffle", "--lr", "1e-3"]
+from NetworkCreation.models import PixelClassifier
+from NetworkCreation.Networks import ANRU
+from tests.layers import seeded
 
 
-def train(folder, *flags):
-    """Trains; returns the run and the mean validation accuracy of its last four epochs."""
-    assert sMNIST_task.main([*FLAGS, *flags, "--save-dir", str(folder)]) == 0
-    (config,) = folder.rglob("config.json")
-    with (config.parent / "metrics.csv").open() as file:
-        accuracies = [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
-    return Run(config.parent), sum(accuracies[-4:]) / 4  # single epochs vary by a few percent
+def digits():
+    """Images of 4 × 4 pixels in [0, 1] as sequences (16, 1797, 1), and their labels (1797,)."""
+    images, labels = load_digits(return_X_y=True)
+    squares = torch.tensor(images).float().view(-1, 4, 2, 4, 2).mean(dim=(2, 4)) / 16
+    return squares.flatten(1).t().unsqueeze(-1), torch.tensor(labels)
 
 
-def test_an_rnn_learns_digits(tmp_path):
-    _, accuracy = train(tmp_path, "--nonlin", "gamma2", "--nhid", "100", "--epochs", "10")
-    assert accuracy >= 0.85
+def test_anru_needs_its_supervisors_and_its_recurrence_to_learn_digits():
+    x, labels = digits()
+    generator = seeded(0)
+    order = torch.randperm(len(labels), generator=generator)
+    train, validation = order[:1400], order[1400:]
+    model = PixelClassifier(ANRU(1, 64, generator=generator), generator=generator)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(6):
+        for index in train[torch.randperm(len(train), generator=generator)].split(50):
+            optimiser.zero_grad()
+            cross_entropy(model(x[:, index]), labels[index]).backward()
+            optimiser.step()
 
+    @torch.no_grad()
+    def accuracy():
+        return (model(x[:, validation]).argmax(dim=1) == labels[validation]).float().mean().item()
 
-def coarse(load):
-    """Wraps a loader of images to average 2 × 2 pixels: 16 steps instead of 64."""
-
-    def smaller(*arguments):
-        images, *others = load(*arguments)
-        squares = images.view(-1, 4, 2, 4, 2).float().mean(dim=(2, 4))
-        return squares.view(-1, 16).to(images.dtype), *others
-
-    return smaller
-
-
-def test_anru_needs_its_supervisors_and_its_recurrence_to_learn_digits(tmp_path, monkeypatch):
-    monkeypatch.setitem(PIXEL_SETS, "digits", coarse(PIXEL_SETS["digits"]))
-    run, accuracy = train(tmp_path, "--net-type", "ANRU", "--nhid", "64", "--epochs", "6")
-    assert accuracy >= 0.7
-    data = load_pixels("digits", "data", seed=400, permute=False).validation
-    model, _ = load_model(run.kept[6])
-    start, learnt = load_model(run.kept[0])[0].state_dict(), model.state_dict()
-    for names in (("Uag", "Wgg", "Wgn", "Wgs"), ("Whh",)):  # reset to their initial values
-        before = {k: v for k, v in start.items() if k.split(".")[1] in names}
-        model.load_state_dict(learnt | before)
-        with torch.no_grad():
-            _, without = evaluate_pixels(model, data, batch_size=250)
-        assert without <= accuracy - 0.1
+    learnt, reached = {k: v.clone() for k, v in model.state_dict().items()}, accuracy()
+    assert reached >= 0.7
+    for maps in (("Uag", "Wgg", "Wgn", "Wgs"), ("Whh",)):  # set back to their initial values
+        initial = {name: v for name, v in start.items() if name.split(".")[1] in maps}
+        model.load_state_dict(learnt | initial)
+        assert accuracy() <= reached - 0.1

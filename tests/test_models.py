@@ -1,12 +1,14 @@
 """The two models, and loading them from checkpoints, the paper's included."""
 
 import math
+import re
 
 import pytest
 import torch
 
-from NetworkCreation.checkpoints import CheckpointError, load_model, read_checkpoint
-from NetworkCreation.layer import OptionError, hidden
+from NetworkCreation.checkpoints import load_model, model_of, read_checkpoint
+from NetworkCreation.errors import CheckpointError, OptionError, UserError
+from NetworkCreation.layer import hidden
 from NetworkCreation.models import build_model, gain_statistics
 from NetworkCreation.time_loop import Embedded
 
@@ -130,7 +132,7 @@ def test_models_do_not_depend_on_the_global_generator():
 
 
 @pytest.mark.parametrize(
-    ("spec", "name", "said"),
+    ("spec", "name", "message"),
     [
         (pixels("RNN") | {"net_type": "CNN"}, "net_type", "RNN, ANRU.*got 'CNN'"),
         (pixels("RNN") | {"task": "speech"}, "task", "pixels, characters, got 'speech'"),
@@ -140,8 +142,8 @@ def test_models_do_not_depend_on_the_global_generator():
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_an_invalid_spec_is_rejected(spec, name, said, device):
-    with pytest.raises(OptionError, match=said) as caught:
+def test_an_invalid_spec_is_rejected(spec, name, message, device):
+    with pytest.raises(OptionError, match=message) as caught:
         build_model(spec, device=device)
     assert caught.value.name == name
 
@@ -153,7 +155,7 @@ def test_a_model_on_the_meta_device_has_the_same_parameters(net_type, task):
     assert all(parameter.is_meta for parameter in found.parameters())
     shapes = [{n: p.shape for n, p in model.named_parameters()} for model in (expected, found)]
     assert shapes[0] == shapes[1]
-    groups = [model.rnn.parameters_apart() for model in (expected, found)]
+    groups = [model.rnn.parameter_groups() for model in (expected, found)]
     assert groups[0].keys() == groups[1].keys()
     large = {"ANRU": {"supervisor_size": 10**9}, "EURNN": {"capacity": 10**9}}.get(net_type, {})
     spec = task(net_type) | {"hidden_size": 10**9, "layer": LAYERS[net_type] | large}
@@ -245,50 +247,54 @@ def test_the_papers_relu_checkpoint_may_hold_an_unused_n(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_rejected(tmp_path):
     spec = pixels("RNN")
-    path = save(tmp_path / "e_3.pth.tar", build(spec).state_dict(), config={"model": spec})
-    with pytest.raises(CheckpointError, match=r"e_3.*net_type is 'RNN', not 'GRU'"):
-        load_model(path, {"model": pixels("GRU")})
-    path = save(tmp_path / "e_4.pth.tar", build(pixels("GRU")).state_dict())
-    with pytest.raises(CheckpointError, match=r"e_4.*another network than RNN"):
-        load_model(path, {"model": spec})
-    path = save(tmp_path / "e_5.pth.tar", build(spec | {"hidden_size": 5}).state_dict())
-    with pytest.raises(CheckpointError, match=r"e_5.*another network than RNN with 6"):
-        load_model(path, {"model": spec})
+    for number, other in enumerate((pixels("GRU"), spec | {"hidden_size": 5})):
+        path = save(tmp_path / f"e_{number}.pth.tar", build(other).state_dict())
+        with pytest.raises(
+            CheckpointError, match=rf"e_{number}.*different network than RNN with 6"
+        ):
+            load_model(path, {"model": spec})
 
 
-def test_a_bias_from_another_version_is_rejected(tmp_path):
-    for net_type, name in (("expRNN", "rnn.U.bias"), ("EURNN", "rnn.Ure.bias")):
-        spec = pixels(net_type) | {"layer": {"nonlin": "modrelu"}}
-        state = build(spec).state_dict() | {name: torch.zeros(6)}
-        path = save(tmp_path / "e_6.pth.tar", state, config={"model": spec})
-        with pytest.raises(CheckpointError, match=rf"e_6.* another version.*{net_type}.*{name}$"):
-            load_model(path)
-
-
-def test_a_network_larger_than_the_file_is_rejected_before_allocation(tmp_path):
-    for net_type, claim in (("RNN", {}), ("EURNN", {"capacity": 10**9})):
-        spec = pixels(net_type)
-        state = build(spec).state_dict()
-        spec |= {"hidden_size": 10**9, "layer": spec["layer"] | claim}
-        path = save(tmp_path / "e_7.pth.tar", state, config={"model": spec})
-        with pytest.raises(CheckpointError, match=r"e_7.* \d{19} parameters"):
-            load_model(path)
-
-
-def test_an_invalid_saved_spec_is_a_checkpoint_error_and_a_bug_is_not(tmp_path, monkeypatch):
+def test_the_directory_of_a_run_stands_for_its_best_or_latest_model(tmp_path):
     spec = pixels("RNN")
     state = build(spec).state_dict()
-    for wrong, said in (({"net_type": "CNN"}, "net_type"), ({"hidden_size": -3}, "hidden_size")):
-        path = save(tmp_path / "e_8.pth.tar", state, config={"model": spec | wrong})
-        with pytest.raises(CheckpointError, match=rf"e_8.*no network.*{said}"):
-            load_model(path)
-    path = save(tmp_path / "e_8.pth.tar", state, config={"model": {"task": "pixels"}})
-    with pytest.raises(CheckpointError, match=r"e_8.*no network \(no 'net_type'\)"):
-        load_model(path)
-    path = save(tmp_path / "e_8.pth.tar", state, config={"model": spec})
-    monkeypatch.setattr("NetworkCreation.rnn.ElmanLayer._add_activation", lambda *a, **b: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        load_model(path)
+
+    def loaded():
+        return load_model(tmp_path)[0].rnn.n[0].item()
+
+    def add(name, n):
+        changed = state | {"rnn.n": torch.full((6,), n)}
+        save(tmp_path / name, changed, config={"model": spec})
+
+    with pytest.raises(CheckpointError, match="not the directory of a run"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"arguments": {"save": "best.pt"}}')
+    with pytest.raises(CheckpointError, match=r"last\.pth\.tar.*No such file"):
+        load_model(tmp_path)
+    add("last.pth.tar", 1.0)
+    add("e_0.pth.tar", 2.0)
+    assert loaded() == 1.0
+    for epoch in (9, 10):
+        add(f"e_{epoch}.pth.tar", epoch)
+        assert loaded() == epoch
+    add("best.pt", 3.0)
+    assert loaded() == 3.0
+    (tmp_path / "config.json").write_text('{"arguments": {}}')
+    assert loaded() == 10.0
+
+
+def test_an_invalid_saved_spec_is_a_checkpoint_error(tmp_path):
+    spec = pixels("RNN")
+    checkpoint = {"state_dict": build(spec).state_dict()}
+    for model, reason in (
+        (spec | {"net_type": "CNN"}, "net_type"),
+        (spec | {"hidden_size": -3}, "hidden_size"),
+        (spec | {"layer": {"gates": 3}}, "gates"),
+        ({"task": "pixels"}, "net_type"),
+        ([], "list"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"a.pt: .*no valid network.*{reason}"):
+            model_of(checkpoint | {"config": {"model": model}}, "a.pt")
 
 
 class Trap:
@@ -304,8 +310,9 @@ class Trap:
 def assert_rejected(path):
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ") and "\n" not in said and "weights_only" not in said
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
@@ -319,9 +326,32 @@ def test_a_truncated_or_modified_file_is_rejected(tmp_path, legacy):
         path.write_bytes(good[:length])
         assert_rejected(path)
     if not legacy:  # the legacy format has no checksums
-        place = good.index(content["state_dict"]["rnn.V.weight"].numpy().tobytes())
-        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        flip(path, good.index(content["state_dict"]["rnn.V.weight"].numpy().tobytes()), 1)
         assert_rejected(path)
+
+
+def flip(path, place, bit):
+    """Flips a bit of the byte of a file at this place."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= bit
+    path.write_bytes(content)
+
+
+# Places in an entry of an archive's directory, and bits that make torch skip or misread the entry.
+BITS = {"directory": (38, 0x10), "encrypted": (8, 1), "compressed": (10, 8), "name": (46, 1)}
+
+
+@pytest.mark.parametrize(("place", "bit"), BITS.values(), ids=BITS)
+def test_a_flipped_bit_in_the_directory_of_an_archive_is_rejected(tmp_path, place, bit):
+    path = save(tmp_path / "e_1.pth.tar", build(pixels("RNN")).state_dict())
+    good = path.read_bytes()
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", good)]
+    assert len(entries) > 10
+    for entry in entries:
+        flip(path, entry + place, bit)
+        assert_rejected(path)
+        path.write_bytes(good)
+    read_checkpoint(path)
 
 
 def test_other_files_are_rejected_without_running_code(tmp_path):
@@ -340,6 +370,6 @@ def test_other_files_are_rejected_without_running_code(tmp_path):
     for legacy in (False, True):
         trap = {"state_dict": {}, "trap": Trap(tmp_path / "sprung")}
         torch.save(trap, tmp_path / f"trap{legacy}", _use_new_zipfile_serialization=not legacy)
-    for name in ("list", "no_state", "trapFalse", "trapTrue", ""):
+    for name in ("list", "no_state", "trapFalse", "trapTrue", "", "/dev/zero"):
         assert_rejected(tmp_path / name)
     assert not (tmp_path / "sprung").exists()

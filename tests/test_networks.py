@@ -1,6 +1,7 @@
 """The layers against their equations in plain Python, and their use."""
 
 import copy
+import inspect
 import math
 import pickle
 import re
@@ -8,11 +9,18 @@ import re
 import pytest
 import torch
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from NetworkCreation import initialization
-from NetworkCreation.gamma_function import gamma
+from NetworkCreation.errors import OptionError, UserError
 from NetworkCreation.initialization import ROTATIONS
-from NetworkCreation.layer import NONLINEARITIES, OptionError, parts
+from NetworkCreation.layer import (
+    NONLINEARITIES,
+    Activation,
+    RecurrentLayer,
+    parts,
+    unsqueeze_drive,
+)
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 from tests.layers import (
     EACH_LOOP,
@@ -26,12 +34,14 @@ from tests.layers import (
     M,
     T,
     arguments_for,
+    assert_close,
     assert_same_run,
     build,
     by_steps,
     joined,
     new,
     randn,
+    results,
     seeded,
 )
 
@@ -170,13 +180,6 @@ def test_matches_the_equations(key, drive, state, seed):
         torch.testing.assert_close(values, quantities[name], **tolerance)
 
 
-@pytest.mark.parametrize("key", ["RNN-gamma", "RNN-gamma2", "RNN-gamma2-fixed", "ANRU"])
-def test_trace_contains_the_arguments_of_gamma(key):
-    layer = build(key)
-    _, _, traced = layer.trace(*arguments_for(layer, drive=1))
-    torch.testing.assert_close(traced["h"], gamma(traced["a"], traced["n"], traced["s"]))
-
-
 @each_loop
 def test_trace_keeps_only_what_is_requested(key):
     layer, x = build(key), randn(T, B, I, seed=11)
@@ -224,19 +227,6 @@ def test_gain_and_saturation_learn(key, count):
         assert values.sort().values.diff().gt(1e-5).all()  # each unit has its own
 
 
-@pytest.mark.parametrize("key, count", [("RNN-gamma", 1), ("RNN-gamma2", H)])
-def test_fixed_gain_and_saturation_stay(key, count):
-    layer = new(key, n=-2.0, s=0.3, learn_params=False)
-    assert {"n", "s"}.isdisjoint(dict(layer.named_parameters()))
-    assert {"n", "s"} <= set(dict(layer.named_buffers()))
-    weight = layer.U.weight.detach().clone()
-    train(layer)
-    assert not torch.equal(layer.U.weight, weight)
-    state = layer.state_dict()
-    assert torch.equal(state["n"], torch.full((count,), -2.0, dtype=torch.float64))
-    assert torch.equal(state["s"], torch.full((count,), 0.3, dtype=torch.float64))
-
-
 @every_layer
 def test_state_dict_restores_the_layer(key):
     source, target = build(key, seed=2), build(key, seed=3)
@@ -247,14 +237,6 @@ def test_state_dict_restores_the_layer(key):
     assert_same_run(copy.deepcopy(source)(*arguments), source(*arguments))
     if not hasattr(source, "V") or not parametrize.is_parametrized(source.V):  # not picklable
         assert_same_run(pickle.loads(pickle.dumps(source))(*arguments), source(*arguments))
-
-
-@pytest.mark.parametrize("name", ["gamma", "gamma2"])
-def test_learnt_values_load_into_a_fixed_layer(name):
-    source, target = build(f"RNN-{name}", seed=2), build(f"RNN-{name}-fixed", seed=3)
-    target.load_state_dict(source.state_dict())
-    x = randn(T, B, I)
-    assert_same_run(target(x), source(x))
 
 
 def linear_shapes(**shapes):
@@ -413,59 +395,10 @@ def test_positional_and_default_arguments():
         assert torch.equal(parameter, spelt.get_parameter(name))
 
 
-def block_angles(matrix):
-    """The angles of a block-diagonal matrix of 2 × 2 rotations; empty for other matrices."""
-    first = torch.arange(0, len(matrix), 2)
-    angles = torch.atan2(matrix[first, first + 1], matrix[first, first])
-    blocks = torch.stack([angles.cos(), angles.sin(), -angles.sin(), angles.cos()], dim=1)
-    built = torch.block_diag(*blocks.reshape(-1, 2, 2))
-    return angles if torch.allclose(matrix, built) else angles[:0]
-
-
-def is_drawn_by(name, matrix):
-    size = len(matrix)
-    deviation = matrix.std().item() * math.sqrt(size)
-    rotates = torch.allclose(matrix @ matrix.T, torch.eye(size).to(matrix), atol=1e-5)
-    if name in ("xavier", "kaiming", "normal"):
-        expected = math.sqrt(2) if name == "kaiming" else 1.0
-        return not rotates and deviation == pytest.approx(expected, rel=0.05)
-    angles = block_angles(matrix).tolist()
-    if name == "random":
-        return rotates and not angles and torch.linalg.det(matrix) > 0
-    lowest = {"henaff": (-math.pi, -2), "cayley": (-1, -0.7)}[name]
-    return bool(angles) and lowest[0] <= min(angles) <= lowest[1] and max(angles) <= 0
-
-
-@pytest.mark.parametrize("rinit", initialization.RECURRENT)
-def test_recurrent_initialisation(rinit):
-    layer = RNN(3, 60, rinit=rinit, generator=seeded(0), dtype=torch.float64)
-    assert is_drawn_by(rinit, layer.V.weight.detach())
-    layer = ANRU(3, 60, 50, rinit=rinit, generator=seeded(0), dtype=torch.float64)
-    assert is_drawn_by(rinit, layer.Whh.weight.detach())
-    assert is_drawn_by(rinit, layer.Wgg.weight.detach())
-
-
 @pytest.mark.parametrize("rinit", initialization.RECURRENT)
 def test_odd_sizes(rinit):
     assert RNN(2, 7, rinit=rinit)(torch.zeros(2, 1, 2))[0].shape == (2, 1, 7)
     assert ANRU(2, 7, 3, rinit=rinit)(torch.zeros(2, 1, 2))[0].shape == (2, 1, 7)
-
-
-INPUT_DEVIATIONS = {
-    "xavier": lambda rows, columns: math.sqrt(2 / (rows + columns)),
-    "kaiming": lambda rows, columns: math.sqrt(2 / columns),
-    "normal": lambda rows, columns: rows**-0.5,
-}
-
-
-@pytest.mark.parametrize("iinit", initialization.INPUT)
-def test_input_initialisation(iinit):
-    rnn = RNN(30, 200, iinit=iinit, generator=seeded(0))
-    anru = ANRU(30, 200, 2000, rinit="normal", iinit=iinit, generator=seeded(0))
-    for weight in (rnn.U.weight, anru.Uxh.weight, anru.Uag.weight):
-        expected = INPUT_DEVIATIONS[iinit](*weight.shape)
-        assert weight.std().item() == pytest.approx(expected, rel=0.05)
-        assert abs(weight.mean().item()) < 4 * expected / math.sqrt(weight.numel())
 
 
 def test_rinit_affects_only_the_recurrent_matrix():
@@ -474,22 +407,6 @@ def test_rinit_affects_only_the_recurrent_matrix():
     assert not torch.equal(one.V.weight, other.V.weight)
     for name in ("U.weight", "U.bias", "V.bias", "n", "s"):
         assert torch.equal(one.state_dict()[name], other.state_dict()[name])
-
-
-@pytest.mark.parametrize("key", ["RNN-gamma", "RNN-gamma2", "RNN-gamma-fixed", "RNN-gamma2-fixed"])
-def test_gain_and_saturation_start_at_the_given_values(key):
-    layer = new(key, n=-3.5, s=0.25)
-    assert torch.equal(layer.n, torch.full_like(layer.n, -3.5))
-    assert torch.equal(layer.s, torch.full_like(layer.s, 0.25))
-
-
-def test_the_bias_of_the_gain_starts_between_5_and_7():
-    layers = [ANRU(I, 2, generator=seeded(seed)) for seed in range(60)]
-    gain_biases = torch.cat([layer.Wgn.bias.detach() for layer in layers])
-    assert gain_biases.min() >= 5
-    assert gain_biases.max() <= 7
-    assert gain_biases.mean().item() == pytest.approx(6, abs=4 * 2 / math.sqrt(12 * 60))
-    assert gain_biases.std().item() == pytest.approx(2 / math.sqrt(12), rel=0.2)
 
 
 @every_layer
@@ -507,16 +424,6 @@ def test_seeds(key):
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
 
 
-@pytest.mark.parametrize("kind", NETWORKS.values())
-def test_without_a_generator_the_global_one_is_used(kind):
-    drawn = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        drawn.append(torch.nn.utils.parameters_to_vector(kind(I, H).parameters()))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-
-
 # Invalid arguments
 
 
@@ -525,37 +432,40 @@ def rejects(*fragments):
     return pytest.raises(ValueError, match="".join(f"(?=.*{re.escape(f)})" for f in fragments))
 
 
-METHODS = ("forward", "loop", "trace")
-
-
 @pytest.mark.parametrize("net_type", NETWORKS)
-@pytest.mark.parametrize("shape", [(T, I), (T, B, I + 1), (T, B, I, 1), (0, B, I)], ids=str)
-def test_invalid_input(net_type, shape):
-    for method in METHODS:
-        with rejects(f"(T, B, {I})", str(shape)):
-            getattr(new(net_type), method)(torch.zeros(shape).double())
-
-
-@pytest.mark.parametrize("net_type", NETWORKS)
-@pytest.mark.parametrize("shape", [(), (T + 1,), (T, B + 1), (B, T), (T, B, 1)], ids=str)
-def test_invalid_drive(net_type, shape):
-    for method in METHODS:
-        with rejects(str((T, B)), str(shape)):
-            getattr(new(net_type), method)(randn(T, B, I), None, torch.zeros(shape).double())
-
-
-@pytest.mark.parametrize("net_type", NETWORKS)
-def test_invalid_state(net_type):
+def test_an_invalid_input_is_named(net_type):
     layer, x = new(net_type), randn(T, B, I)
     right = parts(layer.initial_state(B))
-    for run in (getattr(layer, method) for method in METHODS):
+    for run in (layer, layer.loop, layer.trace):
+        for shape in ((T, I), (T, B, I + 1), (T, B, I, 1), (0, B, I)):
+            with rejects(f"(T, B, {I})", str(shape)):
+                run(torch.zeros(shape).double())
+        with rejects("input is torch.float32", "layer is torch.float64"):
+            run(x.float())
+        with rejects("input is torch.bfloat16", "layer is torch.float64"):
+            run(x.bfloat16())
+        for shape in ((), (T + 1,), (T, B + 1), (B, T), (T, B, 1)):
+            with rejects(str((T, B)), str(shape)):
+                run(x, None, torch.zeros(shape).double())
         for i, part in enumerate(right):
-            for wrong in (part[:-1], part[..., :-1], part.unsqueeze(0)):
-                with rejects(str(tuple(wrong.shape))):
+            for wrong in (part[:-1], part[..., :-1], part.unsqueeze(0)):  # the last as in torch.nn
+                with rejects(str(tuple(part.shape)), str(tuple(wrong.shape))):
                     run(x, joined([*right[:i], wrong, *right[i + 1 :]]))
+            with rejects("state is torch.float32", "layer is torch.float64"):
+                run(x, joined([*right[:i], part.float(), *right[i + 1 :]]))
         for count in {1, 2, 3} - {len(right)}:
             with rejects(str((B, H))):
                 run(x, joined((right * 3)[:count]))
+        with pytest.raises(TypeError, match=f"{type(layer).__name__}.*PackedSequence"):
+            run(pack_padded_sequence(x, torch.full((B,), T)))
+    other = new(net_type, batch_first=True)
+    with rejects(f"(B, T, {I})", str((B, 0, I))):
+        other(randn(B, 0, I))
+    with rejects(f"({T},) or {(B, T)}", str((T, B))):
+        other(x.transpose(0, 1), None, randn(T, B))
+    assert torch.equal(
+        other.float()(x.transpose(0, 1).float())[0], layer.float()(x.float())[0].transpose(0, 1)
+    )
 
 
 @pytest.mark.parametrize("key", ["RNN-gamma2", "LSTM"])
@@ -596,4 +506,113 @@ def test_an_invalid_argument_is_named(net_type, name, value, allowed, device):
     options |= {"nonlin": "gamma2", "learn_params": False} if name == "n" else {}
     with rejects(name, repr(value), *allowed) as caught:
         NETWORKS[net_type](**options)
-    assert isinstance(caught.value, OptionError) and caught.value.name == name
+    assert isinstance(caught.value, OptionError) and isinstance(caught.value, UserError)
+    assert caught.value.name == name
+
+
+ACTIVATION = {"nonlin", "n", "s", "learn_params"}
+OPTIONS = {
+    "RNN": ACTIVATION | {"rinit", "iinit"},
+    "ANRU": {"supervisor_size", "rinit", "iinit"},
+    "LSTM": set(),
+    "GRU": set(),
+    "expRNN": ACTIVATION | {"rinit", "iinit", "ostep_method"},
+    "nnRNN": ACTIVATION | {"rinit", "iinit", "ostep_method"},
+    "EURNN": {"capacity", "nonlin", "iinit"},
+}
+
+
+@pytest.mark.parametrize(("net_type", "network"), NETWORKS.items())
+def test_constructors_name_their_arguments(net_type, network):
+    common = {"input_size", "hidden_size", "batch_first", "generator", "device", "dtype"}
+    assert inspect.signature(network).parameters.keys() == common | OPTIONS[net_type]
+    with pytest.raises(TypeError, match=rf"{network.__name__}.*unexpected.*'num_layers'"):
+        network(I, H, num_layers=2)
+
+
+# What training and analyses ask of a layer
+
+
+def test_parameter_groups():
+    groups = {key: new(key).parameter_groups() for key in LAYERS}
+    for key, names in {
+        "RNN-gamma2": {"gains"},
+        "RNN-gamma2-fixed": set(),
+        "RNN-ReLU": set(),
+        "ANRU": {"gains"},
+        "LSTM": set(),
+        "expRNN": {"orthogonal"},
+        "nnRNN": {"orthogonal", "T"},
+        "nnRNN-cayley-gamma2": {"gains", "orthogonal", "T"},
+        "EURNN": {"orthogonal"},
+    }.items():
+        assert groups[key].keys() == names
+    layer = new("nnRNN-cayley-gamma2")
+    found = {name: list(map(id, group)) for name, group in layer.parameter_groups().items()}
+    skew = layer.V.parametrizations.weight.original
+    expected = {"gains": [layer.n, layer.s], "orthogonal": [skew], "T": [layer.schur.T]}
+    assert found == {name: list(map(id, group)) for name, group in expected.items()}
+    layer = new("ANRU")
+    n, s = layer.parameter_groups()["gains"]
+    assert n is layer.Wgn.bias and s is layer.Wgs.bias
+    flags = {name: network.training_flags for name, network in NETWORKS.items()}
+    assert flags["nnRNN"] == ("lr_orth", "alam", "Tdecay")
+    assert flags["expRNN"] == flags["EURNN"] == ("lr_orth",)
+    assert not any(flags[name] for name in ("RNN", "ANRU", "LSTM", "GRU"))
+    assert [name for name in NETWORKS if new(name).penalty() is not None] == ["nnRNN"]
+
+
+@every_layer
+def test_the_recurrent_matrix_takes_h_to_the_pre_activation(key):
+    layer = build(key)
+    if key in GATED:
+        with pytest.raises(NotImplementedError, match=rf"{key}.*recurrent_matrix"):
+            layer.recurrent_matrix()
+        return
+    matrix = layer.recurrent_matrix()
+    x, state, _ = arguments_for(layer, 1)
+    h = torch.complex(*state) if matrix.is_complex() else parts(state)[0]
+    change = layer.preactivation(x[0], h) - layer.preactivation(x[0], torch.zeros_like(h))
+    assert not matrix.requires_grad and matrix.shape == (H, H)
+    torch.testing.assert_close(h @ matrix.t(), change)
+
+
+class Leaky(RecurrentLayer):
+    """A network without a fused loop: h_t = h_{t−1}/2 + tanh(x_t)."""
+
+    def __init__(self, size):
+        super().__init__(size, size)
+        self.bias = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+    def state_shapes(self, batch):
+        return [(batch, self.hidden_size)]
+
+    def step(self, x_t, h, drive_t=None):
+        return h / 2 + torch.tanh(x_t + self.bias + unsqueeze_drive(drive_t))
+
+
+def test_a_network_needs_a_step_and_the_shapes_of_its_state():
+    layer, x = Leaky(I), randn(T, B, I)
+    outputs, state, traced = layer.trace(x, None, randn(T))
+    assert_same_run(layer(x, None, randn(T)), (outputs, state))
+    assert torch.equal(traced["h"], outputs)
+    assert (layer.gains(x), layer.penalty(), layer.parameter_groups()) == ({}, None, {})
+    for method in ("step", "state_shapes"):
+        kind = type("Unfinished", (Leaky,), {method: getattr(RecurrentLayer, method)})
+        with pytest.raises(NotImplementedError, match=f"Unfinished.*{method}"):
+            kind(I)(x)
+
+
+@pytest.mark.parametrize("name", ["RNN", "expRNN"])
+def test_an_activation_needs_only_its_function(name, monkeypatch):
+    """Swish with a learned slope, and the same with a slope that is fixed."""
+    for function, parameters in (
+        (lambda a, beta: a * torch.sigmoid(beta * a), ("beta",)),
+        (lambda a: a * torch.sigmoid(a), ()),
+    ):
+        monkeypatch.setitem(NONLINEARITIES, "swish", Activation(function, parameters=parameters))
+        layer = new(name, nonlin="swish")
+        if parameters:
+            layer.beta = torch.nn.Parameter(randn(H))
+        arguments = arguments_for(layer, drive=1)
+        assert_close(results(layer, layer, *arguments), results(layer.loop, layer, *arguments))
