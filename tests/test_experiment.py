@@ -1,0 +1,397 @@
+"""Both experiments again, written by hand in plain torch, against the files that a run leaves.
+
+The loops here share only the data, the networks and the random streams with the scripts.
+"""
+
+import copy
+import csv
+import math
+import os
+import re
+import signal
+from pathlib import Path
+from pydoc_data import topics
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+
+import PTB_task
+from NetworkCreation.checkpoints import load_model
+from NetworkCreation.models import build_model
+from NetworkCreation.time_loop import flush
+from tests.conftest import REPOSITORY, TOY
+from Training import once
+from Training.datasets import load_pixels, load_text
+from Training.trainer import stream
+
+DIGITS = ["--dataset", "digits", "--nhid", 8]
+PYDOC = ["--dataset", "pydoc", "--nhid", 8, "--emsize", 6, "--batch_size", 100, "--bptt", 70]
+
+
+@pytest.fixture
+def short_text(monkeypatch):
+    """Cuts pydoc to 180 training rows of 100 columns, and 100 of 10 to validate and to test."""
+    whole = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    monkeypatch.setattr(topics, "topics", {"all": whole[:20000]})
+
+
+def table(path):
+    """The rows of a CSV file as {column: number}; conditions are words, empty columns left out."""
+    with path.open() as file:
+        return [
+            {k: v if k == "condition" else float(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
+
+
+def saved(run, name="last.pth.tar"):
+    return torch.load(run / name, weights_only=True)
+
+
+def assert_holds(row, **expected):
+    """These columns of a row have these values, to the accuracy of float32."""
+    assert {k: row[k] for k in expected} == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
+def assert_weights(checkpoint, model):
+    torch.testing.assert_close(checkpoint["state_dict"], model.state_dict())
+
+
+def gains(model):
+    means = {f"{k}_mean": getattr(model.rnn, k).mean().item() for k in ("n", "s")}
+    return means | {f"{k}_std": getattr(model.rnn, k).std(correction=0).item() for k in ("n", "s")}
+
+
+def update(model, optimizer, loss, clip):
+    """One step of the optimiser; returns the norm of the gradient before it is clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
+    optimizer.step()
+    return norm.item()
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def rates(losses, lr, factor, patience, threshold):
+    """The learning rate of each epoch and of the next one, given the losses after the epochs."""
+    found, best, bad = [lr], math.inf, 0
+    for loss in losses:
+        if loss < best * (1 - threshold):
+            best, bad = loss, 0
+        else:
+            bad += 1
+        if bad > patience:
+            lr, bad = lr * factor, 0
+        found.append(lr)
+    return found
+
+
+# Sequential MNIST
+
+
+def sine(x, frequency, amplitude):
+    """x (T, B, 1) times 1 + A sin(2π f t/T)."""
+    t = torch.arange(len(x)) / len(x)
+    return x * (1 + amplitude * torch.sin(2 * math.pi * frequency * t)[:, None, None])
+
+
+def uniform(generator):
+    return torch.rand((), generator=generator).item()
+
+
+@torch.no_grad()
+def score(model, part, count=None, transform=None, drive=None):
+    """Loss and accuracy on the first images of a part, all in one batch, in float64."""
+    x, labels = part.images[:count].t()[..., None].double() / 16, part.labels[:count]
+    x = x if transform is None else sine(x, *transform)
+    logits = copy.deepcopy(model).double()(x, drive=drive)
+    correct = (logits.argmax(dim=1) == labels).double()
+    return {"loss": cross_entropy(logits, labels).item(), "accuracy": correct.mean().item()}
+
+
+# Flags; batch size, seed, limit, shuffle, transform ratio and clip; optimiser.
+PIXEL_RUNS = {
+    "plain": (
+        ["--batch", 200],
+        (200, 400, None, False, 0, None),
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.999), eps=1e-8),
+    ),
+    "flags": (
+        [
+            *("--batch", 60, "-p", "--seed", 7, "--limit-batches", 4, "--shuffle"),
+            *("--transform-ratio", 0.6, "--clip", 0.3),
+            *("--no-adam", "--alpha", 0.5, "--weight_decay", 0.05),
+        ],
+        (60, 7, 4, True, 0.6, 0.3),
+        lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.5, weight_decay=0.05),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIXEL_RUNS)
+def test_smnist_equals_a_loop_by_hand(call, only_run, name):
+    flags, (batch, seed, limit, shuffle, ratio, clip), optimizer = PIXEL_RUNS[name]
+    flags = [*DIGITS, *flags, "--lr", 0.01, "--epochs", 3, "--save-freq", 2]
+    code, _, err = call("sMNIST_task.py", *flags)
+    assert code == 0, err
+    run, data = only_run(), load_pixels("digits", ".", seed, "-p" in flags)
+    metrics, tests, last = table(run / "metrics.csv"), table(run / "test_results.csv"), saved(run)
+    spec = last["config"]["model"]
+    assert spec["layer"]["n"] == 5 + 2 * uniform(stream(seed, "gain")) and spec["layer"]["s"] == 0
+    model = build_model(spec, stream(seed, "initialisation"))
+    optimizer = optimizer(model.parameters())
+    order, orders, draws = torch.arange(1297), stream(seed, "order"), stream(seed, "transform")
+    assert len(metrics) == 3
+    for epoch, row in enumerate(metrics, start=1):
+        if shuffle:
+            order = torch.randperm(1297, generator=orders)
+        losses, correct, norms = [], [], []
+        for index in order.split(batch)[:limit]:
+            x = data.train.images[index].t()[..., None].float() / 16  # (T, B, 1)
+            labels = data.train.labels[index]
+            if uniform(draws) < ratio:
+                x = sine(x, 2 * uniform(draws), 0.2)
+            logits = model(x)
+            norms.append(update(model, optimizer, cross_entropy(logits, labels), clip))
+            losses += cross_entropy(logits, labels, reduction="none").tolist()
+            correct += (logits.argmax(dim=1) == labels).tolist()
+        transform = (2 * uniform(stream(seed, "evaluation", epoch)), 0.5)
+        count = None if limit is None else limit * batch
+        expected = {
+            "train": {"loss": mean(losses), "accuracy": mean(correct)},
+            "validation": score(model, data.validation, count),
+            "validation_transformed": score(model, data.validation, count, transform),
+        }
+        for part, scores in expected.items():
+            assert_holds(row, **{f"{part}_{k}": v for k, v in scores.items()})
+        assert_holds(row, epoch=epoch, lr=0.01, gradient_norm=mean(norms), **gains(model))
+        assert (run / f"e_{epoch}.pth.tar").exists() == (epoch > 1)
+        if epoch > 1:
+            assert_weights(saved(run, f"e_{epoch}.pth.tar"), model)
+            as_is, changed = tests.pop(0), tests.pop(0)
+            assert [as_is["condition"], changed["condition"]] == ["as_is", "sin"]
+            assert_holds(as_is, epoch=epoch, **score(model, data.test, count))
+            assert_holds(changed, epoch=epoch, **score(model, data.test, count, (1, 0.5)))
+    assert (last["epoch"], last["batch"], last["sums"], last["carry"]) == (3, 0, {}, {})
+    assert last["best"] == min(row["validation_loss"] for row in metrics) and not tests
+    assert_weights(last, model)
+
+    code, out, err = call("sMNIST_task.py", "--test", *([] if limit is None else flags[6:8]))
+    assert code == 0, err
+    step = torch.tensor([0.0] * 16 + [1.0] * 16 + [0.0] * 32).double()
+    changes = ({}, {"transform": (1, 0.5)}, {"drive": step})
+    expected = [score(model, data.test, count, **change)["loss"] for change in changes]
+    printed = [float(loss) for loss in re.findall(r"loss ([\d.]+), accuracy", out)]
+    assert printed == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_rate_of_smnist_follows_the_validation_loss(call, only_run):
+    """Twenty images are learnt by heart: the training loss falls, the validation loss rises."""
+    flags = [*DIGITS, "--batch", 20, "--limit-batches", 1, "--lr", 0.02, "--epochs", 45]
+    assert call("sMNIST_task.py", *flags)[0] == 0
+    metrics = table(only_run() / "metrics.csv")
+    found = [row["lr"] for row in metrics]
+
+    def expected(column, patience=10):
+        return rates([row[column] for row in metrics], 0.02, 0.1, patience, 1e-4)[:-1]
+
+    assert found == pytest.approx(expected("validation_loss"))
+    others = ("train_loss", 10), ("validation_transformed_loss", 10), ("validation_loss", 9)
+    for column, patience in others:
+        assert found != pytest.approx(expected(column, patience)), column
+
+
+# Penn Treebank
+
+TEXT_RUNS = {
+    "RNN": (
+        ["--clip", 0.5, "--betas", 0.5, 0.9, "--weight_decay", 1e-3],
+        0.5,
+        lambda p: torch.optim.Adam(p, betas=(0.5, 0.9), weight_decay=1e-3),
+    ),
+    "LSTM": (
+        ["--net-type", "LSTM", "--no-adam", "--alpha", 0.6],
+        None,
+        lambda p: torch.optim.RMSprop(p, alpha=0.6),
+    ),
+}
+
+
+def in_columns(text, count):
+    """A text (N,) as parallel columns, (N // count, count)."""
+    rows = len(text) // count
+    return torch.stack([text[i * rows : (i + 1) * rows] for i in range(count)], dim=1)
+
+
+@torch.no_grad()
+def text_loss(model, text):
+    """The mean loss over a text in ten columns, read in one window, in float64."""
+    text = in_columns(text, 10)
+    logits, _ = copy.deepcopy(model).double()(text[:-1])
+    return cross_entropy(logits.flatten(0, 1), text[1:].flatten()).item()
+
+
+def bits(part, loss):
+    return {f"{part}loss": loss, f"{part}bits_per_character": loss / math.log(2)}
+
+
+def detached(state):
+    return tuple(h.detach() for h in state) if isinstance(state, tuple) else state.detach()
+
+
+@pytest.mark.parametrize("name", TEXT_RUNS)
+def test_ptb_equals_a_loop_by_hand(call, only_run, short_text, name):
+    """At this rate the validation loss rises in some epochs, and the rate is halved."""
+    flags, clip, optimizer = TEXT_RUNS[name]
+    flags = [*PYDOC, *flags, "--lr", 0.2, "--epochs", 5, "--save-freq", 1]
+    code, _, err = call("PTB_task.py", *flags)
+    assert code == 0, err
+    run, data = only_run(), load_text("pydoc", ".")
+    model = build_model(saved(run)["config"]["model"], stream(400, "initialisation"))
+    optimizer, metrics = optimizer(model.parameters()), table(run / "metrics.csv")
+    text, validation, best = in_columns(data.train, 100), [], None
+    for epoch, row in enumerate(metrics, start=1):
+        lr = rates(validation, 0.2, factor=0.5, patience=0, threshold=0)[-1]
+        optimizer.param_groups[0]["lr"] = lr
+        losses, norms, state = [], [], None
+        for start, end in ((0, 70), (70, 140), (140, 179)):
+            logits, state = model(text[start:end], state)
+            logits, targets = logits.flatten(0, 1), text[start + 1 : end + 1].flatten()
+            norms.append(update(model, optimizer, cross_entropy(logits, targets), clip))
+            losses += cross_entropy(logits, targets, reduction="none").tolist()
+            state = detached(state)
+        assert_weights(saved(run, f"e_{epoch}.pth.tar"), model)
+        validation.append(text_loss(model, data.validation))
+        if validation[-1] == min(validation):
+            best = copy.deepcopy(model)
+        assert_holds(row, epoch=epoch, lr=lr, gradient_norm=mean(norms))
+        assert_holds(row, **bits("train_", mean(losses)))
+        assert_holds(row, **bits("validation_", validation[-1]))
+        if name == "RNN":
+            assert_holds(row, **gains(model))
+    assert len(metrics) == 5 and metrics[-1]["lr"] < 0.2
+    assert saved(run)["best"] == pytest.approx(min(validation), rel=2e-5)
+    assert_weights(saved(run, "model.pt"), best)
+    (row,) = table(run / "test_results.csv")
+    assert row["condition"] == "best"
+    assert_holds(row, epoch=5, **bits("", text_loss(best, data.test)))
+
+
+@pytest.fixture
+def validation_losses(monkeypatch):
+    """Replaces the first losses that PTB_task.py evaluates by those put into this list."""
+    losses, evaluate = [], PTB_task.evaluate_text
+
+    def evaluate_text(*arguments, **options):
+        return losses.pop(0) if losses else evaluate(*arguments, **options)
+
+    monkeypatch.setattr(PTB_task, "evaluate_text", evaluate_text)
+    return losses
+
+
+def test_the_rate_of_ptb_is_halved_after_every_epoch_without_progress(
+    call, only_run, short_text, validation_losses
+):
+    """Also a tiny rate, after a tiny or no change, and after a halving in the epoch before."""
+    losses = [3, 2.99999, 3.1, 3.2, 2.99999, 2.9, 3, 1]
+    validation_losses += losses
+    assert call("PTB_task.py", *PYDOC, "--lr", 1e-8, "--epochs", 8)[0] == 0
+    metrics = table(only_run() / "metrics.csv")
+    assert [row["validation_loss"] for row in metrics] == losses
+    found = [row["lr"] / 1e-8 for row in metrics]
+    assert found == pytest.approx([1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 8, 1 / 16])
+
+
+def test_the_best_model_is_tested_also_after_a_resume(
+    call, only_run, short_text, validation_losses
+):
+    """The second epoch is the best; the fourth, after a resume, is better than the third only."""
+    validation_losses += [2, 1, 3]
+    flags = [*PYDOC, "--lr", 0.01, "--save-freq", 1]
+    assert call("PTB_task.py", *flags, "--epochs", 3)[0] == 0
+    run, text = only_run(), load_text("pydoc", ".").test
+    expected = bits("", text_loss(load_model(run / "e_2.pth.tar")[0], text))
+    validation_losses += [1.5]
+    assert call("PTB_task.py", "--resume", run, "--epochs", 4)[0] == 0
+    assert saved(run, "model.pt")["epoch"] == 2 and saved(run)["best"] == 1
+    for epoch, row in zip((3, 4), table(run / "test_results.csv"), strict=True):
+        assert_holds(row, epoch=epoch, **expected)
+    code, out, err = call("PTB_task.py", "--test")
+    assert code == 0, err
+    assert float(re.search(r"loss ([\d.]+)", out)[1]) == pytest.approx(expected["loss"], abs=1e-4)
+
+
+# State and signals
+
+
+@pytest.fixture
+def interrupts():
+    """Makes SIGINT a KeyboardInterrupt, as in a script."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def without_seconds(run):
+    return [row | {"seconds": None} for row in table(run / "metrics.csv")]
+
+
+@pytest.mark.parametrize("script", TOY)
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_while_files_are_written(call, only_run, monkeypatch, interrupts, script, signals):
+    """One waits until all files of the epoch are written, a second one acts at once."""
+    flags = [*TOY[script], "--epochs", 2, "--save-freq", 1]
+    assert call(script, *flags, "--save-dir", "whole")[0] == 0
+    replace, left = Path.replace, [signal.SIGINT] * signals
+
+    def replace_and_interrupt(path, target):
+        replace(path, target)
+        while left and Path(target).name == "metrics.csv":
+            os.kill(os.getpid(), left.pop())
+
+    monkeypatch.setattr(Path, "replace", replace_and_interrupt)
+    assert call(script, *flags, "--save-dir", "torn")[0] == 130
+    run, waited = only_run("torn"), signals == 1
+    assert len(without_seconds(run)) == 1 and saved(run)["epoch"] == waited
+    last_file = "model.pt" if script == "PTB_task.py" else "test_results.csv"
+    assert (run / "e_1.pth.tar").exists() == (run / last_file).exists() == waited
+    assert call(script, "--resume", run)[0] == 0
+    assert without_seconds(run) == without_seconds(only_run("whole"))
+
+
+@pytest.mark.parametrize("script", TOY)
+def test_a_checkpoint_within_an_epoch_is_not_a_result(call, only_run, monkeypatch, script):
+    step = torch.optim.Adam.step
+
+    def step_and_signal(*arguments, **options):
+        step(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step_and_signal)
+        assert call(script, *TOY[script], "--epochs", 1)[0] == 143
+    run = only_run()
+    assert (saved(run)["epoch"], saved(run)["batch"]) == (0, 1)
+    code, out, err = call(script, "--test", "--checkpoint", run / "last.pth.tar")
+    assert code == 0 and "within an epoch" in out, err
+    assert not (run / "test_results.csv").exists()
+
+
+def test_more_epochs_or_batches_are_another_run(tmp_path):
+    words = [str(word) for word in (REPOSITORY / "PTB_task.py", *TOY["PTB_task.py"])]
+    words += ["--save-dir", str(tmp_path)]
+    runs = [["--epochs", "1"], ["--epochs", "2"], ["--epochs", "1", "--limit-batches", "2"]]
+    for flags in (*runs, *runs):
+        assert once.main([*words, *flags]) == 0
+    assert len(list(tmp_path.rglob("config.json"))) == 3
+
+
+def test_only_gradients_below_1e_30_are_flushed():
+    kept = torch.tensor([1.0, 1e-18, 1e-29, -1e-29, 2e-30])
+    assert torch.equal(flush(kept.clone()), kept)
+    assert flush(torch.tensor([1e-31, -1e-36])).tolist() == [0, 0]
