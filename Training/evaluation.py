@@ -79,11 +79,11 @@ def epoch_line(scores, gains, statistics):
     for name, train in scores["train"].items():
         validation = scores["validation"][name]
         if "accuracy" in name:
-            parts.append(f"{name} {100 * train:6.2f}/{100 * validation:6.2f} %")
+            parts.append(f"{name} {100 * train:5.1f}/{100 * validation:5.1f} %")
         else:
             label = "bits" if name == "bits_per_character" else name
-            parts.append(f"{label} {train:7.4f}/{validation:7.4f}")
-    parts += [f"{k} {gains[f'{k}_mean']:7.4f}" for k in "ns" if gains[f"{k}_mean"] is not None]
+            parts.append(f"{label} {train:6.4f}/{validation:6.4f}")
+    parts += [f"{k} {gains[f'{k}_mean']:6.3f}" for k in "ns" if gains[f"{k}_mean"] is not None]
     parts.append(f"lr {statistics['lr']:7.2g}")
     return "  ".join([*parts, f"{statistics['seconds']:6.1f} s"])
 

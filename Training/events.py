@@ -20,11 +20,10 @@ def require_tensorboard():
 class Events:
     """The event file of one process in the directory of a run.
 
-    step: of the epoch that comes first; TensorBoard drops what an earlier process wrote from there
-    on.
+    A process that resumes a run may write points again; they have the same values.
     """
 
-    def __init__(self, folder, step):
+    def __init__(self, folder):
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
@@ -32,8 +31,6 @@ class Events:
         # Two files of the same second and host would have the same name.
         suffix = f".{time.time_ns()}"
         self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step, session_log=start)
 
     def scalars(self, values, step):
         """Adds a point to each chart; values: {'group/name': number or None}."""

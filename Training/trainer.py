@@ -73,7 +73,7 @@ class Trainer:
             self.run = Run(args.resume)
             self.run.resume(config)
             self._restore()
-        self.events = Events(self.run.path, step=self.epoch)
+        self.events = Events(self.run.path)
         self.run.print(f"run: {self.run.path}\ndevice: {config['device']}")
         if args.n is not None:
             learned = "learned" if args.learn_params else "fixed"
@@ -110,6 +110,7 @@ class Trainer:
                 self._heed_signal()
                 if time.monotonic() >= due and self.batch != saved:
                     self.run.save(LAST, self.checkpoint())
+                    self.events.flush()
                     saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
                 begun = time.perf_counter()
                 yield items[self.batch]
@@ -349,6 +350,6 @@ class Trainer:
 
     def _stop(self, reason):
         raise TrainingStopped(
-            f"{reason} in epoch {self.epoch + 1}, batch {self.batch + 1}, at learning rate "
-            f"{self.lr:g}: a lower --lr may help"
+            f"{reason} (epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate "
+            f"{self.lr:g}); a lower --lr may help"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from Training.config import describe
 from Training.run_directory import Run
 from Training.trainer import Trainer
 
@@ -36,6 +37,10 @@ for flags in TOY.values():
 
 # The script arguments that a trainer and a run directory use.
 ARGUMENTS = {
+    "script": "task.py",
+    "command": "python3 task.py",
+    "resume": None,
+    "cuda": False,
     "seed": 400,
     "epochs": 2,
     "clip": None,
@@ -44,23 +49,19 @@ ARGUMENTS = {
     "save_freq": 1,
     "save_epochs": [],
     "snapshot_minutes": 10,
+    "log_interval": None,
+    "verbose": False,
     "net_type": "RNN",
     "lr": 0.0001,
     "nhid": 4,
     "nonlin": None,
+    "n": None,
+    "s": None,
+    "learn_params": None,
 }
 
 # An unclosed file may belong to another test, as Python reports it only on collecting it.
 WARNINGS_FAIL = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
-
-CONFIG = {
-    "script": "task.py",
-    "arguments": {"epochs": 2, "nhid": 4},
-    "model": {},
-    "data": {"sha256": {"a": "1"}},
-    "device": "CPU",
-    "started": "2020",
-}
 
 # Files whose tests share slow fixtures; each group runs on one worker of pytest-xdist.
 SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
@@ -81,10 +82,28 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduler(config, log)
 
 
-def make_trainer(model, optimizer, scheduler=None, run=None, saved=None, **changes):
-    """A Trainer with default arguments; without a run it can take steps but not write files."""
-    args = argparse.Namespace(**ARGUMENTS | changes)
-    return Trainer(run, args, model, optimizer, scheduler, saved)
+def script_arguments(root, **changes):
+    """The arguments of a script that saves its runs below root."""
+    return argparse.Namespace(**{**ARGUMENTS, "save_dir": Path(root), **changes})
+
+
+CREATED = contextlib.ExitStack()
+
+
+def make_trainer(root, model, optimizer, scheduler=None, **changes):
+    """A Trainer whose run is closed after the test; changes: to `ARGUMENTS`."""
+    args = script_arguments(root, **changes)
+    scheduler = scheduler or torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    trainer = Trainer(args, "task", model, {}, optimizer, scheduler, {"a": "1"})
+    CREATED.callback(trainer.run.close)
+    return trainer
+
+
+def create_run(root, task="task", **changes):
+    """A new run directory, which is closed after the test; changes: to `ARGUMENTS`."""
+    args = script_arguments(root, **changes)
+    config = describe(args, task, {}, {"a": "1"})
+    return CREATED.enter_context(contextlib.closing(Run.create(args, task, config)))
 
 
 def flags_in(message):
@@ -92,18 +111,9 @@ def flags_in(message):
     return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", message))
 
 
-RUNS = contextlib.ExitStack()
-
-
-def create_run(root, **changes):
-    """A new run directory, which is closed after the test; changes: to `CONFIG`."""
-    args = argparse.Namespace(**ARGUMENTS, save_dir=root)
-    return RUNS.enter_context(contextlib.closing(Run.create(args, "task", CONFIG | changes)))
-
-
 @pytest.fixture(autouse=True)
 def close_created_runs():
-    with RUNS:
+    with CREATED:
         yield
 
 

@@ -1,50 +1,37 @@
-"""Run directories: names, writing, rows, and finding runs."""
+"""Run directories: names, whole files, tables, locks, and which of several runs counts."""
 
-import argparse
 import csv
 import json
 import os
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from filelock import FileLock
 
-from tests.conftest import ARGUMENTS, CONFIG, create_run
+from tests.conftest import create_run, script_arguments
 from Training import run_directory
-from Training.run_directory import Run, RunError, find_runs, run_name, write_whole
+from Training.config import RunError, read_text, run_name
+from Training.run_directory import LAST, LOCK, Run, find_runs, take_lock, write_whole
 
 
 def name(**arguments):
-    return run_name(argparse.Namespace(**ARGUMENTS | arguments))
+    return run_name(script_arguments(".", **arguments))
 
 
-def test_the_name_contains_the_main_arguments():
-    assert name(nhid=400, nonlin="gamma2") == "RNN_lr0.0001_p0.0_hs400_gamma2"
-    changes = {"net_type": "ANRU", "lr": 0.001, "nhid": 64, "transform_ratio": 0.5}
-    assert name(**changes) == "ANRU_lr0.001_p0.5_hs64"
+def test_the_name_tells_the_settings_apart():
+    gamma = {"nonlin": "gamma2", "n": 5.3892, "s": 0.0, "learn_params": True}
+    assert name(nhid=400, **gamma) == "RNN_lr0.0001_p0.0_hs400_gamma2_n5.3892_s0"
+    assert name(**gamma | {"learn_params": False}).endswith("_gamma2_n5.3892_s0_static")
+    assert name(net_type="ANRU", lr=0.001, transform_ratio=0.5) == "ANRU_lr0.001_p0.5_hs4"
 
 
-def test_every_run_has_its_own_directory(tmp_path, capsys):
+def test_every_run_has_its_own_directory(tmp_path):
     paths = [create_run(tmp_path).path for _ in range(3)]
     assert [path.parent for path in paths] == [tmp_path / "task" / "400" / name()] * 3
     date = paths[0].name
     assert [path.name for path in paths] == [date, f"{date}--1", f"{date}--2"]
-    assert json.loads((paths[0] / "config.json").read_text()) == CONFIG
-    assert (paths[2] / "log.txt").read_text() in capsys.readouterr().out
-
-
-def test_a_failed_creation_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="file/task/400"):
         create_run(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "in the way"
-
-    def full(path, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run_directory, "write_whole", full)
-    with pytest.raises(RunError, match="No space left"):
-        create_run(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
@@ -60,121 +47,122 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_have_full_precision_and_are_dropped_on_resuming(tmp_path):
+def test_rows_after_a_checkpoint_are_dropped_and_lost_rows_are_named(tmp_path):
     run = create_run(tmp_path)
     for epoch in (1, 2, 3):
         run.add_row("metrics.csv", {"epoch": epoch, "loss": 0.1 * epoch, "n_mean": None})
-        run.add_row("test_results.csv", {"epoch": epoch, "condition": "sin", "loss": 1 / 3})
-    run.resume_after(2)
-    run.close()
+        if epoch == 2:
+            sizes = dict(run.sizes)
+    run.cut_tables(sizes)
     with (run.path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["loss"]) == 0.2 and rows[0]["n_mean"] == ""
-    assert float(run.rows("test_results.csv")[0]["loss"]) == 1 / 3
-    run.resume_after(0)
-    assert run.rows("metrics.csv") == []
-    assert list(run.path.glob("events/*/events.out.*"))
+    (run.path / "metrics.csv").write_text("epoch,loss,n_mean\n")
+    with pytest.raises(RunError, match=r"metrics\.csv: has 18 bytes, 32 when last"):
+        run.cut_tables(sizes)
+    with pytest.raises(RunError, match=r"metrics\.csv: has 18 bytes, but the run has written 32"):
+        run.add_row("metrics.csv", {"epoch": 3, "loss": 0.3, "n_mean": None})
 
 
 def test_the_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
     run = create_run(tmp_path)
     with pytest.raises(RunError, match="no checkpoint"):
         run.newest_checkpoint()
-    run.save("last.pth.tar", {})
-    assert run.newest_checkpoint().name == "last.pth.tar"
+    run.save(LAST, {})
+    assert run.newest_checkpoint().name == LAST
     for epoch in (9, 10):
         run.save(f"e_{epoch}.pth.tar", {})
     assert run.newest_checkpoint().name == "e_10.pth.tar"
 
 
-def test_runs_are_found_by_their_arguments_newest_first(tmp_path, capsys):
-    first = create_run(tmp_path, started="2021")
-    second = create_run(tmp_path, started="2022")
-    create_run(tmp_path, started="2023", arguments={"epochs": 2, "nhid": 5})
-    create_run(tmp_path, started="2024", script="other.py")
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "config.json").write_text("{}")
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "config.json").write_text('{"script": "ta')
-    found = find_runs(tmp_path, "task.py", nhid=4)
-    assert [run.path for run in found] == [second.path, first.path]
-    said = capsys.readouterr().err
-    assert "foreign" in said and "torn" in said
-    assert find_runs(tmp_path, "task.py", nothing=1) == []
+def finish(run):
+    run.save(f"e_{run.config['arguments']['epochs']}.pth.tar", {})
+    run.finish()
 
 
-def test_runs_behind_symbolic_links_are_found_once(tmp_path):
-    run = create_run(tmp_path / "disk")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "task").symlink_to(tmp_path / "disk" / "task")
-    (tmp_path / "runs" / "again").symlink_to(tmp_path / "disk" / "task")
-    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
-    for root in ("runs", "disk"):
-        (found,) = find_runs(tmp_path / root)
-        assert found.path.resolve() == run.path.resolve()
+def started(run, time):
+    run.config["started"] = time
+    run.write_config()
 
 
-def test_a_best_model_outside_the_run_is_rejected(tmp_path):
-    (tmp_path / "best.pt").write_bytes(b"of any run")
-    run = create_run(tmp_path, arguments={"save": str(tmp_path / "best.pt")})
-    with pytest.raises(RunError, match=r"not in the run, but at .*best\.pt"):
-        run.scored_checkpoint()
+def test_complete_runs_come_first_then_the_newest(tmp_path, capsys):
+    tokyo, berlin, complete = (create_run(tmp_path) for _ in range(3))
+    started(tokyo, "2026-11-01T08:00:00+09:00")  # two hours before the next
+    started(berlin, "2026-11-01T02:00:00+01:00")
+    started(complete, "2020-01-01T00:00:00+00:00")
+    finish(complete)
+    for folder, content in (("foreign", "[1]"), ("torn", '{"script": "ta')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(content)
+    runs = find_runs(tmp_path)
+    assert [run.path for run in runs] == [complete.path, berlin.path, tokyo.path]
+    err = capsys.readouterr().err
+    assert "foreign: not a run" in err and "torn: not a run" in err
 
 
-def test_other_columns_are_rejected_on_resuming(tmp_path):
-    run = create_run(tmp_path)
-    run.add_row("metrics.csv", {"epoch": 1, "loss": 1.0})
-    run.resume_after(1, ["epoch", "loss"])
-    with pytest.raises(RunError, match=r"metrics\.csv: has other columns than a run: lr$"):
-        run.resume_after(1, ["epoch", "loss", "lr"])
-
-
-def test_control_characters_are_escaped(tmp_path, capsys):
-    run = create_run(tmp_path)
-    run.print("γ ± \x1b[31m\r\nnext")
-    assert capsys.readouterr().out.endswith("γ ± \\x1b[31m\\r\nnext\n")
-
-
-def test_charts_are_rewritten_from_where_a_run_resumes(tmp_path):
-    """Read with TensorBoard itself: training and validation are two lines of the chart `loss`."""
-    run = create_run(tmp_path)
-
-    def write(*losses):
-        for epoch, loss in losses:
-            row = {"epoch": epoch, "train_loss": loss, "validation_loss": loss + 1, "lr": 0.5}
-            run.add_row("metrics.csv", row)
-
-    write((1, 1.0), (2, 2.0), (3, 3.0))
-    run.close()
-    run.resume_after(1)
-    write((2, 5.0))
-    run.close()
-    for line, losses in (("train", [1.0, 5.0]), ("validation", [2.0, 6.0])):
-        charts = EventAccumulator(str(run.path / "events" / line)).Reload()
-        assert [event.value for event in charts.Scalars("loss")] == losses
-        assert ("lr" in charts.Tags()["scalars"]) == (line == "train")
-
-
-def test_a_directory_without_a_run_is_rejected(tmp_path):
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(RunError, match="not a run"):
-            Run(path)
-
-
-def test_runs_of_earlier_versions_are_found_by_current_names(tmp_path):
-    old = {"gain": 2.5, "saturation": 0.5, "batch": 50, "nonlin": "relu"}
-    run = create_run(tmp_path, arguments=old)
-    for asked in ({"n": 2.5}, {"s": 0.5, "batch_size": 50}, {"nonlin": "ReLU"}):
-        assert [found.path for found in find_runs(tmp_path, **asked)] == [run.path]
-
-
-def test_a_run_is_complete_once_its_last_epoch_is_evaluated(tmp_path):
-    run = create_run(tmp_path)
-    run.add_row("test_results.csv", {"epoch": 1, "condition": "as_is", "loss": 1.0})
-    run.save("e_2.pth.tar", {})
+def test_a_run_is_complete_while_its_files_are_there(tmp_path):
+    run = create_run(tmp_path, epochs=2)
+    run.add_row("metrics.csv", {"epoch": 2, "loss": 1.0})
     assert not run.complete
-    run.put_row("test_results.csv", {"epoch": 2, "condition": "test_as_is", "loss": 1.0})
-    assert not run.complete  # --test is not the run's own evaluation
-    run.add_row("test_results.csv", {"epoch": 2, "condition": "as_is", "loss": 1.0})
-    assert run.complete
+    finish(run)
+    assert Run(run.path).complete
+    (run.path / "e_2.pth.tar").unlink()
+    assert not Run(run.path).complete
+    finish(run)
+    (run.path / "metrics.csv").write_text("")
+    assert not Run(run.path).complete
+
+
+def test_the_identity_is_what_is_trained_on_which_data(tmp_path):
+    run, moved = create_run(tmp_path), create_run(tmp_path, note="moved", snapshot_minutes=1)
+    assert run.identity == moved.identity
+    for change in ({"lr": 0.1}, {"epochs": 3}, {"limit_batches": 2}):
+        assert create_run(tmp_path, **change).identity != run.identity
+    moved.config["data"] = {"a": "2"}
+    assert moved.identity != run.identity
+
+
+def test_a_lock_names_its_holder(tmp_path):
+    run = create_run(tmp_path)
+    with pytest.raises(RunError, match=rf"another process is .* process {os.getpid()}\)"):
+        Run(run.path).lock()
+    (run.path / ".config.json.123.part").write_text("left by a process that was killed")
+    run.close()
+    other = Run(run.path)
+    other.lock()
+    assert not list(run.path.glob(".*.part"))
+    other.close()
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError()])
+def test_a_file_system_without_locks_is_mentioned(tmp_path, monkeypatch, capsys, error):
+    def acquire(self, **options):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert take_lock(tmp_path / LOCK) is not None
+    assert "this file system has no locks" in capsys.readouterr().err
+
+
+def test_files_of_absurd_kind_or_size_are_refused(tmp_path, monkeypatch):
+    for path, reason in (("/dev/zero", "not a file"), (tmp_path / "absent", "no such file")):
+        with pytest.raises(RunError, match=reason):
+            read_text(run_directory.Path(path))
+    run = create_run(tmp_path)
+    with (run.path / "metrics.csv").open("wb") as file:
+        file.truncate(2**27)
+    with pytest.raises(RunError, match="larger than"):
+        run.rows("metrics.csv")
+    (run.path / "metrics.csv").write_text("time,loss\n1,2\n")
+    with pytest.raises(RunError, match=r"metrics\.csv: damaged"):
+        run.rows("metrics.csv")
+    with pytest.raises(RunError, match="no such file"):
+        Run(tmp_path)
+
+
+def test_the_config_holds_utc_commit_and_code(tmp_path):
+    config = json.loads((create_run(tmp_path).path / "config.json").read_text())
+    assert config["started"].endswith("+00:00") and len(config["code"]) == 16
+    assert config["task"] == "task" and config["data"] == {"a": "1"}
+    assert "resume" not in config["arguments"] and config["arguments"]["seed"] == 400

@@ -17,11 +17,10 @@ import sMNIST_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS as LAYERS
-from Postprocessing import grid
 from tests.conftest import REPOSITORY, TOY, flags_in
 from tests.forks import Fork
-from Training import datasets
-from Training.run_directory import MODE, Run, plain
+from Training import console, datasets
+from Training.run_directory import Run
 from Training.trainer import Trainer
 
 SCRIPTS = list(TOY)
@@ -55,6 +54,7 @@ def checkpoint(run, name="last.pth.tar"):
     state = torch.load(run / name, weights_only=True)
     del state["config"]
     state["sums"].pop("seconds", None)
+    del state["marks"], state["tables"]  # times, and sizes of rows that have times
     return state
 
 
@@ -87,7 +87,7 @@ def test_every_network_trains_and_saves_its_files(call, only_run, script, flags)
     run = only_run()
     left = {path.name for path in run.iterdir()}
     assert left >= {"config.json", "log.txt", "metrics.csv", "test_results.csv", "last.pth.tar"}
-    assert left >= {"e_1.pth.tar", "e_2.pth.tar"} and list(run.glob("events/*/events.out.*"))
+    assert left >= {"e_1.pth.tar", "e_2.pth.tar"} and list(run.glob("events.out.*"))
     assert (run / "log.txt").read_text() == out
     config = json.loads((run / "config.json").read_text())
     assert config["arguments"]["epochs"] == 2 and config["arguments"]["seed"] == 400
@@ -121,8 +121,6 @@ def interrupted(main, words, number):
             signal.SIGTERM,
         ),
         ("PTB_task.py", ["--net-type", "LSTM"], signal.SIGINT),
-        ("PTB_task.py", ["--net-type", "nnRNN"], signal.SIGINT),
-        ("PTB_task.py", ["--net-type", "EURNN"], signal.SIGINT),
     ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(call, tmp_path, only_run, script, flags, number):
@@ -187,191 +185,168 @@ def test_rows_written_after_the_last_checkpoint_are_dropped(call, only_run):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_nonfinite_loss_ends_the_run(call, only_run, script):
-    nonlin = {"sMNIST_task.py": "ReLU", "PTB_task.py": "relu"}[script]
-    flags = ["--nonlin", nonlin, "--epochs", 2, "--lr", "1e30"]
-    code, out, _ = call(script, *TOY[script], *flags)
-    assert code == 1 and "not finite in epoch 1, batch" in out
+    code, out, _ = call(script, *TOY[script], "--nonlin", "relu", "--epochs", 2, "--lr", "1e30")
+    assert code == 1 and "not finite" in out and "(epoch 1, batch" in out
     run = only_run()
     assert checkpoint(run)["epoch"] == 0
     assert all(value.isfinite().all() for value in checkpoint(run)["state_dict"].values())
 
 
-def test_smnist_is_scored_from_its_checkpoint(call, only_run):
+def test_lost_test_results_are_named_on_resuming(call, only_run):
     script = "sMNIST_task.py"
-    assert call(script, *TOY[script], "--epochs", 2, "--transform", "step")[0] == 0
-    (as_is, step) = results(only_run())
-    flags = ["--test", "--dataset", "digits", "--limit-batches", 3]
-    code, out, err = call(script, *flags, "--transform", "step", "--nhid", 8)
-    assert code == 0, err
-    assert f"checkpoint: {only_run().relative_to(only_run().parents[4]) / 'e_2.pth.tar'}" in out
-    assert f"as is: loss {float(as_is['loss']):.4f}, accuracy {float(as_is['accuracy']):.2%}" in out
-    assert f"(step): loss {float(step['loss']):.4f}" in out
-    assert "step drive of size 1 at 16 for 16: loss" in out
-    assert call(script, "--test", "--checkpoint", only_run() / "e_2.pth.tar")[0] == 0
+    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
+    run = only_run()
+    lines = (run / "test_results.csv").read_text().splitlines(keepends=True)
+    (run / "test_results.csv").write_text("".join(lines[:-1]))
+    assert not Run(run).complete
+    code, _, err = call(script, "--resume", run)
+    assert code == 1 and "test_results.csv: has" in err and err.count("\n") == 1
+
+
+# --test
 
 
 @pytest.mark.parametrize("net_type", LAYERS)
-def test_every_network_is_scored_under_the_step_drive(call, monkeypatch, net_type):
-    script, drives = "sMNIST_task.py", []
-    assert call(script, *TOY[script], "--net-type", net_type, "--epochs", 1)[0] == 0
-    evaluate = sMNIST_task.evaluate_pixels
-
-    def record(*arguments, drive=None, **options):
-        drives.append(drive)
-        return evaluate(*arguments, drive=drive, **options)
-
-    monkeypatch.setattr(sMNIST_task, "evaluate_pixels", record)
-    flags = ["--test", "--limit-batches", 3, "--net-type", net_type]
-    assert call(script, *flags)[0] == 0
-    assert drives[:2] == [None, None]
-    assert drives[2].tolist() == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
-
-
-def test_the_newest_run_with_the_given_arguments_is_scored(call):
+def test_smnist_is_tested_as_in_training_and_under_a_step_drive(call, only_run, net_type):
     script = "sMNIST_task.py"
-    for seed in (1, 2):
-        for nhid in (4, 8):
-            call(script, *TOY[script], "--nhid", nhid, "--seed", seed, "--epochs", 1)
-    _, out, _ = call(script, "--test", "--seed", 1)
-    assert "SavedModels/sDigits/1/RNN_lr0.001_p0.0_hs8" in out
-    _, out, _ = call(script, "--test", "--nhid", 4)
-    assert "SavedModels/sDigits/2/RNN_lr0.001_p0.0_hs4" in out
+    flags = [*TOY[script], "--net-type", net_type]
+    code, trained, _ = call(script, *flags, "--epochs", 2)
+    assert code == 0
+    tests = [line for line in trained.splitlines() if line.startswith("test ")]
+    code, out, err = call(script, "--test", "--limit-batches", 3, "--net-type", net_type)
+    assert code == 0, err
+    assert (
+        f"{only_run() / 'e_2.pth.tar'}, after 2 of 2 epochs, a dry run"
+        in f"{os.getcwd()}/{out[12:]}"
+    )
+    assert out.splitlines()[1:3] == tests and "\ntest step: loss" in out
 
 
-def test_ptb_is_scored_by_its_best_model(call, only_run):
+def test_complete_runs_are_tested_and_dry_runs_only_if_asked(call, tmp_path):
+    script, flags = "sMNIST_task.py", ["--dataset", "digits", "--epochs", 1]
+    assert call(script, *flags, "--nhid", 4)[0] == 0
+    assert call(script, *flags, "--nhid", 4, "--limit-batches", 1)[0] == 0
+    (complete,) = [run.path for run in map(Run, _runs(tmp_path)) if not run.dry]
+    newer = complete.with_name("newer")  # as if killed at once
+    newer.mkdir()
+    config = json.loads((complete / "config.json").read_text())
+    config |= {"started": "2100-01-01T00:00:00+00:00"}
+    del config["finished"]
+    (newer / "config.json").write_text(json.dumps(config))
+    (newer / "last.pth.tar").write_bytes((complete / "e_0.pth.tar").read_bytes())
+    _, out, err = call(script, "--test", "--nhid", 4)
+    assert f"{complete.name}/e_1.pth.tar, after 1 of 1 epochs\n" in out, err
+    _, out, _ = call(script, "--test", "--checkpoint", newer / "last.pth.tar")
+    assert "after 0 of 1 epochs" in out
+    code, _, err = call(script, "--test", "--nhid", 5)
+    assert code == 1 and "no run with nhid 5" in err
+
+
+def _runs(folder):
+    return [path.parent for path in folder.rglob("config.json")]
+
+
+def test_ptb_is_tested_by_its_best_model(call, only_run):
     script = "PTB_task.py"
-    assert call(script, *TOY[script], "--epochs", 2)[0] == 0
-    (row,) = results(only_run())
-    said = f"loss {float(row['loss']):.4f}, {float(row['bits_per_character']):.4f} bits"
-    for flags in ([], ["--checkpoint", only_run() / "model.pt"], ["--nonlin", "gamma"]):
+    code, out, _ = call(script, *TOY[script], "--epochs", 2, "--save", "best.pt")
+    (line,) = [line for line in out.splitlines() if line.startswith("test ")]
+    assert code == 0 and not (only_run() / "model.pt").exists()
+    for flags in ([], ["--checkpoint", only_run() / "best.pt"], ["--nonlin", "gamma"]):
         code, out, err = call(script, "--test", "--limit-batches", 3, *flags)
-        assert code == 0 and said in out, err
+        assert code == 0 and out.endswith(line + "\n"), err
 
 
-def test_ptb_saves_its_best_model_at_the_given_path(call, only_run, tmp_path):
-    script = "PTB_task.py"
-    assert call(script, *TOY[script], "--epochs", 1, "--save", "best/one.pt")[0] == 0
-    run = only_run()
-    assert (run / "best" / "one.pt").exists() and not (run / "model.pt").exists()
-    assert call(script, "--test")[0] == 0
-    assert [row["condition"] for row in results(run)] == ["best", "test_as_is"]
-    # A foreign config.json might name any file; runs of earlier versions name one outside.
-    path, last = run / "config.json", run / "last.pth.tar"
-    config, state = json.loads(path.read_text()), torch.load(last, weights_only=True)
-    for save in ("log.txt", str(tmp_path / "elsewhere.pt"), "../../other.pt"):
-        config["arguments"]["save"] = state["config"]["arguments"]["save"] = save
-        path.write_text(json.dumps(config))
-        torch.save(state, last)
-        code, _, err = call(script, "--resume", run, "--epochs", 2)
-        assert code == 2 and "config.json: argument --save" in err and err.count("\n") == 1
-
-
-def test_a_run_given_more_epochs_is_complete_once_they_are_evaluated(call, only_run, monkeypatch):
-    script, load = "PTB_task.py", PTB_task.load_best
+def test_a_run_given_more_epochs_is_complete_once_they_are_tested(call, only_run, monkeypatch):
+    script, load = "PTB_task.py", PTB_task.load_model
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    run = Run(only_run())
-    assert run.complete
+    assert Run(only_run()).complete
 
     def interrupt(path):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(PTB_task, "load_best", interrupt)
-    assert call(script, "--resume", run.path, "--epochs", 2)[0] == 143
-    run = Run(run.path)
-    assert run.kept.keys() == {0, 1, 2} and not run.complete
-    assert call(script, "--test")[0] == 0
-    assert [row["epoch"] for row in results(run.path)] == ["1", "2"] and not run.complete
-    monkeypatch.setattr(PTB_task, "load_best", load)
-    assert call(script, "--resume", run.path)[0] == 0
-    assert run.complete
-    assert grid.score(run) == float(results(run.path)[-1]["bits_per_character"])
-    assert results(run.path)[-1]["epoch"] == "2"
+    monkeypatch.setattr(PTB_task, "load_model", interrupt)
+    assert call(script, "--resume", only_run(), "--epochs", 2)[0] == 143
+    assert not Run(only_run()).complete
+    monkeypatch.setattr(PTB_task, "load_model", load)
+    assert call(script, "--resume", only_run())[0] == 0
+    assert Run(only_run()).complete
+    assert [row["epoch"] for row in results(only_run())] == ["1", "2"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_changes_of_machine_on_resuming_are_recorded(call, only_run, monkeypatch, script):
-    assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
+def test_a_signal_while_the_best_model_is_loaded_is_not_swallowed(call, only_run, monkeypatch):
+    script, load = "PTB_task.py", torch.nn.Module.load_state_dict
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    run, path = only_run(), only_run() / "config.json"
-    first, last = json.loads(path.read_text()), run / "last.pth.tar"
-    state = torch.load(last, weights_only=True)
-    # as if it had been trained on a GPU
-    foreign = {**first, "device": "\x1b[31mGPU", "commit": "other"}
-    foreign["versions"] = first["versions"] | {"torch": "1.0"}
-    foreign["arguments"] = state["config"]["arguments"] = first["arguments"] | {"cuda": True}
-    path.write_text(json.dumps(foreign))
-    torch.save(state, last)
-    if not torch.cuda.is_available():
-        assert call(script, "--resume", run)[0] == 2
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    anew = ["--no-cuda", "--data", "elsewhere", "--note", "moved", "--snapshot-minutes", 1]
-    code, out, err = call(script, "--resume", run, "--epochs", 2, *anew)
-    assert code == 0, err
-    assert "warning: device was \\x1b[31mGPU, is CPU" in out and "\x1b" not in out
-    assert "7 threads); commit was other, is" in out and "torch was 1.0, is" in out
-    assert metrics(run) == metrics(only_run("whole"))
-    config = json.loads(path.read_text())
-    assert config["arguments"]["note"] == "moved" and config["threads"] == 1
-    assert config["arguments"]["data"].endswith("/elsewhere") and not config["arguments"]["cuda"]
-    (part,) = config["resumed"]
-    assert part["threads"] == 7 and "--resume" in part["command"]
-    assert part["arguments"]["epochs"] == 2 and part["versions"] == first["versions"]
-    code, out, err = call(script, "--resume", run, "--note", "again")
-    assert code == 0 and "warning" not in out, err
-    assert len(json.loads(path.read_text())["resumed"]) == 2
-    code, _, err = call(script, "--resume", run, "--lr", 1)
-    assert code == 2 and "--lr" in err
+
+    def interrupt(model, *arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Exception as error:  # as torch does
+            raise RuntimeError(f"an exception occurred: {error.args}") from error
+        return load(model, *arguments)
+
+    monkeypatch.setattr(
+        PTB_task, "load_model", lambda path: interrupt(load_model(path)[0], {}) and None
+    )
+    assert call(script, "--resume", only_run(), "--epochs", 2)[0] == 130
 
 
-def test_other_columns_are_rejected_before_training(call, only_run):
+def test_checkpoints_that_do_not_match_the_flags_are_rejected(call, only_run, tmp_path):
     script = "sMNIST_task.py"
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    path = only_run() / "metrics.csv"
-    path.write_text(path.read_text().replace("gradient_norm", "norm"))
-    code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
-    assert code == 2 and "metrics.csv: has other columns" in err
-    assert checkpoint(only_run())["epoch"] == 1
+    path = only_run() / "e_1.pth.tar"
+    (tmp_path / "cut.pth.tar").write_bytes(path.read_bytes()[:3000])
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"config": {"arguments": []}}, tmp_path / "foreign.pth.tar")
+    for flags, what in [
+        (["--checkpoint", path, "--net-type", "LSTM"], "--net-type"),
+        (["--checkpoint", path, "--nhid", 9], "--nhid"),
+        (["--checkpoint", path, "-p"], "--permute"),
+        (["--checkpoint", tmp_path / "cut.pth.tar"], "cut.pth.tar"),
+        (["--checkpoint", tmp_path / "foreign.pth.tar"], "foreign.pth.tar"),
+        (["--checkpoint", "/dev/zero"], "/dev/zero"),
+    ]:
+        code, _, err = call(script, "--test", *flags)
+        assert code == 1 and what in err and err.count("\n") == 1, err
+    code, _, err = call("PTB_task.py", "--test", "--checkpoint", path)
+    assert code == 1 and "e_1.pth.tar" in err
+    code, _, err = call("PTB_task.py", "--resume", only_run())
+    assert code == 1 and "sMNIST_task.py" in err
+    (only_run() / "last.pth.tar").write_bytes(b"")
+    code, _, err = call(script, "--resume", only_run())
+    assert code == 1 and "last.pth.tar" in err
 
 
-def other_digits(root, load=datasets.PIXEL_SETS["digits"]):
-    *parts, checksums = load(root)
-    return *parts, {name: "0" * 64 for name in checksums}
+def test_the_papers_checkpoint_is_tested_with_flags(call, tmp_path):
+    spec = {"task": "pixels", "net_type": "RNN", "hidden_size": 8, "classes": 10}
+    spec["layer"] = {"nonlin": "gamma", "n": 2.0, "s": 0.0}
+    model = build_model(spec, torch.Generator().manual_seed(0))
+    path = tmp_path / "e_99.pth.tar"
+    torch.save({"state_dict": model.state_dict(), "optimizer": {}, "epoch": 99}, path)
+    flags = ["--test", "--checkpoint", path, "--dataset", "digits", "--nonlin", "gamma"]
+    code, out, err = call("sMNIST_task.py", *flags, "--nhid", 8, "--n", 1)
+    assert code == 0 and "test as_is" in out, err
+    code, _, err = call("sMNIST_task.py", *flags, "--nhid", 9)
+    assert code == 1 and "e_99.pth.tar" in err and "9 units" in err
 
 
-def test_results_of_test_are_added_to_the_run(call, only_run, tmp_path, monkeypatch):
-    script = "sMNIST_task.py"
-    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    run, own = only_run(), results(only_run())
-    code, out, err = call(script, "--test", "--batch", 250, "-v", "--transform", "lin")
-    assert code == 0 and "lin.weight: (10, 8)" in out, err
-    kept = results(run)
-    assert kept[:2] == own and out.endswith(f"added to {run / 'test_results.csv'}\n")
-    names = ["test_as_is", "test_lin", "test_step_drive"]
-    assert [row["condition"] for row in kept[2:]] == names
-    for row in kept[2:]:
-        assert f"loss {float(row['loss']):.4f}, accuracy {float(row['accuracy']):.2%}" in out
-    assert call(script, "--test", "--batch", 250, "--transform", "lin")[0] == 0
-    assert results(run) == kept
-    code, out, _ = call(script, "--test", "--limit-batches", 1)
-    assert code == 0 and "not added to test_results.csv: --limit-batches" in out
-    with monkeypatch.context() as patch:
-        patch.setattr(datasets, "PIXEL_SETS", {"digits": other_digits})
-        code, out, _ = call(script, "--test")
-    assert code == 0 and "not added to test_results.csv" in out and "used other data" in out
-    holder = Run(run)
-    holder.lock()
-    code, out, _ = call(script, "--test")
-    assert code == 0 and "not added to test_results.csv" in out and "another process" in out
-    holder.close()
-    (tmp_path / "copy.pth.tar").write_bytes((run / "e_1.pth.tar").read_bytes())
-    code, out, _ = call(script, "--test", "--checkpoint", tmp_path / "copy.pth.tar")
-    assert code == 0 and "added to" not in out and results(run) == kept
+def test_the_data_of_a_run_are_found_again(call, tmp_path):
+    flags = [*TOY["PTB_task.py"], "--dataset", "ptb", "--any-corpus", "--epochs", 1]
+    (tmp_path / "own" / "pennchar").mkdir(parents=True)
+    for name in datasets.PENNCHAR_SHA256:
+        (tmp_path / "own" / "pennchar" / name).write_text("a b _ c\nd e f\n" * 200)
+    assert call("PTB_task.py", *flags, "--data", "own")[0] == 0
+    assert call("PTB_task.py", "--test", "--limit-batches", 3)[0] == 0
+    (tmp_path / "own").rename(tmp_path / "moved")
+    assert call("PTB_task.py", "--test", "--limit-batches", 3, "--data", "moved")[0] == 0
+
+
+# Flags
 
 
 CONFIGURED = [
-    ("sMNIST_task.py", ["-p", "--shuffle", "--save-freq", "1"]),  # n drawn by --random
+    ("sMNIST_task.py", ["-p", "--shuffle", "--save-freq", "1"]),  # n is drawn
     ("sMNIST_task.py", ["--nonlin", "gamma", "--n", "-2.5", "--no-learn_params"]),
-    ("PTB_task.py", ["--net-type", "nnRNN", "--betas", "0", "0.9", "--note=-x"]),
+    ("PTB_task.py", ["--net-type", "nnRNN", "--betas", "0", "0.9"]),
     ("PTB_task.py", ["--nonlin", "gamma2", "--no-adam", "--tied", "--emsize", "8"]),
 ]
 
@@ -384,117 +359,67 @@ def test_a_run_is_repeated_from_its_config_bit_for_bit(call, only_run, script, f
     assert code == 0, err
     again = only_run("again")
     assert_same_result(first, again, ["e_0.pth.tar", "e_2.pth.tar"])
-    one, other = (json.loads((run / "config.json").read_text()) for run in (first, again))
-    for config in (one, other):
-        config["arguments"] |= {"save_dir": None, "note": None}
-    assert one["arguments"] == other["arguments"] and one["model"] == other["model"]
+    assert Run(first).identity == Run(again).identity
 
 
-def test_typed_flags_override_a_config(tmp_path):
+def test_typed_flags_override_a_config(tmp_path, call, only_run):
     parse = sMNIST_task.parse
+    assert call("sMNIST_task.py", *TOY["sMNIST_task.py"], "--epochs", 1)[0] == 0
 
-    def merged(found, *words):
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(found), encoding="utf-8-sig")
-        return parse(["--config", str(path), *words])[1]
+    def merged(content, *words):
+        path = tmp_path / "c.json"
+        path.write_text(json.dumps(content), encoding="utf-8-sig")
+        return parse(["--config", str(path), *words])[0]
 
-    of_run = {
-        "script": "sMNIST_task.py",
-        "arguments": plain({k: v for k, v in vars(parse([])[1]).items() if k not in MODE}),
-    }
+    of_run = json.loads((only_run() / "config.json").read_text())
     args = merged(of_run, "--lr", "0.5", "--seed", "401")
-    assert args.lr == 0.5 and args.random and args.n == parse(["--seed", "401"])[1].n
+    assert args.lr == 0.5 and args.random and args.n == parse(["--seed", "401"])[0].n
     args = merged(of_run, "--n", "3")
     assert (args.n, args.s, args.random) == (3.0, 0.0, False)
     args = merged(of_run, "--net-type", "LSTM")
     assert args.net_type == "LSTM" and args.n is args.nonlin is args.rinit is None
     assert merged(of_run, "--nonlin", "relu").n is None
-    args = merged({"n": 2, "gain": -1e-3, "save_epochs": [3, 4], "permute": True, "clip": None})
+    args = merged({"n": -1e-3, "save_epochs": [3, 4], "permute": True, "clip": None})
     assert (args.n, args.random, args.save_epochs, args.permute) == (-1e-3, False, [3, 4], True)
 
 
 WRONG = [
-    ({"nhdi": 5}, "has no argument nhdi: did you mean nhid?"),
-    ({"test": True}, "has no argument test"),
-    ({"nhid": 2.5}, "argument --nhid: '2.5' is not a whole number"),
-    ({"nonlin": "gama"}, "did you mean gamma?"),
+    ({"nhdi": 5}, "no argument nhdi: did you mean nhid?"),
+    ({"nhid": 2.5}, "argument --nhid: invalid whole number"),
     ({"net_type": "LSTM", "rinit": "henaff"}, "argument --rinit: applies to --net-type"),
-    ({"alpha": 0.5}, "argument --alpha: requires --no-adam"),
-    ({"betas": ["--test", "-p"]}, "betas is ['--test', '-p'], not a list of numbers"),
+    ({"alpha": 0.5}, "argument --alpha: applies to --adam False"),
     ({"permute": "yes"}, "permute is 'yes', not true or false"),
+    ({"n": 3, "random": True}, "argument --random: contradicts --n 3"),
     ({"script": "PTB_task.py", "arguments": {}}, "of a run of PTB_task.py"),
-    ({"\x1b[31m": 1}, "has no argument \\x1b[31m"),
     ([1], "not a JSON object"),
 ]
 
 
-@pytest.mark.parametrize(("found", "said"), WRONG)
-def test_an_invalid_config_is_a_one_line_error(call, tmp_path, found, said):
-    (tmp_path / "c.json").write_text(json.dumps(found))
+@pytest.mark.parametrize(("content", "message"), WRONG)
+def test_an_invalid_config_is_a_one_line_error(call, tmp_path, content, message):
+    (tmp_path / "c.json").write_text(json.dumps(content))
     code, _, err = call("sMNIST_task.py", "--config", "c.json")
-    assert code == 2 and err.count("\n") == 1 and said in err
+    assert code in (1, 2) and err.count("\n") == 1 and message in err
 
 
-def with_full_standard_output(main, words):
-    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
-    return main(words)
-
-
-def test_a_full_standard_output_loses_no_run(tmp_path, only_run):
-    words = [*TOY["sMNIST_task.py"], "--epochs", "1"]
-    process = Fork(with_full_standard_output, sMNIST_task.main, words, folder=tmp_path)
-    code, _, err = process.finish()
-    assert code == 0 and err.count("\n") == 1
-    assert "standard output: cannot be written (No space left on device)" in err
-    assert "done: " in (only_run() / "log.txt").read_text()
-
-
-def test_help_is_printed_in_an_encoding_without_greek(monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", out)
-    with pytest.raises(SystemExit) as exit:
-        PTB_task.main(["--help"])
-    assert exit.value.code == 0 and b"one learned \\u03b3" in out.buffer.getvalue()
-
-
-def test_the_papers_checkpoint_is_scored_with_flags(call, tmp_path):
-    spec = {"task": "pixels", "net_type": "RNN", "hidden_size": 8, "classes": 10}
-    spec["layer"] = {"nonlin": "gamma", "n": 2.0, "s": 0.0}
-    model = build_model(spec, torch.Generator().manual_seed(0))
-    path = tmp_path / "e_99.pth.tar"
-    torch.save({"state_dict": model.state_dict(), "optimizer": {}, "epoch": 99}, path)
-    flags = ["--test", "--checkpoint", path, "--dataset", "digits", "--nonlin", "gamma"]
-    code, out, err = call("sMNIST_task.py", *flags, "--nhid", 8, "--gain", 1)
-    assert code == 0 and "test as is" in out, err
-    code, _, err = call("sMNIST_task.py", *flags, "--nhid", 9)
-    assert code == 2 and "e_99.pth.tar" in err and "9 units" in err
-
-
-def test_random_draws_n_and_is_the_default(call, tmp_path):
-    script = "sMNIST_task.py"
-    cases = {
-        "default": [],
-        "random": ["--random"],
-        "gain": ["--gain", 2.5],
-        "saturation": ["--saturation", 0.25],
-        "neither": ["--no-random"],
-    }
-    found = {}
-    for name, flags in cases.items():
-        assert call(script, *TOY[script], *flags, "--epochs", 1, "--save-dir", name)[0] == 0
-        (path,) = (tmp_path / name).rglob("config.json")
+def test_n_is_drawn_and_s_is_0_unless_they_are_given(call, tmp_path):
+    script, layers = "sMNIST_task.py", {}
+    for number, flags in enumerate([[], ["--random"], ["--n", 2.5], ["--s", 0.25]]):
+        folder = f"runs{number}"
+        code, out, _ = call(script, *TOY[script], *flags, "--epochs", 1, "--save-dir", folder)
+        (path,) = (tmp_path / folder).rglob("config.json")
         layer = json.loads(path.read_text())["model"]["layer"]
-        found[name] = (layer["n"], layer["s"])
-    assert 5 <= found["default"][0] < 7 and found["default"][1] == 0
-    assert found["random"] == found["default"]
-    assert found["gain"] == (2.5, 1.0)
-    assert found["saturation"] == (1.0, 0.25)
-    assert found["neither"] == (1.0, 1.0)
+        assert code == 0 and f"n = {layer['n']:.5g}, s = {layer['s']:.5g} at the start" in out
+        layers[number] = layer["n"], layer["s"]
+    drawn = layers[0][0]
+    assert 5 <= drawn < 7
+    assert [*layers.values()] == [(drawn, 0), (drawn, 0), (2.5, 0), (drawn, 0.25)]
+    assert PTB_task.parse([])[0].n == 2.5 and PTB_task.parse([])[0].s == 0
 
 
 def test_fixed_n_and_s_do_not_change(call, only_run):
     script = "sMNIST_task.py"
-    flags = ["--gain", 2.5, "--saturation", 0.5, "--no-learn_params", "--epochs", 1]
+    flags = ["--gain", 2.5, "--saturation", 0.5, "--no-learn-params", "--epochs", 1]
     assert call(script, *TOY[script], *flags)[0] == 0
     (row,) = metrics(only_run())
     assert [float(row[name]) for name in ("n_mean", "n_std", "s_mean")] == [2.5, 0.0, 0.5]
@@ -502,101 +427,30 @@ def test_fixed_n_and_s_do_not_change(call, only_run):
     assert model.rnn.n.tolist() == [2.5] * 8
 
 
+# One row per kind of mistake.
 BAD = {
     "sMNIST_task.py": [
         ["--nhid", "0"],
-        ["--batch", "-1"],
-        ["--epochs", "0"],
-        ["--save-freq", "0"],
-        ["--limit-batches", "0"],
         ["--nhid", "2.5"],
-        ["--lr", "0"],
-        ["--lr", "-1"],
         ["--lr", "nan"],
-        ["--lr", "inf"],
         ["--transform-ratio", "1.5"],
-        ["--transform-ratio", "nan"],
-        ["--gain", "0"],
-        ["--gain", "inf"],
-        ["--saturation", "nan"],
-        ["--seed", "-1"],
-        ["--seed", "4294967296"],
-        ["--nonlin", "tanh"],
-        ["--net-type", "CNN"],
-        ["--dataset", "cifar"],
-        ["--rinit", "zeros"],
-        ["--random", "--gain", "1"],
-        ["--random", "--saturation", "1"],
-        ["--learn_params", "--nonlin", "ReLU"],
-        ["--no-learn_params", "--nonlin", "ReLU"],
-        ["--gain", "1", "--nonlin", "ReLU"],
-        ["--nonlin", "gamma", "--net-type", "LSTM"],
-        ["--rinit", "henaff", "--net-type", "GRU"],
-        ["--rinit", "xavier", "--net-type", "expRNN"],
-        ["--nhid", "7", "--net-type", "nnRNN"],
-        ["--nonlin", "gamma2", "--net-type", "EURNN"],
-        ["--gain", "1", "--net-type", "EURNN"],
-        ["--gain", "1", "--net-type", "expRNN"],
-        ["--capacity", "0", "--net-type", "EURNN"],
-        ["--capacity", "2", "--net-type", "RNN"],
-        ["--ostep_method", "householder", "--net-type", "expRNN"],
-        ["--ostep_method", "exp", "--net-type", "EURNN"],
-        ["--lr_orth", "0", "--net-type", "expRNN"],
-        ["--lr_orth", "1e-4", "--net-type", "LSTM"],
-        ["--betas", "0.9", "1"],
-        ["--betas", "-0.1", "0.9"],
-        ["--betas", "0.9"],
-        ["--clip", "0"],
-        ["--clip", "nan"],
-        ["--checkpoint", "x.pth.tar"],
-        ["--resume", "x", "--nhid", "3"],
-        ["--resume", "absent"],
-        ["--test"],
-        ["--test", "--checkpoint", "absent.pth.tar"],
-        ["--save-dir", "file/in/the/way"],
-        ["--nhi", "5"],
-        ["--alpha", "0.9"],
-        ["--betas", "0.0", "0.9", "--no-adam"],
-        ["--save-epochs", "0"],
-        ["--n", "-1e-39"],
-        ["--config", "absent"],
-        ["--resume", "x", "--config", "y"],
-    ],
-    "PTB_task.py": [
-        ["--emsize", "0"],
-        ["--bptt", "0"],
-        ["--batch_size", "0"],
-        ["--log-interval", "0"],
-        ["--weight_decay", "-1"],
         ["--n", "0"],
         ["--s", "inf"],
-        ["--tied"],
-        ["--alpha", "0.9"],
-        ["--alpha", "2", "--no-adam"],
-        ["--betas", "0.0", "0.9", "--no-adam"],
-        ["--alam", "-1", "--net-type", "nnRNN"],
-        ["--alam", "1e-4", "--net-type", "expRNN"],
-        ["--Tdecay", "inf", "--net-type", "nnRNN"],
-        ["--Tdecay", "1e-5", "--net-type", "ANRU"],
-        ["--rinit", "normal", "--net-type", "nnRNN"],
-        ["--nonlin", "tanh", "--net-type", "EURNN"],
-        ["--n", "2", "--net-type", "nnRNN"],
-        ["--learn_params", "--nonlin", "tanh"],
-        ["--n", "2", "--nonlin", "relu"],
-        ["--any-corpus"],
-        ["--save", "last.pth.tar"],
-        ["--save", ".last.pth.tar.part"],
-        ["--save", "../model.pt"],
-        ["--save", "/absent/model.pt"],
-        ["--save", "events"],
-        ["--save", "x" * 252],
-        ["--save", f"below/{'x' * 252}"],
-        ["--save", "."],
-        ["--batch_size", "1000000"],
-        ["--resume", "absent"],
-        ["--test"],
-        ["--save-dir", "file/in/the/way"],
+        ["--seed", "4294967296"],
+        ["--nonlin", "gama"],
+        ["--random", "--n", "1"],
+        ["--n", "1", "--gain", "2"],
+        ["--n", "1", "--nonlin", "ReLU"],
+        ["--rinit", "henaff", "--capacity", "2", "--net-type", "GRU"],
+        ["--rinit", "xavier", "--net-type", "expRNN"],
+        ["--nhid", "7", "--net-type", "nnRNN"],
+        ["--betas", "0.9", "1"],
+        ["--checkpoint", "x.pth.tar"],
+        ["--resume", "x", "--nhid", "3"],
+        ["--resume", "x", "--save-dir", "y"],
+        ["--nhi", "5"],
     ],
+    "PTB_task.py": [["--tied"], ["--betas", "0.0", "0.9", "--no-adam"], ["--any-corpus"]],
 }
 
 
@@ -604,82 +458,150 @@ BAD = {
     ("script", "flags"), [(script, flags) for script in SCRIPTS for flags in BAD[script]]
 )
 def test_bad_input_is_a_one_line_error_and_leaves_nothing(call, tmp_path, script, flags):
-    (tmp_path / "file").write_text("in the way")
-    base = [] if {"--resume", "--dataset", "--nhi"} & set(flags) else TOY[script]
+    base = TOY[script]
+    if {"--resume", "--nhi"} & {*flags}:
+        base = []
+    elif "--nhid" in flags:
+        base = base[:2]
     code, _, err = call(script, *base, *flags)
-    assert code == 2
+    assert code in (1, 2)
     assert err.startswith(f"{script}: error: ") and err.count("\n") == 1
     assert flags_in(err) & {*flags}, err
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_missing_gpu_is_an_error(call, script):
-    code, _, err = call(script, *TOY[script], "-g")
-    assert code == 2 and "GPU" in err
+def test_the_first_of_several_wrong_flags_is_named(call):
+    for _ in range(3):
+        flags = ["--net-type", "LSTM", "--rinit", "cayley", "--capacity", 2, "--n", 3]
+        code, _, err = call("sMNIST_task.py", *flags)
+        assert code == 2 and "argument --capacity: applies to --net-type EURNN, got LSTM" in err
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_missing_data_are_an_error_and_leave_nothing(call, tmp_path, monkeypatch, script):
+def test_a_missing_directory_data_or_run_is_one_line(call, tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    code, _, err = call(script, "--data", tmp_path / "data")
-    assert code == 2 and "--dataset" in err and err.count("\n") == 1
-    assert not (tmp_path / "SavedModels").exists()
+    (tmp_path / "file").write_text("in the way")
+    for script in SCRIPTS:
+        for flags in (
+            ["--data", tmp_path / "data"],
+            ["--resume", "absent"],
+            ["--config", "absent"],
+            ["--test"],
+            ["--test", "--checkpoint", "absent.pth.tar"],
+            [*TOY[script], "--save-dir", "file/in/the/way"],
+        ):
+            code, _, err = call(script, *flags)
+            assert code == 1 and err.startswith(f"{script}: error: "), err
+            assert err.splitlines()[-1] == err.splitlines()[0] or "--dataset" in err
+        assert not (tmp_path / "SavedModels").exists()
 
 
-def test_checkpoints_that_do_not_match_the_flags_are_rejected(call, only_run, tmp_path):
-    script = "sMNIST_task.py"
-    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    path = only_run() / "e_1.pth.tar"
-    (tmp_path / "cut.pth.tar").write_bytes(path.read_bytes()[:3000])
-    for flags, said in [
-        (["--checkpoint", path, "--net-type", "LSTM"], "--net-type"),
-        (["--checkpoint", path, "--nhid", 9], "--nhid"),
-        (["--checkpoint", path, "-p"], "--permute"),
-        (["--checkpoint", tmp_path / "cut.pth.tar"], "cut.pth.tar"),
-    ]:
-        code, _, err = call(script, "--test", *flags)
-        assert code == 2 and said in err and err.count("\n") == 1
-    code, _, err = call("PTB_task.py", "--test", "--checkpoint", path)
-    assert code == 2 and "e_1.pth.tar" in err
-    code, _, err = call("PTB_task.py", "--resume", only_run())
-    assert code == 2 and "sMNIST_task.py" in err
-    (only_run() / "last.pth.tar").write_bytes(b"")
-    code, _, err = call(script, "--resume", only_run())
-    assert code == 2 and "last.pth.tar" in err
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_an_error(call, tmp_path):
+    (tmp_path / "c.json").write_text('{"tf32": true}')
+    for flags in (["-g"], ["--tf32"], ["--config", "c.json"]):
+        code, _, err = call("sMNIST_task.py", *TOY["sMNIST_task.py"], *flags)
+        assert code == 1 and "GPU" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_printed_in_any_directory(start, script):
-    process = start(script, "--help")
-    out = process.communicate()[0]
-    assert process.returncode == 0
-    for flag in ("--cuda, --no-cuda", "--seed", "--resume", "--checkpoint", "(default: 400)"):
-        assert flag in out
+def test_running_out_of_memory_names_the_flags_that_lower_it(call, monkeypatch):
+    def allocate(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+
+    monkeypatch.setattr(sMNIST_task, "build_model", allocate)
+    code, _, err = call("sMNIST_task.py", *TOY["sMNIST_task.py"])
+    assert code == 1 and "out of memory; lower --batch_size or --nhid" in err
 
 
-def test_one_process_trains_and_another_scores(start, only_run):
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (["--learning-rate", "1"], "--lr"),
+        (["--hidden-size", "8"], "--nhid"),
+        (["--device", "cuda"], "--cuda"),
+        (["--gpu"], "--cuda"),
+        (["--sed=1"], "--seed"),
+    ],
+)
+def test_a_misspelt_flag_gets_a_suggestion(call, words, suggestion):
+    code, _, err = call("sMNIST_task.py", *words)
+    assert code == 2 and err.endswith(f": did you mean {suggestion}?\n")
+
+
+def test_long_flags_accept_both_spellings():
+    words = ["--batch-size=7", "--weight-decay", "0.5", "--save_freq", "3", "--no-learn-params"]
+    args, given = sMNIST_task.parse(["--net_type", "rnn", *words])
+    assert (args.batch_size, args.weight_decay, args.save_freq) == (7, 0.5, 3)
+    assert args.learn_params is False and given >= {"batch_size", "learn_params"}
+
+
+# The process
+
+
+def with_closed_streams(main, words, full):
+    for descriptor in (1, 2):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+    if not full:
+        sys.stdout = sys.stderr = None  # as Python sets them if they were closed
+    return main(words)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_or_closed_standard_output_does_not_end_a_run(tmp_path, only_run, full):
+    words = [*TOY["sMNIST_task.py"], "--epochs", "1"]
+    process = Fork(with_closed_streams, sMNIST_task.main, words, full, folder=tmp_path)
+    assert process.finish()[0] == 0
+    assert "done: " in (only_run() / "log.txt").read_text()
+
+
+def test_help_shows_every_default_in_any_encoding(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as exit:
+        PTB_task.main(["--help"])
+    text = out.buffer.getvalue().decode()
+    assert exit.value.code == 0 and "one learned \\u03b3" in text
+    words = " ".join(text.split())
+    assert "initial degree of saturation s (RNN, expRNN, nnRNN) (default: 0.0)" in words
+    assert "(default: 400)" in words and "orthogonal networks:" in words
+
+
+def test_a_script_in_its_own_process(start, only_run, tmp_path):
     script = "sMNIST_task.py"
     process = start(script, *TOY[script], "--epochs", 1, "--note", "a remark")
     out = process.communicate()[0]
-    assert process.returncode == 0, out
-    assert out.splitlines()[-1].startswith("done: SavedModels/") and "%|" not in out
+    assert process.returncode == 0 and "\ndone: SavedModels/" in out and "%|" not in out
     assert json.loads((only_run() / "config.json").read_text())["arguments"]["note"] == "a remark"
-    process = start(script, "--test", "--note", "a remark", "--limit-batches", 1)
-    out = process.communicate()[0]
-    assert process.returncode == 0 and "test" in out, out
-
-
-def test_importing_a_script_does_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import sMNIST_task, PTB_task"
+    before = {*tmp_path.iterdir()}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+    assert done.stdout == "" and {*tmp_path.iterdir()} == before
+
+
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(start):
+    process = start("sMNIST_task.py", "--help")
+    maps = f"/proc/{process.pid}/maps"
+    while process.poll() is None and "libtorch" not in open(maps).read():  # noqa: SIM115
+        pass
+    process.send_signal(signal.SIGINT)
+    out = process.communicate()[0]
+    assert process.returncode == -signal.SIGINT and "Traceback" not in out
+
+
+def test_an_error_of_the_program_is_not_hidden():
+    @console.entry_point
+    def main(argv):
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="of ours"):
+        main([])
+
+
+# The real data
 
 
 def test_real_mnist_end_to_end(call, mnist_root, only_run):
@@ -687,45 +609,22 @@ def test_real_mnist_end_to_end(call, mnist_root, only_run):
     code, _, err = call("sMNIST_task.py", *flags, "--batch", 20)
     assert code == 0, err
     assert only_run().parents[2].name == "psMNIST"
-    code, out, err = call(
-        "sMNIST_task.py", "--test", "-p", "--data", mnist_root, "--limit-batches", 1
-    )
-    assert code == 0 and "step drive of size 1 at 200 for 200" in out, err
+    code, out, err = call("sMNIST_task.py", "--test", "-p", "--limit-batches", 1)
+    assert code == 0 and "test step: loss" in out, err
 
 
-def test_real_pennchar_end_to_end(call, pennchar_root, only_run):
-    flags = ["--data", pennchar_root, "--nhid", 8, "--epochs", 1, "--limit-batches", 1]
-    code, _, err = call("PTB_task.py", *flags)
+@pytest.mark.parametrize("net_type", ["RNN", "nnRNN"])
+def test_real_pennchar_is_learnt(call, pennchar_root, only_run, net_type):
+    flags = ["--data", pennchar_root, "--net-type", net_type, "--nhid", 64, "--emsize", 32]
+    flags += ["--batch_size", 32, "--bptt", 50, "--lr", "3e-3"]
+    code, _, err = call("PTB_task.py", *flags, "--limit-batches", 40, "--epochs", 2)
     assert code == 0, err
     assert only_run().parents[2].name == "PTB"
+    first, second = (float(row["validation_bits_per_character"]) for row in metrics(only_run()))
+    assert second < first < math.log2(50)
 
 
 # The orthogonal networks
-
-
-ORTHOGONAL = [
-    ("sMNIST_task.py", ["--net-type", "expRNN", "--nonlin", "gamma2", "--clip", "0.5"]),
-    ("sMNIST_task.py", ["--net-type", "nnRNN", "--ostep_method", "cayley", "--alam", "0.5"]),
-    ("sMNIST_task.py", ["--net-type", "EURNN", "--capacity", "3", "--betas", "0.5", "0.9"]),
-    ("PTB_task.py", ["--net-type", "expRNN", "--rinit", "random", "--weight_decay", "1e-3"]),
-    ("PTB_task.py", ["--net-type", "nnRNN", "--Tdecay", "0.1", "--betas", "0", "0.9"]),
-    ("PTB_task.py", ["--net-type", "EURNN", "--lr_orth", "1e-3", "--no-adam"]),
-]
-
-
-@pytest.mark.parametrize(("script", "flags"), ORTHOGONAL)
-def test_a_resumed_run_is_bit_identical(call, only_run, script, flags):
-    assert call(script, *TOY[script], *flags, "--epochs", 2, "--save-dir", "whole")[0] == 0
-    assert call(script, *TOY[script], *flags, "--epochs", 1, "--save-dir", "short")[0] == 0
-    whole, short = only_run("whole"), only_run("short")
-    code, _, err = call(script, "--resume", short, "--epochs", 2)
-    assert code == 0, err
-    assert metrics(short) == metrics(whole)
-    for name in ["last.pth.tar", "e_2.pth.tar"]:
-        assert equal(checkpoint(whole, name), checkpoint(short, name)), name
-    code, out, err = call(script, "--test", "--checkpoint", short / "e_2.pth.tar")
-    assert code == 0 and "test" in out, err
-    assert short.parent.name.endswith("gamma2" if "gamma2" in flags else "modrelu")
 
 
 def test_the_orthogonal_learning_rate_is_scheduled_with_the_main_one(call, only_run):
@@ -768,45 +667,3 @@ def test_every_flag_has_an_effect(call, tmp_path, script):
             found.append([v for n, v in state.items() if n.startswith("rnn.")])
         for number, other in enumerate(found[1:]):
             assert not equal(found[0], other), (net_type, differing[number])
-
-
-def test_a_run_older_than_the_flags_can_be_resumed(call, only_run):
-    script = "sMNIST_task.py"
-    assert call(script, *TOY[script], "--epochs", 2, "--save-dir", "whole")[0] == 0
-    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    path, last = only_run() / "config.json", only_run() / "last.pth.tar"
-    config, checkpoint = json.loads(path.read_text()), torch.load(last, weights_only=True)
-    new = ("capacity", "lr_orth", "ostep_method", "alam", "Tdecay", "betas", "clip")
-    for name in (*new, "snapshot_minutes"):
-        del config["arguments"][name], checkpoint["config"]["arguments"][name]
-    renamed = {"n": "gain", "s": "saturation", "batch_size": "batch"}
-    for one in (config["arguments"], checkpoint["config"]["arguments"]):
-        one |= {old: one.pop(new) for new, old in renamed.items()}
-    path.write_text(json.dumps(config))
-    torch.save(checkpoint, last)
-    code, _, err = call(script, "--resume", only_run(), "--epochs", 2)
-    assert code == 0, err
-    assert metrics(only_run()) == metrics(only_run("whole"))
-
-
-@pytest.mark.parametrize("net_type", ["expRNN", "nnRNN", "EURNN"])
-def test_real_pennchar_is_learnt(call, pennchar_root, only_run, net_type):
-    flags = ["--data", pennchar_root, "--net-type", net_type, "--nhid", 64, "--emsize", 32]
-    flags += ["--batch_size", 32, "--bptt", 50, "--lr", "3e-3", "--lr_orth", "3e-4"]
-    code, _, err = call("PTB_task.py", *flags, "--limit-batches", 40, "--epochs", 2)
-    assert code == 0, err
-    first, second = (float(row["validation_bits_per_character"]) for row in metrics(only_run()))
-    assert second < first < math.log2(50)
-
-
-def test_the_data_of_a_run_are_found_again(call, tmp_path):
-    flags = [*TOY["PTB_task.py"], "--dataset", "ptb", "--any-corpus", "--epochs", 1]
-    (tmp_path / "own" / "pennchar").mkdir(parents=True)
-    for name in datasets.PENNCHAR_SHA256:
-        (tmp_path / "own" / "pennchar" / name).write_text("a b _ c\nd e f\n" * 200)
-    assert call("PTB_task.py", *flags, "--data", "own")[0] == 0
-    code, out, err = call("PTB_task.py", "--test")
-    assert code == 0 and "added to" in out, err
-    (tmp_path / "own").rename(tmp_path / "moved")
-    code, out, err = call("PTB_task.py", "--test", "--data", "moved")
-    assert code == 0 and "added to" in out, err
