@@ -143,8 +143,6 @@ def parse(parser, argv=None):
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     args = parser.parse_args(argv)
-    if (word := parser.repeated(argv)) is not None:
-        parser.error(f"argument {word}: given twice")
     typed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
     given = typed = {name for name, value in vars(typed).items() if value is not None}
     if args.checkpoint is not None and not args.test:

@@ -439,7 +439,6 @@ BAD = {
         ["--seed", "4294967296"],
         ["--nonlin", "gama"],
         ["--random", "--n", "1"],
-        ["--n", "1", "--gain", "2"],
         ["--n", "1", "--nonlin", "ReLU"],
         ["--rinit", "henaff", "--capacity", "2", "--net-type", "GRU"],
         ["--rinit", "xavier", "--net-type", "expRNN"],

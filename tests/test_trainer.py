@@ -100,7 +100,7 @@ def test_the_gradient_is_clipped_and_its_norm_before_is_reported(tmp_path):
 def test_nonfinite_values_stop_before_the_update(tmp_path, loss, what):
     trainer = linear_trainer(tmp_path)
     before = trainer.model.weight.detach().clone()
-    with pytest.raises(TrainingStopped, match=rf"{what} is not finite.* \\(epoch 1, batch 1, "):
+    with pytest.raises(TrainingStopped, match=rf"{what} is not finite.* \(epoch 1, batch 1, "):
         trainer.step(loss(trainer.model), 1)
     assert torch.equal(before, trainer.model.weight)
 
