@@ -45,7 +45,8 @@ def entry_point(main):
                 message = _message(error)
                 if message is None:
                     raise
-                print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+                script = os.path.basename(main.__globals__["__file__"])
+                print(f"{script}: error: {message}", file=sys.stderr)
                 return 1
             except TrainingStopped:
                 return 1

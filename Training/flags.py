@@ -207,7 +207,8 @@ def _arguments_in_file(parser, path):
     if content.get("script") != parser.prog:
         raise UserError(f"{path}: of a run of {content.get('script')}")
     saved = content["arguments"]
-    aside = {*HOW, "n"} if saved.get("random") else HOW  # an n that was drawn is drawn again
+    # An n that was drawn is drawn again, by the seed.
+    aside = {*HOW, "n", "random"} if saved.get("random") else HOW
     return {name: value for name, value in saved.items() if name not in aside}
 
 

@@ -318,6 +318,7 @@ class Trainer:
             elif error is None:
                 arguments = {**self.run.config["arguments"], "task": self.run.config["task"]}
                 self.events.hyperparameters(arguments)
+                self.run.save(LAST, self.checkpoint())  # with the sizes of all tables
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"

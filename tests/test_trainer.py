@@ -251,7 +251,7 @@ def test_tensorboard_shows_a_run_as_one_with_curves_histograms_and_hyperparamete
     steps = [event.step for event in events.Scalars(name, "loss/train")]
     assert steps == [1, 2, 3]
     assert [event.step for event in events.Histograms(name, "gain/n")] == [1, 2, 3]
-    assert "_hparams_/session_start_info" in events.SummaryMetadata(name)
+    assert events.SummaryMetadata(name, "_hparams_/session_start_info").plugin_data.content
 
 
 def test_the_loss_within_an_epoch_is_charted(tmp_path, monkeypatch):
