@@ -154,6 +154,12 @@ def test_a_file_that_is_not_a_script_is_rejected(capsys, script):
     assert f"{script} is not a task script" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_named(folder, capsys):
+    (folder / "file").touch()
+    assert once.main([SCRIPT, *ONE, "--save-dir", "file/in the way"]) == 1
+    assert capsys.readouterr().err == "once.py: error: file/in the way/.sweep: Not a directory\n"
+
+
 def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *ONE) == 0
     capsys.readouterr()
