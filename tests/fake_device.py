@@ -103,7 +103,8 @@ def walk(model):
     """The operations of a model in a training step and an evaluation."""
     step = train_pixels if isinstance(model, PixelClassifier) else train_characters
     with tempfile.TemporaryDirectory() as root:
-        trainer = make_trainer(root, model, torch.optim.Adam(model.parameters()), alam=None)
+        alam = None if model.rnn.penalty() is None else 1e-4
+        trainer = make_trainer(root, model, torch.optim.Adam(model.parameters()), alam=alam)
         training, evaluation = step(model, trainer)
     return {
         "untrained": [k for k, p in model.named_parameters() if p.grad is None or p.grad.is_cpu],
@@ -140,10 +141,9 @@ def controls(model):
 def main():
     backend_registration._setup_privateuseone_for_python_backend(DEVICE)
     library = register_gru_cell()  # in effect as long as it is referenced
-    models = {f"pixels, {key}": PixelClassifier(new(key, 1, dtype=None), CLASSES) for key in LAYERS}
-    models |= {
-        f"characters, {key}": CharacterModel(new(key, H, dtype=None), 3) for key in EACH_LOOP
-    }
+    models = {f"characters, {key}": CharacterModel(new(key, H, dtype=None), 3) for key in EACH_LOOP}
+    for key in ["RNN-gamma", *(LAYERS.keys() - EACH_LOOP)]:
+        models[f"pixels, {key}"] = PixelClassifier(new(key, 1, dtype=None), CLASSES)
     models["characters, tied"] = CharacterModel(new("RNN-gamma", H, dtype=None), 3, tied=True)
     spoilt = PixelClassifier(new("RNN-gamma", 1, dtype=None), CLASSES)
     with FakeTensorMode():

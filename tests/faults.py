@@ -59,7 +59,7 @@ CASES = [
     for number, name in enumerate(NETWORKS)
 ]
 SNAPSHOTS = ("0", "0.002")  # minutes
-SIZE = ["--limit-batches", "8", "--epochs", "4", "--save-freq", "2"]
+SIZE = ["--limit-batches", "5", "--epochs", "3", "--save-freq", "2"]
 READING_SECONDS = 30
 MEMORY = 2**32  # bytes for reading damaged files
 

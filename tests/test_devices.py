@@ -33,14 +33,14 @@ def test_training_on_a_fake_device():
     """No tensor stays on the CPU, and the host waits for the device only where it must."""
     command = [sys.executable, "-m", "tests.fake_device"]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
 
     # deliberate faults are detected
     for kind in ("waits", "copies", "mixed"):
         assert {k for k, places in found["controls"][kind].items() if places} == {kind}
     assert re.search("two devices.*cpu.*fake", found["controls"]["slipped in"])
 
-    assert len(found["models"]) > 30
+    assert len(found["models"]) > 20
     for name, operations in found["models"].items():
         expected = Counter(LOOKS)
         if "expRNN" in name or "nnRNN" in name:
