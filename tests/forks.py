@@ -17,10 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+SLOW = ["torch._dynamo", "tensorboardX.event_file_writer", "sklearn.datasets", "distributed"]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["torch._dynamo", "tensorboardX.event_file_writer", "sklearn.datasets", "distributed"]
-)
+SERVER.set_forkserver_preload(SLOW)
 SECONDS = 300  # time limit of a process
 Popen = subprocess.Popen
 
@@ -33,10 +32,8 @@ class Fork:
     """
 
     def __init__(self, function, *arguments, folder="."):
-        self.out, self.err = (
-            tempfile.NamedTemporaryFile("r", encoding="utf-8")  # noqa: SIM115 — closed when dropped
-            for _ in range(2)
-        )
+        files = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
+        self.out, self.err = files  # closed when dropped
         arguments = (self.out.name, self.err.name, os.path.abspath(folder), function, arguments)
         self.process = SERVER.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
