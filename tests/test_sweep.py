@@ -159,16 +159,16 @@ def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
 
 
 def test_an_incomplete_run_is_resumed_and_its_warning_is_passed_on(folder, in_this_process, capsys):
-    words = ["--seed", "1", "--", *TWO, "--save-dir=-x y"]
+    words = ["--seed", "1", "--", *TWO, "--save-dir=-x"]
     assert call(*words) == 0
-    run = saved("-x y")[1]
+    run = saved("-x")[1]
     rows = without_times(run)
     back_to_start(run)
     run.config["code"] = "other"
     run.write_config()
     changed = {"data": str(folder / "elsewhere"), "note": "moved", "cuda": False}
     assert call(*words, "--data", "elsewhere", "--note", "moved", "--no-cuda") == 0
-    run = saved("-x y")[1]
+    run = saved("-x")[1]
     assert run.complete and run.config["arguments"].items() >= changed.items()
     assert "resumed after 0 epochs" in log(run) and without_times(run) == rows
     command, warning = capsys.readouterr().err.splitlines()
