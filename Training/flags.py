@@ -274,8 +274,9 @@ def tested_checkpoint(parser, args, given):
     try:
         script, saved = config["script"], config["arguments"]
         differing = [name for name, value in asked.items() if saved[name] != value]
-        within = f" and {checkpoint['batch']} batches" if checkpoint["batch"] else ""
-        epochs = f"{checkpoint['epoch']}{within} of {saved['epochs']} epochs"
+        epochs = f"{checkpoint['epoch']} of {saved['epochs']} epochs"
+        if checkpoint["batch"]:
+            epochs += f" and {checkpoint['batch']} batches, within an epoch"
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its config is not that of a run ({error!r})") from error
     if script != parser.prog:

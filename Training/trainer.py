@@ -223,7 +223,7 @@ class Trainer:
         self.events.scalars({f"gain/{name}": value for name, value in spread.items()}, self.epoch)
         self.events.scalars({f"training/{k}": v for k, v in statistics.items()}, self.epoch)
         for condition, result in (tests or {}).items():
-            self.add_test(condition, result)
+            self._add_test(condition, result)
         checkpoint = self.checkpoint()
         if best is not None and improved:
             self.run.save(best, checkpoint)
@@ -242,7 +242,11 @@ class Trainer:
         return chosen or epoch == self.args.epochs
 
     def add_test(self, condition, result):
-        """Adds a row to test_results.csv and prints it. result: {score: number}."""
+        """Adds a row to test_results.csv after the last epoch. result: {score: number}."""
+        self._add_test(condition, result)
+        self.run.save(LAST, self.checkpoint())  # has the size of the table
+
+    def _add_test(self, condition, result):
         row = {"epoch": self.epoch, "condition": condition, **result}
         self.run.add_row("test_results.csv", row)
         self._chart({f"test_{condition}": result})
@@ -318,7 +322,6 @@ class Trainer:
             elif error is None:
                 arguments = {**self.run.config["arguments"], "task": self.run.config["task"]}
                 self.events.hyperparameters(arguments)
-                self.run.save(LAST, self.checkpoint())  # with the sizes of all tables
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"
