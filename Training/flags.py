@@ -153,7 +153,7 @@ def parse(parser, argv=None):
         if others := sorted(typed - {"resume", "epochs", *HOW}):
             flags = ", ".join(map(parser.option, others))
             parser.error(f"argument --resume: what is trained cannot be changed ({flags})")
-        saved = _arguments_of_run(parser, args)
+        saved = _arguments_of_run(parser, args, typed)
     else:
         saved = {} if args.config is None else _arguments_in_file(parser, args.config)
     saved = {name: value for name, value in saved.items() if value is not None}
@@ -183,13 +183,13 @@ def parse(parser, argv=None):
     return args, given
 
 
-def _arguments_of_run(parser, args):
+def _arguments_of_run(parser, args, typed):
     """The arguments of the run to resume."""
     config = read_config(args.resume)
     if config["script"] != parser.prog:
         raise UserError(f"{args.resume}: a run of {config['script']}")
     epochs = config["arguments"]["epochs"]
-    if args.epochs != parser.get_default("epochs") and args.epochs < epochs:
+    if "epochs" in typed and args.epochs < epochs:
         parser.error(f"argument --epochs: {args.epochs} is less than the run's {epochs}")
     return config["arguments"]
 
