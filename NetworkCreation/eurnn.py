@@ -18,7 +18,7 @@ import math
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad
 
 from NetworkCreation import initialization, time_loop
 from NetworkCreation.layer import (
@@ -26,17 +26,13 @@ from NetworkCreation.layer import (
     check_sizes,
     choose,
     linear_map,
+    modrelu,
     uniform_parameter,
     unsqueeze_drive,
 )
 
 
-def complex_modrelu(z, bias):
-    """z/|z| · max(|z| + bias, 0), and 0 where z = 0. Source: Arjovsky et al., arXiv 1511.06464."""
-    return z.sgn() * relu(z.abs() + bias)
-
-
-def complex_identity(z, bias):
+def _identity(z, bias):
     return z
 
 
@@ -53,7 +49,7 @@ class EURNN(RecurrentLayer):
     """
 
     training_flags: ClassVar = ("lr_orth",)
-    NONLINEARITIES: ClassVar = {"modrelu": complex_modrelu, "none": complex_identity}
+    NONLINEARITIES: ClassVar = {"modrelu": modrelu, "none": _identity}
 
     def __init__(
         self, input_size, hidden_size, capacity=2, nonlin="modrelu", iinit="kaiming",
