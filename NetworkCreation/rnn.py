@@ -152,8 +152,7 @@ class _RNN(torch.autograd.Function):
         for first, last in reversed(passes):
             z = a[first:last]
             slope, terms = phi.terms(z, *parameters) if learned else (phi.slope(z, *parameters), ())
-            # of every step if the parameters need it, else one buffer for all
-            dh = slope.new_empty(slope.shape if learned else h.shape).expand_as(slope)
+            dh = torch.empty_like(slope)
             for t in reversed(range(first, last)):
                 dh_t = time_loop.hidden_gradient(t, da_t, V, doutputs, dstate, out=dh[t - first])
                 da_t = time_loop.flush(slope[t - first].mul_(dh_t))  # slope becomes dL/da
