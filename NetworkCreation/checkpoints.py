@@ -76,10 +76,9 @@ def load_model(path, config=None):
 def _checkpoint_of(run):
     """The file of a run's directory that `load_model` loads."""
     try:
-        best = json.loads((run / "config.json").read_text(encoding="utf-8"))["arguments"].get(
-            "save"
-        )
-    except (OSError, ValueError, KeyError) as error:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        best = config["arguments"].get("save")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: not the directory of a run ({error})") from error
     if best is not None and (run / best).is_file():
         return run / best

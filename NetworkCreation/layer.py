@@ -61,7 +61,7 @@ class Activation:
         inputs = [tensor.expand_as(a).detach().requires_grad_() for tensor in (a, *parameters)]
         h = self.function(*inputs)
         slope, *terms = torch.autograd.grad(h.sum(), inputs, materialize_grads=True)
-        return slope, tuple(terms)
+        return slope.contiguous(), tuple(terms)
 
 
 def modrelu(a, bias, out=None):

@@ -604,8 +604,9 @@ def test_a_network_needs_a_step_and_the_shapes_of_its_state():
 
 @pytest.mark.parametrize("name", ["RNN", "expRNN"])
 def test_an_activation_needs_only_its_function(name, monkeypatch):
-    """Swish with a learned slope, and the same with a slope that is fixed."""
+    """Swish with a learned slope and with a fixed one, and a linear function."""
     for function, parameters in (
+        (lambda a: a, ()),
         (lambda a, beta: a * torch.sigmoid(beta * a), ("beta",)),
         (lambda a: a * torch.sigmoid(a), ()),
     ):
