@@ -72,6 +72,12 @@ NOTEBOOKS = {
     "regularization": ("regularization", "jacobian"),
     "report": ("lyapunov", "jacobian", "robustness", "step_response"),
 }
+# Analysis, its sizes, and its arrays whose first axis is that of the sizes.
+BY_SIZE = (
+    ("robustness", "amplitudes", {"sin", "step"}),
+    ("supervisor", "xi", {"n", "s"}),
+    ("regularization", "sizes", {"adaptive", "frozen"}),
+)
 FAILURES = (Unsuitable, CheckpointError, DataError, RunError)
 FAILURES += (np.linalg.LinAlgError, torch.linalg.LinAlgError)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -212,17 +218,44 @@ def command(names, paths):
     return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"
 
 
-def scalars(table):
-    """The table of runs with the scalars of their saved analyses in further columns."""
-    rows = []
-    for path in table["path"]:
-        row = {}
-        for name, module in ANALYSES.items():
-            arrays = load(path, name)
-            if arrays is not None:
-                row |= {key: float(value) for key, value in module.scalars(arrays).items()}
-        rows.append(row)
-    return pd.concat([table.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
+def missing(table, notebook):
+    """The command for the analyses of a notebook that trained runs lack; None if there are all."""
+    for _, run in table.iterrows():
+        for name in NOTEBOOKS[notebook]:
+            applies = name != "step_response" or run["network"] == "ANRU"
+            if applies and run["epochs_done"] and not file_of(run["path"], name).exists():
+                return command([notebook], table["path"])
+    return None
+
+
+def scalars(paths):
+    """The scalars of the saved analyses of runs, a DataFrame indexed by their paths.
+
+    Each is the mean over what is not named: λ₁ and the norm at the first and the last checkpoint,
+    scores by size, n and s by noise, α, λ₁ by current.
+    """
+    table = {}
+    for path in paths:
+        saved = {name: load(path, name) or {} for name in ANALYSES}
+        row = table[path] = {}
+        for label, name, key in (
+            ("lambda", "lyapunov", "leading"),
+            ("norm", "jacobian", "spectral"),
+        ):
+            if key in saved[name]:
+                means = saved[name][key].mean(axis=(1, 2))
+                row |= {f"{label}_first": means[0], f"{label}_last": means[-1]}
+        for key in ("information", "gaussian_estimate", "gaussian_truth"):
+            if key in saved["mutual_information"]:
+                row[key] = saved["mutual_information"][key].mean()
+        for name, sizes, keys in BY_SIZE:
+            for key in sorted(keys & saved[name].keys()):
+                values = saved[name][key].reshape(len(saved[name][sizes]), -1).mean(axis=1)
+                row |= {f"{key} {x:g}": v for x, v in zip(saved[name][sizes], values, strict=True)}
+        row |= {
+            k: v.item() for k, v in saved["unit_responses"].items() if v.ndim == 0 and "alpha" in k
+        }
+    return pd.DataFrame.from_dict(table, orient="index")
 
 
 # The command

@@ -79,9 +79,3 @@ def compute(run, data, device, *, sequences=8, times=64, eigen_sequences=4, eige
         "times_of_eigenvalues": np.array(few),
         "eigenvalues": np.stack(eigenvalues),
     }
-
-
-def scalars(arrays):
-    """The mean spectral norm at the first and the last checkpoint."""
-    first, last = arrays["spectral"][[0, -1]].mean(axis=(1, 2))
-    return {"norm_first": first, "norm_last": last}

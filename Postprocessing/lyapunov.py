@@ -86,13 +86,3 @@ def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
         "steps": np.array(length),
         "warm_up": np.array(warm_up),
     }
-
-
-def scalars(arrays):
-    """λ₁ at the first and the last checkpoint, and the range of the last."""
-    leading = arrays["leading"]
-    return {
-        "lambda_first": leading[0].mean(),
-        "lambda_last": leading[-1].mean(),
-        "lambda_range": np.ptp(leading[-1]),
-    }

@@ -173,9 +173,3 @@ def compute(run, data, device, *, samples=None, times=8, components=3, neighbour
         gaussian = np.array([_bias(x, h, neighbours) for x, h in pairs])
         arrays |= {"gaussian_estimate": gaussian[:, 0], "gaussian_truth": gaussian[:, 1]}
     return arrays
-
-
-def scalars(arrays):
-    """Means over the times, in nats."""
-    names = ("information", "gaussian_estimate", "gaussian_truth")
-    return {name: arrays[name].mean() for name in names if name in arrays}

@@ -69,9 +69,7 @@ def systems(layer, x, sizes, onset):
     n, s = (_continued(before[name], len(x)) for name in ("n", "s"))
     start = layer.initial_state(x.shape[1])
     return {
-        "adaptive": System(
-            *adaptive_step(layer), flatten(start), list(zip(x, drive, strict=True))
-        ),
+        "adaptive": System(*adaptive_step(layer), flatten(start), list(zip(x, drive, strict=True))),
         "frozen": System(*frozen_step(layer), start[0], list(zip(x, drive, n, s, strict=True))),
     }
 
@@ -169,14 +167,5 @@ def compute(run, data, device, *, sizes=SIZES, steps=1000, streams=3, draws=2):
             periods = [exponents(system, *period, name) for period in pairwise(since)]
             arrays[f"{name}_since"] = np.stack(periods)
     except ValueError as error:
-        raise Unsuitable(str(error)) from error
+        raise Unsuitable(f"{error}: set fewer regularization.steps") from error
     return arrays
-
-
-def scalars(arrays):
-    """λ₁ for each ξ, {"adaptive 0": …, "frozen 30": …}."""
-    return {
-        f"{name} {size:g}": value
-        for name in KINDS
-        for size, value in zip(arrays["sizes"], arrays[name].mean(axis=(1, 2)), strict=True)
-    }

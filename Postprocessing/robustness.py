@@ -65,12 +65,3 @@ def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
         test = PixelSet(test.images[few], test.labels[few], test.scale).to(device)
         scores = pixel_scores(model, test, arguments["batch_size"], amplitudes)
     return {"amplitudes": np.array(amplitudes), **scores}
-
-
-def scalars(arrays):
-    """The scores, {"sin 0.5": …, "step 1": …}."""
-    return {
-        f"{kind} {amplitude:g}": score
-        for kind in ("sin", "step")
-        for amplitude, score in zip(arrays["amplitudes"], arrays.get(kind, ()), strict=False)
-    }

@@ -20,7 +20,7 @@ NETWORKS = ("ANRU", "heterogeneous", "static", "ReLU", "LSTM", "GRU")  # those c
 PREFERRED = (5, 0)  # n and s of the RNNs with γ among the networks compared
 GRID = {"net_type", "nonlin", "learn_params", "random", "n", "s", "seed"}  # varied by a grid
 OWN = GRID | {"rinit", "iinit", "lr", "ostep_method", "capacity"}  # varied between networks
-CAPTION = 150  # characters of a line below a figure
+CAPTION = 132  # characters of a line below a figure
 
 
 # Folders and tasks

@@ -65,13 +65,16 @@ def p_value(mean, half, number):
     return 2 * stats.t.sf(np.abs(mean) / error, number - 1)
 
 
-def holm(p):
-    """p values corrected for their number by Holm's method, of the same shape; NaN stays."""
+def holm(p, number=None):
+    """p values corrected for their number by Holm's method, of the same shape; NaN stays.
+
+    number: of all comparisons, if p lacks some that are larger than those that it has.
+    """
     p = np.asarray(p, dtype=float)
     corrected = np.full_like(p, np.nan)
     tested = np.flatnonzero(np.isfinite(p))
     order = tested[np.argsort(p[tested])]
-    factors = len(order) - np.arange(len(order))
+    factors = (number or len(order)) - np.arange(len(order))
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
     return corrected
 

@@ -65,12 +65,3 @@ def compute(run, data, device, *, sizes=XI, sequences=16, units=16):
     for name in ("n", "s"):
         arrays[f"{name}_kept"] = np.stack([trace[name].mean(axis=(0, 1)) for trace in kept])
     return arrays
-
-
-def scalars(arrays):
-    """Mean h before a step and at its end, and s at its end, for the largest ξ."""
-    names = {}
-    for name in ("s", "h"):
-        onset, settled = ends(arrays[name][-1], arrays["window"])
-        names |= {f"{name}_onset": onset, f"{name}_settled": settled}
-    return names

@@ -116,12 +116,3 @@ def compute(run, data, device, *, sequences=32):
     explained = pca.explained_variance_ratio_
     noise = {"xi": np.array(NOISE), "n": n, "s": s}
     return noise | {"xi_plane": STEP, "path": path, "explained": explained}
-
-
-def scalars(arrays):
-    """n and s under noise, {"n 1": …, "s 30": …}."""
-    return {
-        f"{name} {xi:g}": value
-        for name in ("n", "s")
-        for xi, value in zip(arrays["xi"], arrays[name], strict=True)
-    }

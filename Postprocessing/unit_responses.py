@@ -190,13 +190,3 @@ def compute(run, data, device):
             if name == "short":
                 arrays[f"{key}index"] = adaptive_index(h[-1])
     return arrays
-
-
-def scalars(arrays):
-    """α of the mean responses, {"alpha short connected paper": …}."""
-    return {
-        f"alpha {protocol} {connectivity} {fit}": arrays[f"{protocol}_{connectivity}_alpha_{fit}"]
-        for protocol in PROTOCOLS
-        for connectivity in CONNECTIVITY
-        for fit in FITS
-    }
