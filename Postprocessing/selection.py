@@ -102,6 +102,15 @@ def grid(table, **arguments):
     return chosen
 
 
+def plane(chosen, setting, column):
+    """The mean of a column over seeds, s by n, of a setting; NaN where it has no run.
+
+    The axes are n and s of all settings.
+    """
+    means = chosen[chosen["setting"] == setting].pivot_table(column, "s", "n")
+    return means.reindex(np.unique(chosen["s"])).reindex(columns=np.unique(chosen["n"]))
+
+
 def missing(chosen):
     """What the settings of a grid lack, as text: the number of runs, and cells of one setting."""
     n, s, seeds = (chosen[name].nunique() for name in ("n", "s", "seed"))
@@ -171,14 +180,14 @@ def check_agreement(chosen, varied, network=None):
         if len(counts) > 1:
             texts = (f"{value} ({in_runs(number)})" for value, number in counts.items())
             lines.append(f"  {name}: {', '.join(texts)}")
-            choice[name] = counts.index[0]
+            choice[name] = counts.index.tolist()[0]
     if lines:
         choice = {network: choice} if network else choice
         which = f" of {network}" if network else ""
         raise FigureError(
             f"the runs{which} differ in arguments that the figure does not vary:\n"
             + "\n".join(lines)
-            + f"\nselect some, as in arguments = {choice}"
+            + f"\nselect some, as in ARGUMENTS = {choice}"
         )
 
 

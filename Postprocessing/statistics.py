@@ -40,7 +40,7 @@ def cell_interval(values):
     cells = over_seeds(values).to_numpy()
     mean = cells.mean(axis=0)
     if len(cells) < 2 or len(over_cells(values)) < LEAST:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+        return mean, mean * np.nan, mean * np.nan
     options = {"n_resamples": 2000, "batch": 100, "method": "percentile", "random_state": 0}
     interval = stats.bootstrap((cells,), np.mean, **options).confidence_interval
     return mean, interval.low, interval.high
@@ -54,7 +54,7 @@ def t_interval(values):
     values = np.asarray(values)
     mean, number = np.mean(values, axis=0), len(values)
     if number < LEAST:
-        return mean, np.full_like(mean, np.nan)
+        return mean, mean * np.nan
     error = np.std(values, axis=0, ddof=1) / np.sqrt(number)
     return mean, stats.t.ppf(0.975, number - 1) * error
 
