@@ -17,7 +17,7 @@ from Postprocessing.plots import tint
 
 HEIGHT = 2.7  # in inches, like all lengths of the diagram
 LEFT = 4.75  # width of the diagram; the rest of the page is for the curves
-GAIN, SATURATION = plots.COLOURS["heterogeneous"], plots.COLOURS["ReLU-RNN"]
+GAIN, SATURATION = plots.COLOURS["heterogeneous"], plots.COLOURS["ReLU"]
 SUPERVISOR, UNIT, FAINT = plots.COLOURS["ANRU"], "0.15", "0.7"
 
 
@@ -120,11 +120,11 @@ def draw():
         name = f"{{{row}:g}}"  # n, then s
         plots.draw_family(torch.linspace(-2, 2, 401), pairs, ax, shades=shades, name=name)
         ax.legend(loc="upper left", handlelength=1, labelspacing=0.15, borderaxespad=0)
-        ax.set(xticks=(-2, 0, 2), yticks=(0, 1, 2), xlabel="", ylabel="activity $h$")
+        ax.set(xticks=(-2, 0, 2), yticks=(0, 1, 2), xlabel="", ylabel="activity $h$ (a.u.)")
         ax.set_title(letter, fontweight="bold", fontsize=9, x=-0.13)
         ax.set_title(title, loc="center", x=0, ha="left", color=colour)
         ax.tick_params(labelbottom=row == 1)
-    ax.set_xlabel("pre-activation $a$")
+    ax.set_xlabel("pre-activation $a$ (a.u.)")
     return figure
 
 

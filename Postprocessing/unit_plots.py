@@ -1,6 +1,7 @@
-"""Panels of adaptation.ipynb. Every draw function takes data and `ax`, and returns `ax`.
+"""Panels of adaptation.ipynb: ANRU under currents ξ.
 
-All panels share one colour scale of the drives, `XI`; ξ = 0 is grey. R runs, X drives ξ, T steps.
+Every draw function takes data and `ax`, and returns `ax`. All panels share one colour scale of the
+currents, `XI`; ξ = 0 is grey. R runs, X currents ξ, T steps.
 """
 
 import matplotlib.pyplot as plt
@@ -10,32 +11,33 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 
 from NetworkCreation.gamma_function import gamma_prime
-from Postprocessing.gain_scaling import fit
-from Postprocessing.grid import t_interval
 from Postprocessing.plots import COLOURS, GAIN, SATURATION, draw_band
+from Postprocessing.statistics import LEAST, t_interval
 from Postprocessing.step_response import ends
+from Postprocessing.supervisor import fit
 
 XI = ScalarMappable(
     LogNorm(np.exp(-2), 30), ListedColormap(plt.get_cmap("plasma_r")(np.linspace(0.1, 1, 256)))
 )
+
 UNITS = {"connected": COLOURS["ANRU"], "isolated": "0.45"}
 UNIT_SLOPE = (0.9, 1.1, 1.5, 2.0, 3.0, 5.0, 30.0)  # the x* of the contours γ′(x*; n, s) = 1
 
 
 def colour(xi):
-    """The colour of a drive."""
+    """The colour of a current."""
     return XI.to_rgba(xi) if xi > 0 else "0.6"
 
 
 def add_scale(figure, axes):
-    """Adds the colour bar of the drives beside the axes."""
-    bar = figure.colorbar(XI, ax=axes, label=r"drive $\xi$", aspect=40, pad=0.01)
+    """Adds the colour bar of the currents beside the axes."""
+    bar = figure.colorbar(XI, ax=axes, label=r"current $\xi$ (a.u.)", aspect=40, pad=0.01)
     bar.set_ticks([0.2, 1, 2.5, 5, 10, 30], labels=["0.2", "1", "2.5", "5", "10", "30"])
     return bar
 
 
 def draw_drives(xi, values, ax, driven, label):
-    """Values (X, T) under each drive ξ (X,). driven: its first step and the first after it."""
+    """Values (X, T) under each current ξ (X,). driven: its first step and the first after it."""
     ax.axvspan(*driven, color="0.93", linewidth=0)
     for size, line in zip(xi, values, strict=True):
         ax.plot(line, color=colour(size), linewidth=1)
@@ -65,19 +67,27 @@ def draw_shape_plane(xi, n, s, window, ax):
         slope = gamma_prime(torch.tensor(x).double(), *map(torch.from_numpy, grid)).numpy()
         if slope.min() < 1 < slope.max():
             ax.contour(*grid, slope, [1.0], colors=[colour(x)], linestyles="--", linewidths=0.8)
-    ax.set(xlabel=f"{GAIN}$_t$", ylabel=f"{SATURATION}$_t$", xlim=(left, right), ylim=(low, high))
+    ax.set(xlabel=GAIN, ylabel=SATURATION, xlim=(left, right), ylim=(low, high))
     return ax
 
 
+def holds(parameters, errors):
+    """Whether a fit (a, b, c) holds: a and b are larger than two of their standard errors."""
+    return (np.abs(parameters[:2]) > 2 * errors[:2]).all()
+
+
 def draw_scaling(xi, values, curve, ax, label):
-    """Values (R, X) against ξ: runs, mean and 95 % interval; dashed: the fit of the mean."""
+    """Values (R, X) against ξ: runs, mean and 95 % interval; dashed: the fit, if it holds."""
     mean, half = t_interval(values)
     ax.plot(xi, values.T, color=COLOURS["ANRU"], linewidth=0.5, alpha=0.5)
-    ax.errorbar(xi, mean, half, fmt="o", color=COLOURS["ANRU"], markersize=3, linewidth=0.8)
-    parameters, _ = fit(curve, xi, mean)
-    x = np.geomspace(min(xi), max(xi), 200)
-    ax.plot(x, curve(x, *parameters), "k--", linewidth=1, zorder=3)
-    ax.set(xlabel=r"standard deviation $\xi$", ylabel=label)
+    bars = half if np.isfinite(half).all() else None
+    style = {"fmt": "o", "color": COLOURS["ANRU"], "markersize": 3, "linewidth": 0.8}
+    ax.errorbar(xi, mean, bars, **style)
+    parameters, errors = fit(curve, xi, mean)
+    if holds(parameters, errors):
+        x = np.geomspace(min(xi), max(xi), 200)
+        ax.plot(x, curve(x, *parameters), "k--", linewidth=1, zorder=3)
+    ax.set(xlabel=r"standard deviation $\xi$ (a.u.)", ylabel=label)
     return ax
 
 
@@ -92,46 +102,40 @@ def draw_supervisor(xi, path, explained, ax, onset):
 
 
 def draw_orders(xi, alphas, ax, connectivity, fit_name):
-    """α (R, X) against ξ: runs, mean and 95 % interval. Dashed: the fit with a free gain."""
-    mean, half = t_interval(alphas)
-    ax.plot(xi, alphas.T, color=UNITS[connectivity], linewidth=0.4, alpha=0.5)
+    """α (R, X) against ξ: mean and 95 % interval, or one or two runs. Dashed: the free fit."""
     style = {"paper": "-o", "free": "--s"}[fit_name]
-    label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper'}"
-    look = {"style": style, "markersize": 3, "linewidth": 1, "label": label}
-    draw_band(xi, mean, mean - half, mean + half, ax, UNITS[connectivity], alpha=0.15, **look)
-    ax.set(xlabel=r"drive $\xi$", ylabel=r"fractional order $\alpha$", ylim=(-0.03, 1.03))
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    label = f"{connectivity}, {'free gain' if fit_name == 'free' else 'paper’s fit'}"
+    look = {"markersize": 3, "linewidth": 1, "label": label}
+    mean, half = t_interval(alphas)
+    if len(alphas) < LEAST:
+        ax.plot(xi, mean, style, color=UNITS[connectivity], **look)
+        ax.plot(xi, alphas.T, color=UNITS[connectivity], linewidth=0.5, alpha=0.5)
+    else:
+        band = (mean - half, mean + half, ax, UNITS[connectivity])
+        draw_band(xi, mean, *band, alpha=0.12, style=style, **look)
+    ax.set(xlabel=r"current $\xi$ (a.u.)", ylabel=r"fractional order $\alpha$")
+    ax.set(ylim=(-0.03, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])
     return ax
 
 
-def draw_density(values, ax, connectivity, filled=True, label=None):
+def draw_density(values, ax, connectivity, filled=True):
     """Density of values in [−1, 1] over units, in 20 bins."""
     style = {"histtype": "step", "linestyle": "--"}
     style = {"histtype": "stepfilled", "alpha": 0.35} if filled else style
-    bins = np.linspace(-1, 1, 21)
-    ax.hist(values, bins, density=True, color=UNITS[connectivity], label=label, **style)
+    ax.hist(values, np.linspace(-1, 1, 21), density=True, color=UNITS[connectivity], **style)
     ax.set(xlim=(-1, 1), ylabel="density of units")
     return ax
 
 
 def draw_groups(units, alphas, ax, connectivity, driven):
-    """Mean h of the units with α ≤ 0 (dotted) and α > 0 (solid), and their number.
+    """Mean h of the units with α ≤ 0 (dotted) and α > 0 (solid).
 
-    units: (U, T). alphas: (U,). driven: the first step of the drive and the first after it.
+    units: (U, T). alphas: (U,). driven: the first step of the current and the first after it.
     """
     if not ax.lines:
         ax.axvspan(*driven, color="0.93", linewidth=0)
-    for chosen, sign, style in ((alphas <= 0, r"\leq", ":"), (alphas > 0, ">", "-")):
+    for chosen, style in ((alphas <= 0, ":"), (alphas > 0, "-")):
         if chosen.any():
-            label = rf"{connectivity}, $\alpha {sign} 0$: {chosen.sum()}"
-            ax.plot(units[chosen].mean(0), style, color=UNITS[connectivity], label=label)
-    ax.set(xlabel="step $t$", ylabel="mean $h_t$ of the units")
+            ax.plot(units[chosen].mean(0), style, color=UNITS[connectivity])
+    ax.set(xlabel="step $t$", ylabel="mean $h_t$ (a.u.)")
     return ax
-
-
-def add_legend(ax):
-    """A legend in two columns above the data of a panel."""
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.25 * (high - low))
-    style = {"loc": "upper center", "ncols": 2, "fontsize": 4.5, "borderaxespad": 0}
-    return ax.legend(**style, handlelength=1, handletextpad=0.3, columnspacing=0.5)

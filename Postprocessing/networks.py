@@ -1,0 +1,142 @@
+"""Models, inputs and matrices of saved runs: what the analyses need of a run and of its network.
+
+A run is opened as `Training.run_directory.Run(path)`; its settings are `run.config["arguments"]`.
+"""
+
+import math
+
+import torch
+from torch.nn.utils import parametrize
+
+from NetworkCreation.checkpoints import load_model
+from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
+from Training.datasets import columns, load_pixels, load_text
+from Training.run_directory import RunError
+
+
+class Unsuitable(Exception):
+    """An analysis cannot be computed for a run; the message says why."""
+
+
+class NotApplicable(Unsuitable):
+    """An analysis is not defined for a run's network or task."""
+
+
+def is_text(run):
+    """Whether a run is scored in bits per character rather than accuracy."""
+    return run.config["model"]["task"] == "characters"
+
+
+def kept_model(run, epoch=None):
+    """The model of a run's newest kept checkpoint, or of an epoch, in eval mode on the CPU."""
+    return load_model(run.newest_checkpoint() if epoch is None else run.kept[epoch])[0]
+
+
+def data_set(run, data=None):
+    """The data set of a run, PixelData or TextData; data: its folder, None for that of the run.
+
+    Raises RunError if the run was trained on other data.
+    """
+    arguments = run.config["arguments"]
+    root = arguments["data"] if data is None else data
+    if is_text(run):
+        loaded = load_text(arguments["dataset"], root, arguments["any_corpus"])
+    else:
+        loaded = load_pixels(arguments["dataset"], root, arguments["seed"], arguments["permute"])
+    if run.config["data"].get("sha256") != loaded.checksums:
+        raise RunError(f"{run.path}: was trained on other data than those in {root}")
+    return loaded
+
+
+@torch.no_grad()
+def layer_input(run, model, count, data=None):
+    """The input of the recurrent layer for the first B = `count` test sequences, x (T, B, I).
+
+    For text, the first --bptt steps of B columns. data: as for `data_set`.
+    """
+    test = data_set(run, data).test
+    if not is_text(run):
+        return test.batch(slice(0, count))[0]
+    return model.encoder(columns(test, count)[: run.config["arguments"]["bptt"]])
+
+
+def trained_layers(run, sequences, data=None, device="cpu", least=0, ends=False):
+    """Yields (epoch, layer, x) for every kept checkpoint of a run.
+
+    The layer is frozen and in float64, on the device. x (T, B, I) is its input for the first
+    B = `sequences` test sequences. least: minimum T; shorter sequences are continued by further
+    test sequences, or by the text. ends: only the first and the last checkpoint. Raises Unsuitable
+    if the run has no kept checkpoint or its test set is too small.
+    """
+    if not run.kept:
+        raise Unsuitable("has no kept checkpoint")
+    for epoch in sorted({min(run.kept), max(run.kept)}) if ends else run.kept:
+        model = kept_model(run, epoch)
+        x = layer_input(run, model, sequences, data)
+        if len(x) < least:
+            x = _long_input(run, model, sequences, data, least, len(x))
+        yield epoch, freeze(model.rnn.to(device)), x.to(device, torch.float64)
+
+
+@torch.no_grad()
+def _long_input(run, model, sequences, data, least, length):
+    """x (T, B, I), T ≥ least, of B chains of test sequences of this length, or columns of text."""
+    if is_text(run):
+        x = model.encoder(columns(data_set(run, data).test, sequences)[:least])
+    else:
+        count = math.ceil(least / length) * sequences
+        x = chains(layer_input(run, model, count, data), sequences)
+    if len(x) < least:
+        raise Unsuitable(
+            f"the test set has only {len(x)} steps for each of {sequences} chains, "
+            f"{least} are needed"
+        )
+    return x
+
+
+def chains(x, count):
+    """Sequences x (T, N, I) as chains of N // count sequences each, (T N // count, count, I)."""
+    return torch.cat(x[:, : x.shape[1] // count * count].split(count, dim=1))
+
+
+def trained_anru(run, device="cpu"):
+    """The model of a run's newest checkpoint, and its ANRU, frozen, in float64, on the device.
+
+    Raises NotApplicable for another network.
+    """
+    network = run.config["model"]["net_type"]
+    if network != "ANRU":
+        raise NotApplicable(f"needs an ANRU, got {network}")
+    model = kept_model(run)
+    return model, freeze(model.rnn).to(device)
+
+
+def freeze(layer):
+    """Converts a layer to float64 in place, removes parametrizations and gradients; returns it."""
+    layer.double()
+    for module in list(layer.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
+    return layer.requires_grad_(False)
+
+
+@torch.no_grad()
+def recurrent_matrix(layer):
+    """The matrix (H, H) by which h_{t−1} enters a_t, detached; complex for EURNN.
+
+    Raises NotImplementedError for a network without such a matrix (LSTM, GRU).
+    """
+    if hasattr(layer, "recurrent_matrix"):
+        return layer.recurrent_matrix()
+    if isinstance(layer, EURNN):
+        identity = torch.eye(layer.hidden_size).to(layer.theta)
+        return layer.rotate(torch.complex(identity, torch.zeros_like(identity))).t()
+    if isinstance(layer, (LSTM, GRU)) or not hasattr(layer, "Whh" if is_anru(layer) else "V"):
+        raise NotImplementedError(f"{type(layer).__name__} has no single recurrent matrix")
+    return (layer.Whh if is_anru(layer) else layer.V).weight.detach()
+
+
+def is_anru(layer):
+    """Whether n and s are set by supervisors."""
+    return isinstance(layer, ANRU)
