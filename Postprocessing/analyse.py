@@ -37,7 +37,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from NetworkCreation.checkpoints import CheckpointError
+from NetworkCreation.errors import UserError
 from Postprocessing import (
     jacobian,
     lyapunov,
@@ -50,10 +50,11 @@ from Postprocessing import (
     unit_responses,
 )
 from Postprocessing.networks import NotApplicable, Unsuitable
-from Training.datasets import DataError
-from Training.flags import Parser, entry_point
-from Training.machine import allow_tf32
-from Training.run_directory import Run, RunError
+from Training.config import RunError
+from Training.console import Progress, entry_point
+from Training.machine import REPOSITORY, allow_tf32
+from Training.parser import Parser
+from Training.run_directory import Run
 
 ANALYSES = {
     "lyapunov": lyapunov,
@@ -78,9 +79,7 @@ BY_SIZE = (
     ("supervisor", "xi", {"n", "s"}),
     ("regularization", "sizes", {"adaptive", "frozen"}),
 )
-FAILURES = (Unsuitable, CheckpointError, DataError, RunError)
-FAILURES += (np.linalg.LinAlgError, torch.linalg.LinAlgError)
-REPOSITORY = Path(__file__).resolve().parent.parent
+FAILURES = (Unsuitable, UserError, np.linalg.LinAlgError, torch.linalg.LinAlgError)
 
 
 class FigureError(RunError):
@@ -354,7 +353,7 @@ def main(argv=None):
     for name in names:
         settings = {key: value for module, key, value in args.set if module == name}
         counts = dict.fromkeys(("computed", "up to date", "not applicable", "failed"), 0)
-        for run in tqdm(opened, desc=name, leave=False, disable=None):
+        for run in Progress(opened, desc=name, leave=False):
             try:
                 if max(run.kept, default=0) == 0:
                     raise NotApplicable("has no kept checkpoint")

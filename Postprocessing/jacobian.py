@@ -21,10 +21,10 @@ import math
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from Postprocessing.dynamics import flatten, jacobians
-from Postprocessing.networks import Unsuitable, recurrent_matrix, trained_layers
+from Postprocessing.networks import Unsuitable, trained_layers
+from Training.console import Progress
 
 
 def evenly(steps, count):
@@ -36,7 +36,7 @@ def evenly(steps, count):
 def spectral_norms(layer, x, times):
     """The spectral norm of ∂h_t/∂h_{t−1} at these times, (T', B); x (T, B, I)."""
     state = flatten(layer.initial_state(x.shape[1]))
-    bar = tqdm(x, desc="Jacobians", leave=False, delay=2, disable=None)
+    bar = Progress(x, desc="Jacobians", leave=False, delay=2)
     norms = [torch.linalg.matrix_norm(J, 2) for J in jacobians(layer, state, bar, times)]
     return torch.stack(norms)
 
@@ -50,7 +50,7 @@ def jacobian_eigenvalues(layer, x, times):
 def matrix_eigenvalues(layer):
     """The eigenvalues of the recurrent matrix, (H,) complex; None if the network has none."""
     try:
-        matrix = recurrent_matrix(layer)
+        matrix = layer.recurrent_matrix()
     except NotImplementedError:
         return None
     return torch.linalg.eigvals(matrix).cpu().numpy()

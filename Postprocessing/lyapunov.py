@@ -17,10 +17,10 @@ import functools
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from Postprocessing.dynamics import flatten, push, tangent_step
 from Postprocessing.networks import Unsuitable, trained_layers
+from Training.console import Progress
 
 STEPS = 1112  # at least, of a chain: 1,001 without a warm-up of a tenth
 
@@ -70,7 +70,7 @@ def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
         state = flatten(layer.initial_state(chains)).repeat_interleave(draws, dim=0)
         inputs = x.repeat_interleave(draws, dim=1)  # (N, S R, I)
         length, warm_up = len(inputs), len(inputs) // 10
-        bar = tqdm(inputs, desc=f"epoch {epoch}", leave=False, delay=2, disable=None)
+        bar = Progress(inputs, desc=f"epoch {epoch}", leave=False, delay=2)
         generator = torch.Generator().manual_seed(0)
         try:
             exponents = lyapunov_exponents(

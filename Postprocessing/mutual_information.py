@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from scipy.special import digamma
-from tqdm import tqdm
 
 from Postprocessing.networks import Unsuitable, data_set, is_text, kept_model
+from Training.console import Progress
 from Training.datasets import columns
 
 BATCH = 100  # sequences at a time; the outputs of all their steps are in memory
@@ -137,7 +137,7 @@ def _states(model, sequences, times, device):
     """h (A, N, H) after these numbers of steps, times (A,)."""
     states = []
     model.to(device)
-    for x in tqdm(sequences.split(BATCH, dim=1), desc="running", leave=False, disable=None):
+    for x in Progress(sequences.split(BATCH, dim=1), desc="running", leave=False):
         x = x.to(device)
         outputs, _ = model.rnn(x if x.is_floating_point() else model.encoder(x))
         states.append(outputs[times - 1].double().cpu())

@@ -9,9 +9,9 @@ import torch
 from torch.nn.utils import parametrize
 
 from NetworkCreation.checkpoints import load_model
-from NetworkCreation.Networks import ANRU, EURNN, GRU, LSTM
+from NetworkCreation.Networks import ANRU
+from Training.config import RunError
 from Training.datasets import columns, load_pixels, load_text
-from Training.run_directory import RunError
 
 
 class Unsuitable(Exception):
@@ -43,7 +43,7 @@ def data_set(run, data=None):
         loaded = load_text(arguments["dataset"], root, arguments["any_corpus"])
     else:
         loaded = load_pixels(arguments["dataset"], root, arguments["seed"], arguments["permute"])
-    if run.config["data"].get("sha256") != loaded.checksums:
+    if run.config["data"] != loaded.checksums:
         raise RunError(f"{run.path}: was trained on other data than those in {root}")
     return loaded
 
@@ -119,22 +119,6 @@ def freeze(layer):
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
     return layer.requires_grad_(False)
-
-
-@torch.no_grad()
-def recurrent_matrix(layer):
-    """The matrix (H, H) by which h_{t−1} enters a_t, detached; complex for EURNN.
-
-    Raises NotImplementedError for a network without such a matrix (LSTM, GRU).
-    """
-    if hasattr(layer, "recurrent_matrix"):
-        return layer.recurrent_matrix()
-    if isinstance(layer, EURNN):
-        identity = torch.eye(layer.hidden_size).to(layer.theta)
-        return layer.rotate(torch.complex(identity, torch.zeros_like(identity))).t()
-    if isinstance(layer, (LSTM, GRU)) or not hasattr(layer, "Whh" if is_anru(layer) else "V"):
-        raise NotImplementedError(f"{type(layer).__name__} has no single recurrent matrix")
-    return (layer.Whh if is_anru(layer) else layer.V).weight.detach()
 
 
 def is_anru(layer):

@@ -31,12 +31,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from NetworkCreation.gamma_function import gamma, gamma_prime
 from Postprocessing.dynamics import flat_step, flatten, push_anru
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.networks import Unsuitable, layer_input, trained_anru
+from Training.console import Progress
 from Training.transforms import step_window
 
 SIZES = (0.0, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -134,7 +134,7 @@ def leading_exponents(system, first, last, draws, desc=""):
     step, advance, state, inputs = system
     exponents = []
     for draw in range(draws):
-        bar = tqdm(inputs[:last], desc=desc, leave=False, delay=2, disable=None)
+        bar = Progress(inputs[:last], desc=desc, leave=False, delay=2)
         generator = torch.Generator().manual_seed(draw)
         found = lyapunov_exponents(step, state, bar, 1, first, generator, advance)
         exponents.append(found[:, 0].cpu())

@@ -23,8 +23,10 @@ from matplotlib.ticker import MaxNLocator
 
 from Postprocessing import analyse, plots, runs, selection
 from Postprocessing.networks import kept_model
-from Training.flags import Parser, entry_point
-from Training.run_directory import Run, RunError
+from Training.config import RunError
+from Training.console import entry_point
+from Training.parser import Parser
+from Training.run_directory import Run
 
 SIZES = (1.0, 5.0, 20.0)  # of the steps of ANRU
 HEIGHT = 1.85  # of a row, in inches

@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from Postprocessing import analyse, runs, statistics
-from Training.flags import Parser, entry_point
+from Training.console import entry_point
+from Training.parser import Parser
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "RESULTS.md"

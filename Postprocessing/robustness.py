@@ -11,11 +11,11 @@ best on validation for text. The default amplitudes are those of Geadah et al., 
 """
 
 import numpy as np
-from tqdm import tqdm
 
 from NetworkCreation.checkpoints import load_model
 from Postprocessing.networks import data_set, is_text
 from Training import evaluation
+from Training.console import Progress
 from Training.datasets import PixelSet, columns
 from Training.transforms import SinTransform, step_drive, step_window
 
@@ -30,24 +30,24 @@ def pixel_scores(model, test, batch_size, amplitudes):
     """{'sin', 'step': accuracies (A,)} of a classifier on a PixelSet."""
     steps = test.images.shape[1]
     scores = {"sin": [], "step": []}
-    for amplitude in tqdm(amplitudes, desc="amplitudes", leave=False, disable=None):
+    for amplitude in Progress(amplitudes, desc="amplitudes", leave=False):
         changes = {
             "sin": {"transform": SinTransform(amplitude=amplitude)},
             "step": {"drive": _drive(steps, amplitude)},
         }
         for name, change in changes.items():
-            _, accuracy = evaluation.evaluate_pixels(model, test, batch_size, **change)
-            scores[name].append(accuracy)
+            result = evaluation.evaluate_pixels(model, test, batch_size, **change)
+            scores[name].append(result["accuracy"])
     return {name: np.array(values) for name, values in scores.items()}
 
 
 def text_scores(model, text, bptt, amplitudes, limit=None):
     """{'step': bits per character (A,)} of a character model on text (rows, columns)."""
-    loss = [
+    results = [
         evaluation.evaluate_text(model, text, bptt, limit, drive=_drive(bptt, amplitude))
-        for amplitude in tqdm(amplitudes, desc="amplitudes", leave=False, disable=None)
+        for amplitude in Progress(amplitudes, desc="amplitudes", leave=False)
     ]
-    return {"step": evaluation.bits_per_character(np.array(loss))}
+    return {"step": np.array([result["bits_per_character"] for result in results])}
 
 
 def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
@@ -56,7 +56,7 @@ def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
     samples: number of test images, or windows of text; None: all.
     """
     arguments, test = run.config["arguments"], data_set(run, data).test
-    model = load_model(run.scored_checkpoint())[0].to(device)
+    model = load_model(run.tested_checkpoint())[0].to(device)
     if is_text(run):
         text = columns(test, evaluation.EVALUATION_COLUMNS, device)
         scores = text_scores(model, text, arguments["bptt"], amplitudes, samples)

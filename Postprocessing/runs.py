@@ -9,25 +9,26 @@ test score (accuracy, or bits per character), hours of training, and the run's d
 In Python, `load` returns the table as a pandas DataFrame, and `curves` the learning curves.
 """
 
+import io
 import math
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from Training.flags import Parser, entry_point
-from Training.run_directory import Run, RunError
+from Training.config import HOW, RunError, read_text
+from Training.console import entry_point
+from Training.parser import Parser
+from Training.run_directory import Run
 
 SETTINGS = ("static", "homogeneous", "heterogeneous")  # of the γ of an RNN
 # Columns of the table that are not arguments of the run.
 COLUMNS = ["task", "network", "setting", "epochs_done", "finished", "dry", "score", "chance"]
 COLUMNS += ["validation", "best_validation", "test", "hours", "started", "path"]
-# Arguments that do not change what is trained.
-ASIDE = {"data", "cuda", "snapshot_minutes", "verbose", "note", "save_dir", "save_freq"}
-ASIDE |= {"save_epochs", "save", "transform", "log_interval"}
+# Arguments that do not affect what is trained.
+ASIDE = {*HOW, "save_freq", "save_epochs", "save", "transform"}
 # Columns by which runs are matched.
 KEYS = ["task", "network", "setting", "n", "s", "seed", "path"]
-LIMITS = {"config.json": 2**20, "metrics.csv": 2**26, "test_results.csv": 2**26}  # bytes
 
 
 def load(root="SavedModels"):
@@ -90,30 +91,18 @@ def read_csv(path):
 
     Raises RunError if it is damaged, not a regular file, or too large to be a file of a run.
     """
-    if not check_file(path):
+    if not path.exists():
         return pd.DataFrame()
     try:
-        table = pd.read_csv(path, dtype=str)
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str)
         numbers = [name for name in table if name != "condition"]
         return table.astype(dict.fromkeys(numbers, float))  # exact, as Python's float
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error})") from error
 
 
-def check_file(path):
-    """Whether a file of a run exists; RunError if it is not a regular file, or too large."""
-    if not path.exists():
-        return False
-    if not path.is_file():
-        raise RunError(f"{path}: not a regular file")
-    if (size := path.stat().st_size) > LIMITS[path.name]:
-        raise RunError(f"{path}: {size} bytes, more than {LIMITS[path.name]}, are not read")
-    return True
-
-
 def _row(path):
     """The row of one run, {column: value}."""
-    check_file(path / "config.json")
     metrics, tests = read_csv(path / "metrics.csv"), read_csv(path / "test_results.csv")
     run = Run(path)
     config, arguments, model = run.config, run.config["arguments"], run.config["model"]
@@ -128,7 +117,7 @@ def _row(path):
         test = tests.loc[tests["condition"].isin(["as_is", "best"]), score]
     plain = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in arguments.items()}
     return plain | {
-        "task": config.get("task") or path.resolve().parents[2].name,
+        "task": config["task"],
         "network": network,
         "setting": network if network in SETTINGS else None,
         "epochs_done": len(metrics),
