@@ -164,7 +164,7 @@ class RecurrentLayer(nn.Module):
 
         Raises NotImplementedError for a network with several, such as LSTM.
         """
-        raise NotImplementedError(f"{type(self).__name__}.recurrent_matrix")
+        raise NotImplementedError(f"{type(self).__name__} has no single recurrent matrix")
 
     def quantities(self, x_t, before, after, drive_t=None):
         """The quantities of one step that analyses need, by name: h (B, H)."""

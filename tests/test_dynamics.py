@@ -19,7 +19,6 @@ from Postprocessing.networks import (
     data_set,
     freeze,
     kept_model,
-    recurrent_matrix,
     trained_layers,
 )
 from tests.conftest import TOY
@@ -229,7 +228,7 @@ def test_freezing_keeps_a_parametrised_matrix():
 @pytest.mark.parametrize("name", ["RNN", "ANRU", "expRNN", "nnRNN", "EURNN"])
 def test_the_recurrent_matrix_takes_h_to_the_preactivation(name):
     layer = make_layer(name)
-    W, x = recurrent_matrix(layer), torch.zeros(1, INPUTS).double()
+    W, x = layer.recurrent_matrix(), torch.zeros(1, INPUTS).double()
     h = torch.randn(1, H, dtype=W.dtype, generator=generator(1))
     difference = layer.preactivation(x, h) - layer.preactivation(x, torch.zeros_like(h))
     torch.testing.assert_close(W @ h[0], difference[0])
@@ -238,13 +237,13 @@ def test_the_recurrent_matrix_takes_h_to_the_preactivation(name):
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_gated_networks_have_no_single_recurrent_matrix(name):
     with pytest.raises(NotImplementedError, match=f"{name} has no single recurrent matrix"):
-        recurrent_matrix(make_layer(name))
+        make_layer(name).recurrent_matrix()
 
 
 @pytest.mark.parametrize("name", ["RNN", "ANRU", "expRNN", "nnRNN", "EURNN"])
 def test_orthogonal_matrices_have_eigenvalues_on_the_unit_circle(name):
     layer = freeze(NETWORKS[name](INPUTS, H, generator=generator()))
-    values = torch.linalg.eigvals(recurrent_matrix(layer))
+    values = torch.linalg.eigvals(layer.recurrent_matrix())
     torch.testing.assert_close(values.abs(), torch.ones_like(values.abs()), rtol=0, atol=1e-6)
     assert values.imag.abs().max() > 0.1
 
@@ -309,7 +308,7 @@ def test_the_analyses_save_finite_arrays_once(toy_run):
         assert "matrix" not in norms  # of an LSTM
     else:
         assert norms["matrix"].shape == (2, 8)
-        expected = recurrent_matrix(freeze(kept_model(toy_run, 1).rnn)).numpy()
+        expected = freeze(kept_model(toy_run, 1).rnn).recurrent_matrix().numpy()
         expected = np.sort(np.abs(np.linalg.eigvals(expected)))
         np.testing.assert_allclose(np.sort(np.abs(norms["matrix"][1])), expected)
 

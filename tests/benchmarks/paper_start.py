@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from Training.output import progress
 
 from NetworkCreation.models import PixelClassifier
 from NetworkCreation.Networks import RNN
 from tests.conftest import DATA
 from Training.datasets import load_pixels
 from Training.evaluation import evaluate_pixels
-from Training.output import progress
 
 SEED, UNITS, BATCH, REPORTED = 400, 400, 100, 100
 
