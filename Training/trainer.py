@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from NetworkCreation.checkpoints import read_checkpoint
 from Training import nonfinite
-from Training.config import RunError, describe
+from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
 from Training.evaluation import epoch_line, gain_statistics, test_line
 from Training.events import Events, require_tensorboard
@@ -320,13 +320,13 @@ class Trainer:
             elif isinstance(error, TrainingStopped):
                 self.run.print(f"stopped: {error}; the last good state is {self.run.path / LAST}")
             elif error is None:
-                arguments = {**self.run.config["arguments"], "task": self.run.config["task"]}
-                self.events.hyperparameters(arguments)
+                arguments = self.run.config["arguments"].items()
+                self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"
                     f"a page of pictures: python3 -m Postprocessing.report {path}\n"
-                    f"curves: tensorboard --logdir {shlex.quote(str(self.args.save_dir))}"
+                    f"curves: tensorboard --logdir {shlex.quote(str(self.run.path.parents[2]))}"
                 )
         finally:
             self.events.close()
