@@ -41,7 +41,7 @@ def entry_point(main):
         ):
             try:
                 return main(argv)
-            except (UserError, MemoryError, RuntimeError) as error:
+            except (UserError, MemoryError, OSError, RuntimeError) as error:
                 message = _message(error)
                 if message is None:
                     raise
@@ -64,6 +64,8 @@ def _message(error):
         return f"argument --{FLAGS.get(error.name, error.name)}: {error}"
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     no_memory = (MemoryError, torch.cuda.OutOfMemoryError)
     if isinstance(error, no_memory) or "can't allocate memory" in str(error):
         return "out of memory; lower --batch_size or --nhid, and for text --bptt or --emsize"

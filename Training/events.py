@@ -7,6 +7,7 @@ to a thread, and waits for it forever if the disk is full.
 import time
 
 from NetworkCreation.errors import UserError
+from Training.run_directory import writing
 
 
 def require_tensorboard():
@@ -30,7 +31,9 @@ class Events:
         self._summary, self._proto = summary, event_pb2
         # Two files of the same second and host would have the same name.
         suffix = f".{time.time_ns()}"
-        self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
+        self._path = folder / "events.out"
+        with writing(self._path):
+            self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
 
     def scalars(self, values, step):
         """Adds a point to each chart; values: {'group/name': number or None}."""
@@ -63,10 +66,14 @@ class Events:
         self._write(0, summary=end)
 
     def flush(self):
-        self._file.flush()
+        with writing(self._path):
+            self._file.flush()
 
     def close(self):
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
     def _write(self, step, **content):
-        self._file.write_event(self._proto.Event(wall_time=time.time(), step=step, **content))
+        event = self._proto.Event(wall_time=time.time(), step=step, **content)
+        with writing(self._path):
+            self._file.write_event(event)

@@ -56,7 +56,7 @@ class Run:
     def create(cls, args, task, config):
         """A new directory, the next free one of today, locked. Raises RunError."""
         parent = args.save_dir / task / str(args.seed) / run_name(args)
-        with _writing(parent):
+        with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
             path = _next_free(parent / datetime.date.today().isoformat())
             write_whole(path / "config.json", json.dumps(config, indent=2).encode())
@@ -107,7 +107,7 @@ class Run:
     def print(self, text):
         """Prints a line, above a progress bar if there is one, and appends it to log.txt."""
         tqdm.write(text)
-        with _writing(self.path / "log.txt") as path, path.open("a", encoding="utf-8") as file:
+        with writing(self.path / "log.txt") as path, path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def save(self, name, checkpoint):
@@ -118,7 +118,7 @@ class Run:
 
     def write(self, name, data):
         """Writes bytes to a path in the run, completely or not at all."""
-        with _writing(self.path / name) as path:
+        with writing(self.path / name) as path:
             if self.path.is_dir():  # do not recreate a run that was deleted
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
@@ -134,10 +134,11 @@ class Run:
         if size == 0:
             writer.writeheader()
         writer.writerow(row)
-        with _writing(self.path / name) as path, path.open("ab", buffering=0) as file:
+        with writing(self.path / name) as path, path.open("ab") as file:
             if file.tell() != size:
                 raise RunError(f"{path}: has {file.tell()} bytes, but the run has written {size}")
             file.write(text.getvalue().encode())
+            file.flush()  # unlike an unbuffered write, all of it or an error
             os.fsync(file.fileno())
             self.sizes[name] = file.tell()
 
@@ -147,7 +148,7 @@ class Run:
         Raises RunError if a table is shorter.
         """
         for name, size in sizes.items():
-            with _writing(self.path / name) as path:
+            with writing(self.path / name) as path:
                 present = path.stat().st_size if path.exists() else 0
                 if present < size:
                     raise RunError(f"{path}: has {present} bytes, {size} when {LAST} was saved")
@@ -235,7 +236,7 @@ def take_lock(path):
     if the file cannot be written.
     """
     lock = FileLock(path)
-    with _writing(path):
+    with writing(path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -253,7 +254,7 @@ def take_lock(path):
 
 
 @contextlib.contextmanager
-def _writing(path):
+def writing(path):
     """Turns an OSError into a RunError that names the path."""
     try:
         yield path

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["torch._dynamo", "torch.utils.tensorboard", "sklearn.datasets", "distributed"]
+    ["torch._dynamo", "tensorboardX.event_file_writer", "sklearn.datasets", "distributed"]
 )
 SECONDS = 300  # time limit of a process
 Popen = subprocess.Popen

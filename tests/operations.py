@@ -22,20 +22,19 @@ WAITING = {
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and records by file and line those that a device should avoid.
+    """Counts operations, and records by file those that a device other than the CPU should avoid.
 
     kernels: the number of operations that compute something, on any device. Each is at least one
     kernel launch on a GPU; operations inside another, such as the steps of cuDNN's recurrence, are
-    not counted. The others are Counters of the lines of `NetworkCreation` and `Training` that
-    cause them (only the operation for backward functions inside torch): waits of the host for a
-    device; copies between devices; doubles, in float64 on a device; mixed, on tensors of several
-    devices. The CPU does not count as a device.
+    not counted. The others are Counters of the files of `NetworkCreation` and `Training` that cause
+    them: waits of the host for a device; copies between devices; mixed, on tensors of several
+    devices.
     """
 
     def __init__(self):
         super().__init__()
         self.kernels = 0
-        self.waits, self.copies, self.doubles, self.mixed = (Counter() for _ in range(4))
+        self.waits, self.copies, self.mixed = Counter(), Counter(), Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = self.compute(function, args, kwargs or {})
@@ -46,15 +45,13 @@ class Operations(TorchDispatchMode):
         devices = {t.device.type for t in (*given, *made)}
         if devices <= {"cpu"}:
             return result
-        line = f"{_line()}: {name}"
+        place = f"{_file()}: {name}"
         if name in WAITING:
-            self.waits[line] += 1
-        if any(t.dtype in (torch.float64, torch.complex128) for t in (*given, *made)):
-            self.doubles[line] += 1
+            self.waits[place] += 1
         if (len(devices) > 1 and name in ("copy_", "_to_copy")) or name == "scalar_tensor":
-            self.copies[line] += 1
+            self.copies[place] += 1
         elif len({t.device for t in given if t.ndim > 0}) > 1:
-            self.mixed[line] += 1
+            self.mixed[place] += 1
         return result
 
     def compute(self, function, args, kwargs):
@@ -66,12 +63,11 @@ def _tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _line():
-    """The innermost line of the code under test."""
+def _file():
+    """The file of the innermost line of the code under test."""
     frame = sys._getframe(2)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(CODE):
-            return f"{Path(path).name}:{frame.f_lineno}"
+        if frame.f_code.co_filename.startswith(CODE):
+            return Path(frame.f_code.co_filename).name
         frame = frame.f_back
     return "elsewhere"

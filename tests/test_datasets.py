@@ -1,64 +1,47 @@
-"""Data sets: splits, permutations, checksums, downloads, and errors for missing files."""
+"""Data sets: splits, permutations, checksums, downloads and errors; scores over whole data sets."""
 
-import errno
+import argparse
 import gzip
 import hashlib
 import io
 import math
 import tarfile
 import urllib.error
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torchvision.datasets import MNIST
 
+from NetworkCreation.errors import UserError
 from Training import datasets
-from Training.datasets import DataError, columns, load_pixels, load_text, windows
-from Training.evaluation import bits_per_character, evaluate_pixels, evaluate_text
+from Training.datasets import checksums_of, columns, load_pixels, load_text, windows
+from Training.evaluation import evaluate_pixels, evaluate_text, text_scores
 
 
-def rows(pixel_set):
-    return {tuple(image) for image in pixel_set.images.tolist()}
-
-
-def test_digits_are_split_by_seed_into_disjoint_sets():
-    data = load_pixels("digits", "nowhere", seed=3, permute=False)
-    sets = (data.train, data.validation, data.test)
-    assert [len(one) for one in sets] == [1297, 250, 250]
-    assert data.permutation is None
-    order = np.random.RandomState(3).permutation(1797)
-    everything = load_pixels("digits", "nowhere", seed=9, permute=False)
-    assert sum(len(rows(one)) for one in sets) == len(set.union(*map(rows, sets)))
-    assert set.union(*map(rows, sets)) == set.union(
-        *map(rows, (everything.train, everything.validation, everything.test))
-    )
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    assert data.train.labels.tolist() == digits.target[order[:1297]].tolist()
-    assert data.validation.labels.tolist() == digits.target[order[1297:1547]].tolist()
-    x, labels = data.test.batch(slice(0, 5))
-    expected = digits.images[order[1547:1552]].reshape(5, 64).T / 16
-    assert np.allclose(x[:, :, 0], expected) and labels.shape == (5,)
-
-
-def test_the_permutation_is_the_first_draw_of_the_seed():
-    data = load_pixels("digits", "nowhere", seed=3, permute=True)
+def test_digits_are_permuted_and_split_by_seed():
+    data = load_pixels("digits", "absent", seed=3, permute=True)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [1297, 250, 250]
     random = np.random.RandomState(3)
     permutation, order = random.permutation(64), random.permutation(1797)
     assert np.array_equal(data.permutation, permutation)
-    from sklearn.datasets import load_digits
+    digits = load_digits()
+    labels = torch.cat([data.train.labels, data.validation.labels, data.test.labels])
+    assert np.array_equal(labels, digits.target[order])
+    x, _ = data.test.batch(slice(0, 5))
+    expected = digits.images[order[1547:1552]].reshape(5, 64)[:, permutation].T / 16
+    assert np.allclose(x[:, :, 0], expected)
+    data = load_pixels("digits", "absent", seed=3, permute=False)
+    order = np.random.RandomState(3).permutation(1797)
+    assert data.permutation is None
+    assert np.array_equal(data.train.images, digits.images[order[:1297]].reshape(-1, 64))
 
-    image = load_digits().images[order[0]].reshape(64)
-    assert np.array_equal(data.train.images[0], image[permutation])
 
-
-def test_mnist_is_split_by_seed(mnist_root):
+def test_mnist_is_permuted_and_split_by_seed(mnist_root):
     data = load_pixels("mnist", mnist_root, seed=400, permute=True)
-    assert [len(one) for one in (data.train, data.validation, data.test)] == [50000, 10000, 10000]
-    assert data.train.images.dtype == torch.uint8 and data.steps == 784
-    assert data.checksums == datasets.MNIST_SHA256
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [50000, 10**4, 10**4]
+    assert data.steps == 784 and data.checksums == datasets.MNIST_SHA256
     random = np.random.RandomState(400)
     permutation, order = random.permutation(784), random.permutation(60000)
     raw = mnist_root / "mnist" / "MNIST" / "raw"
@@ -84,178 +67,140 @@ def test_pennchar_has_fifty_symbols_and_keeps_its_lines(pennchar_root):
 
 
 def test_pydoc_is_split_in_order_without_loss():
-    text = load_text("pydoc", "nowhere")
     from pydoc_data.topics import topics
 
+    text = load_text("pydoc", "absent")
     whole = "\n".join(topics[name] for name in sorted(topics))
     decoded = "".join(
         {"_": " ", "<eos>": "\n"}.get(text.vocabulary[i], text.vocabulary[i])
         for i in torch.cat([text.train, text.validation, text.test])
     )
-    assert decoded == whole.replace("_", " ")
+    assert decoded == whole.replace("_", " ") and text.name == "pydoc"
     assert len(text.train) == len(whole) * 90 // 100
-    assert text.name == "pydoc"
 
 
 def write_corpus(root, **texts):
     (root / "pennchar").mkdir(parents=True, exist_ok=True)
     for name in ("train", "valid", "test"):
-        content = texts.get(name, "a b\nc a\n")
-        content = content if isinstance(content, bytes) else content.encode()
+        content = texts.get(name, b"a b\nc a\n")
         (root / "pennchar" / f"{name}.txt").write_bytes(content)
 
 
 def test_another_corpus_is_rejected_unless_allowed(tmp_path):
-    write_corpus(tmp_path)
-    with pytest.raises(DataError, match=r"train\.txt has SHA-256 .*, expected e313d9.*any-corpus"):
+    write_corpus(tmp_path, valid=b"\xef\xbb\xbfd a")  # with a byte order mark
+    with pytest.raises(UserError, match=r"train\.txt has SHA-256 .*, expected e313d9.*any-corpus"):
         load_text("ptb", tmp_path)
     text = load_text("ptb", tmp_path, any_corpus=True)
-    assert text.vocabulary == ["a", "b", "<eos>", "c"] and text.name == "corpus"
-    assert text.train.tolist() == [0, 1, 2, 3, 0, 2]
+    assert text.vocabulary == ["a", "b", "<eos>", "c", "d"] and text.name == "corpus"
+    assert text.train.tolist() == [0, 1, 2, 3, 0, 2] and text.validation.tolist() == [4, 0, 2]
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"a \xff b\n", "UTF-8"), (b"", "empty file")])
-def test_an_invalid_corpus_file_is_named(tmp_path, content, said):
+@pytest.mark.parametrize(("content", "reason"), [(b"a \xff b\n", "utf-8"), (b"", "empty file")])
+def test_an_invalid_corpus_file_is_named(tmp_path, content, reason):
     write_corpus(tmp_path, valid=content)
-    with pytest.raises(DataError, match=rf"valid\.txt.*{said}"):
+    with pytest.raises(UserError, match=rf"valid\.txt.*{reason}"):
         load_text("ptb", tmp_path, any_corpus=True)
 
 
-def test_a_byte_order_mark_is_ignored(tmp_path):
-    write_corpus(tmp_path, train=b"\xef\xbb\xbfa b\n")
-    assert load_text("ptb", tmp_path, True).vocabulary == ["a", "b", "<eos>", "c"]
+def test_the_checksums_of_arguments_are_those_of_the_loaded_data(tmp_path):
+    write_corpus(tmp_path)
+    text = argparse.Namespace(dataset="ptb", data=tmp_path, any_corpus=True)
+    assert checksums_of(text) == load_text("ptb", tmp_path, any_corpus=True).checksums
+    text.any_corpus = False
+    assert checksums_of(text) == datasets.PENNCHAR_SHA256
+    digits = argparse.Namespace(dataset="digits", data=tmp_path)
+    assert checksums_of(digits) == load_pixels("digits", tmp_path, 1, False).checksums
+    pydoc = argparse.Namespace(dataset="pydoc", data=tmp_path)
+    assert checksums_of(pydoc) == load_text("pydoc", tmp_path).checksums
 
 
-def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "is_file", refuse)
-    for load in (
-        lambda: load_pixels("mnist", tmp_path, 1, False),
-        lambda: load_text("ptb", tmp_path),
-    ):
-        with pytest.raises(DataError, match=f"{tmp_path}.*: Permission denied"):
-            load()
+# Downloads
 
 
-def test_only_missing_mnist_files_are_downloaded(tmp_path, monkeypatch):
-    """One raw file, two valid .gz, and a damaged one that is replaced from the mirror."""
-    raw, mirror = tmp_path / "mnist" / "MNIST" / "raw", tmp_path / "mirror"
-    raw.mkdir(parents=True)
-    mirror.mkdir()
-    contents, fetched = {}, []
+class Response(io.BytesIO):
+    """What `urlopen` returns."""
+
+    length = url = None
+
+
+def test_mnist_is_downloaded_and_verified(tmp_path, monkeypatch):
+    contents = {}
     for name in datasets.MNIST_SHA256:
         header = (0x803, 3, 28, 28) if "images" in name else (0x801, 3)
         size = 3 * 784 if "images" in name else 3
-        content = b"".join(value.to_bytes(4, "big") for value in header) + bytes(size)
-        contents[name] = content
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    monkeypatch.setattr(datasets, "MNIST_SHA256", digests)
-    first, second, third, fourth = contents
-    (raw / first).write_bytes(contents[first])
-    for name in (second, third):
-        (raw / f"{name}.gz").write_bytes(gzip.compress(contents[name]))
-    (raw / f"{fourth}.gz").write_bytes(gzip.compress(contents[fourth])[:-9])
-    (mirror / f"{fourth}.gz").write_bytes(gzip.compress(contents[fourth]))
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"{mirror.as_uri()}/"])
-    fetch = datasets._fetch
-    monkeypatch.setattr(
-        datasets, "_fetch", lambda url, path: fetched.append(url) or fetch(url, path)
-    )
-    datasets._load_mnist(tmp_path)
-    assert fetched == [f"{mirror.as_uri()}/{fourth}.gz"]
-    assert {name: (raw / name).read_bytes() for name in contents} == contents
+        contents[name] = b"".join(value.to_bytes(4, "big") for value in header) + bytes(size)
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    resources = [(name, hashlib.md5(content).hexdigest()) for name, content in packed.items()]
 
+    def serve(request, **options):
+        return Response(packed[request.full_url.split("/")[-1]])
 
-def test_a_modified_mnist_file_is_named_with_both_digests(tmp_path):
-    raw = tmp_path / "mnist" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / "train-labels-idx1-ubyte").write_bytes(b"not labels")
+    monkeypatch.setattr(datasets, "MNIST_SHA256", sums)
+    monkeypatch.setattr(MNIST, "resources", resources)
+    monkeypatch.setattr("urllib.request.urlopen", serve)
+    images, labels, _, _, _, checksums = datasets._load_mnist(tmp_path)
+    assert images.shape == (6, 784) and len(labels) == 6 and checksums == sums
+    name, raw = "train-labels-idx1-ubyte", tmp_path / "mnist" / "MNIST" / "raw"
+    assert (raw / name).read_bytes() == contents[name]
+    (raw / name).write_bytes(b"not labels")
     found = hashlib.sha256(b"not labels").hexdigest()
-    with pytest.raises(DataError, match=rf"train-labels.*{found}.*65a50cbb"):
-        load_pixels("mnist", tmp_path, 400, False)
-    assert (raw / "train-labels-idx1-ubyte").read_bytes() == b"not labels"
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*arguments, **options):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError, match=f"{name} has SHA-256 {found}, expected {sums[name]}"):
+        datasets._load_mnist(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("load", "said"),
+    ("load", "message"),
     [
-        (lambda root: load_pixels("mnist", root, 400, False), "MNIST/raw.*--dataset digits"),
+        (lambda root: load_pixels("mnist", root, 400, False), "(?s)MNIST/raw.*--dataset digits"),
         (lambda root: load_text("ptb", root), "pennchar.*vgeadah.*--dataset pydoc"),
         (lambda root: load_text("ptb", root, True), "pennchar.*--dataset pydoc"),
     ],
 )
-def test_without_data_and_network_the_error_names_the_folder(tmp_path, no_network, load, said):
-    with pytest.raises(DataError, match=said):
+def test_without_data_and_network_the_error_names_the_folder(tmp_path, monkeypatch, load, message):
+    def refuse(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError, match=message):
         load(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """Serves a small corpus as pennchar, from a folder in place of the mirror."""
+def test_pennchar_is_downloaded_file_by_file_or_from_the_archive(tmp_path, monkeypatch):
     served = tmp_path / "served"
-    write_corpus(served, train="x y\n", valid="y z\n", test="z x\n")
-    monkeypatch.setattr(datasets, "PENNCHAR_MIRROR", (served / "pennchar").as_uri())
-    monkeypatch.setattr(datasets, "PENNCHAR_ARCHIVE", (served / "archive.tgz").as_uri())
+    write_corpus(served, train=b"x y\n", valid=b"y z\n", test=b"z x\n")
+    contents = {path.name: path.read_bytes() for path in (served / "pennchar").iterdir()}
     digests = {
-        name: hashlib.sha256((served / "pennchar" / name).read_bytes()).hexdigest()
-        for name in ("train.txt", "valid.txt", "test.txt")
+        name: hashlib.sha256(contents[name]).hexdigest() for name in datasets.PENNCHAR_SHA256
     }
     monkeypatch.setattr(datasets, "PENNCHAR_SHA256", digests)
-    return served
-
-
-def test_pennchar_is_downloaded_from_the_mirror(tmp_path, served):
-    text = load_text("ptb", tmp_path / "here")
-    assert text.vocabulary == ["x", "y", "<eos>", "z"]
-    assert sorted(path.name for path in (tmp_path / "here" / "pennchar").iterdir()) == [
-        "test.txt",
-        "train.txt",
-        "valid.txt",
-    ]
-
-
-def test_pennchar_falls_back_to_the_archive(tmp_path, served):
+    monkeypatch.setattr(datasets, "PENNCHAR_URL", (served / "pennchar").as_uri())
+    monkeypatch.setattr(datasets, "PENNCHAR_ARCHIVE", (served / "archive.tgz").as_uri())
+    (served / "pennchar" / "valid.txt").write_text("something else\n")
+    with pytest.raises(UserError, match=r"valid\.txt.*wrong checksum.*archive\.tgz"):
+        load_text("ptb", tmp_path / "here")
+    assert [path.name for path in (tmp_path / "here" / "pennchar").iterdir()] == ["train.txt"]
     with tarfile.open(served / "archive.tgz", "w:gz") as archive:
-        for name in ("train.txt", "valid.txt", "test.txt"):
-            content = (served / "pennchar" / name).read_bytes()
+        for name, content in contents.items():
             member = tarfile.TarInfo(f"./simple-examples/data/ptb.char.{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    (served / "pennchar" / "valid.txt").unlink()
     text = load_text("ptb", tmp_path / "here")
-    assert text.validation.tolist() == [1, 3, 2]
+    assert text.vocabulary == ["x", "y", "<eos>", "z"] and text.validation.tolist() == [1, 3, 2]
 
 
-def test_a_download_with_a_wrong_digest_is_not_kept(tmp_path, served):
-    (served / "pennchar" / "test.txt").write_text("something else\n")
-    with pytest.raises(DataError, match=r"test\.txt has SHA-256"):
-        load_text("ptb", tmp_path / "here")
-    left = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
-    assert "test.txt" not in [path.name for path in left]
+# Windows and scores
 
 
-def test_columns_run_side_by_side():
+def test_columns_run_side_by_side_and_windows_predict_every_symbol_once():
     assert columns(torch.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(UserError, match="too few"):
         columns(torch.arange(5), 3)
-
-
-def test_windows_predict_every_symbol_once():
     assert windows(8, 3) == [(0, 3), (3, 6), (6, 7)]
-    for rows_, bptt in ((2, 5), (100, 7), (22, 7)):
-        predicted = [t + 1 for start, end in windows(rows_, bptt) for t in range(start, end)]
-        assert predicted == list(range(1, rows_))
+    for rows, bptt in ((2, 5), (22, 7)):
+        predicted = [t + 1 for start, end in windows(rows, bptt) for t in range(start, end)]
+        assert predicted == list(range(1, rows))
 
 
 class Constant(torch.nn.Module):
@@ -268,12 +213,10 @@ class Constant(torch.nn.Module):
 def test_the_score_is_the_mean_over_samples_of_uneven_batches():
     labels = torch.tensor([0, 1, 0, 2, 0, 0, 1])
     data = datasets.PixelSet(torch.zeros(7, 4, dtype=torch.uint8), labels, 255)
-    loss, accuracy = evaluate_pixels(Constant(), data, batch_size=3)
-    total = math.exp(2) + 2
-    expected = (4 * (math.log(total) - 2) + 3 * math.log(total)) / 7
-    assert loss == pytest.approx(expected, rel=1e-6) and accuracy == 4 / 7
-    _, accuracy = evaluate_pixels(Constant(), data, batch_size=3, limit=1)
-    assert accuracy == 2 / 3
+    scores = evaluate_pixels(Constant(), data, batch_size=3)
+    expected = math.log(math.exp(2) + 2) - 2 * 4 / 7
+    assert scores == {"loss": pytest.approx(expected, rel=1e-6), "accuracy": 4 / 7}
+    assert evaluate_pixels(Constant(), data, batch_size=3, limit=1)["accuracy"] == 2 / 3
 
 
 class Counter(torch.nn.Module):
@@ -287,13 +230,9 @@ class Counter(torch.nn.Module):
 
 def test_text_is_scored_over_all_symbols_for_any_window():
     text = torch.randint(0, 2, (23, 4), generator=torch.Generator().manual_seed(0))
-    losses = [evaluate_text(Counter(), text, bptt) for bptt in (1, 5, 22, 100)]
-    seen = torch.arange(1, 23) / 10.0
-    logits = torch.stack([seen, torch.zeros(22)], dim=1)[:, None].expand(-1, 4, -1)
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[1:].flatten())
+    losses = [evaluate_text(Counter(), text, bptt)["loss"] for bptt in (1, 5, 22, 100)]
+    logits = torch.stack([torch.arange(1, 23) / 10.0, torch.zeros(22)], dim=1)
+    logits = logits[:, None].expand(-1, 4, -1).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, text[1:].flatten())
     assert losses == pytest.approx([expected.item()] * 4, rel=1e-6)
-
-
-def test_bits_per_character():
-    assert bits_per_character(math.log(2)) == 1
-    assert bits_per_character(math.log(50)) == pytest.approx(math.log2(50))
+    assert text_scores(math.log(50))["bits_per_character"] == pytest.approx(math.log2(50))

@@ -3,25 +3,28 @@
 import contextlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import joblib
+import psutil
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
+from tests import conftest
 from tests.forks import Fork, dask, wait_for
-from Training import once, sweep, workers
-from Training.run_directory import LAST, LOCK, find_runs
+from Training import datasets, once, sweep, workers
+from Training.run_directory import LAST, LOCK, find_runs, take_lock
 
-SCRIPT = str(REPOSITORY / "sMNIST_task.py")
+SCRIPT = str(conftest.REPOSITORY / "sMNIST_task.py")
+PTB = str(conftest.REPOSITORY / "PTB_task.py")
 TOY = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
-TOY += ["--epochs", "1"]
+ONE, TWO, THREE = ([*TOY, "--epochs", number] for number in "123")
 
 
 @pytest.fixture
@@ -40,9 +43,9 @@ def one_after_the_other(*_):
 
     def submit(words):
         future, out = Future(), io.StringIO()
-        with contextlib.redirect_stdout(out):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = once.main(words)
-        future.set_result((code, out.getvalue().strip().splitlines()[-1]))
+        future.set_result((code, out.getvalue()))
         return future
 
     yield submit
@@ -55,6 +58,14 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(sweep, "TICK", 0.01)
 
 
+def saved(root="SavedModels"):
+    """{seed: run} of the runs below root, which differ in their seeds."""
+    runs = find_runs(root)
+    by_seed = {run.config["arguments"]["seed"]: run for run in runs}
+    assert len(by_seed) == len(runs)
+    return by_seed
+
+
 def back_to_start(run):
     """Turns a run of two epochs into one that was stopped in the first."""
     (run.path / "e_2.pth.tar").unlink()
@@ -65,243 +76,270 @@ def without_times(run):
     return [{**row, "seconds": None} for row in run.rows("metrics.csv")]
 
 
-def initial(runs):
-    return sorted((r.config["arguments"]["n"], r.config["arguments"]["s"]) for r in runs)
+def log(run):
+    return (run.path / "log.txt").read_text()
+
+
+# Which runs
 
 
 def test_every_combination_is_trained_once(folder, in_this_process, capsys):
-    common = ["--", *TOY, "--no-learn_params"]
-    assert call("--gain", "1", "-2.5", "--saturation", "0", *common) == 0
-    assert initial(find_runs("SavedModels")) == [(-2.5, 0), (1, 0)]
-    assert "2 trained" in capsys.readouterr().out
+    def initial():
+        arguments = [run.config["arguments"] for run in find_runs("SavedModels")]
+        return sorted((a["n"], a["s"]) for a in arguments)
+
+    assert call("--gain", "1", "-2.5", "--saturation", "0", "--", *ONE) == 0
+    assert initial() == [(-2.5, 0), (1, 0)]
+    assert capsys.readouterr().out == "2 runs: 2 finished\n"
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
-    assert call("--gain", "1.0", "-2.5", "--saturation", "0", "0.5", *common) == 0
-    assert initial(find_runs("SavedModels")) == [(-2.5, 0), (-2.5, 0.5), (1, 0), (1, 0.5)]
-    assert "2 already finished, 2 trained" in capsys.readouterr().out
-    assert all(path.stat().st_mtime_ns == then for path, then in files.items())
+    assert call("--gain=1.0", "-2.5", "--saturation", "0", "0.5", "--", *ONE) == 0
+    assert initial() == [(-2.5, 0), (-2.5, 0.5), (1, 0), (1, 0.5)]
+    assert capsys.readouterr().out == "4 runs: 4 finished\n"
+    assert all(path.stat().st_mtime_ns == before for path, before in files.items())
 
 
-def test_other_arguments_make_another_run(folder, in_this_process, capsys):
-    assert call("--seed", "1", "--", *TOY) == 0
-    assert call("--seed", "1", "--", *TOY, "--lr", "1e-3") == 0
-    assert "finished" not in capsys.readouterr().out
+def test_other_arguments_make_another_run(folder):
+    changes = ["--lr=1e-4", "--lr=1e-3", "--epochs=2", "--limit-batches=1"]
+    for number, change in enumerate(changes, 1):
+        assert once.main([SCRIPT, *ONE, change]) == 0
+        assert len(find_runs("SavedModels")) == number
+
+
+def test_other_data_make_another_run(folder, in_this_process, capsys):
+    for place, symbol in {"A": "a", "B": "b", "copy of A": "a"}.items():
+        (folder / place / "pennchar").mkdir(parents=True)
+        for name in datasets.PENNCHAR_SHA256:
+            (folder / place / "pennchar" / name).write_text(f"{symbol} _ c\n" * 200)
+    flags = [*conftest.TOY["PTB_task.py"][2:], "--any-corpus", "--epochs", "1"]
+    assert once.main([PTB, *flags, "--data", "A"]) == 0
+    assert call("--data", "A", "B", "--", *flags, script=PTB) == 0
     assert len(find_runs("SavedModels")) == 2
-
-
-def test_an_incomplete_run_is_resumed(folder, in_this_process, capsys):
-    assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
-    (run,) = find_runs("SavedModels")
-    rows = without_times(run)
-    back_to_start(run)
     capsys.readouterr()
-    anew = {"data": str(folder / "elsewhere"), "note": "moved", "verbose": True, "cuda": False}
-    words = ["--data", "elsewhere", "--note", "moved", "-v", "--no-cuda"]
-    assert call("--seed", "1", "--", *TOY, "--epochs", "2", *words) == 0
-    (run,) = find_runs("SavedModels")
-    assert run.complete and run.config["arguments"].items() >= anew.items()
-    assert "resumed after 0 epochs" in (run.path / "log.txt").read_text()
-    assert without_times(run) == rows
-
-
-def test_equal_values_make_one_run(folder, in_this_process, capsys):
-    assert call("--gain", "1", "1.0", "1e0", "--seed", "1", "01", "--", *TOY) == 0
-    assert len(find_runs("SavedModels")) == 1
-    assert "1 runs: 1 trained" in capsys.readouterr().out
-
-
-def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process, capsys):
-    words = ["--lr", "1e30", "1e-3", "--", *TOY, "--limit-batches", "9"]
-    assert call(*words) == 1
-    out = capsys.readouterr().out
-    assert "1 trained to the end, 1 failed" in out
-    assert f"failed: {SCRIPT} --lr 1e30" in out and "exit code 1: stopped:" in out
-    assert [r.config["arguments"]["lr"] for r in find_runs("SavedModels") if r.complete] == [1e-3]
+    assert once.main([PTB, *flags, "--data", "copy of A"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call("--data", "A", "copy of A", "--", *flags, script=PTB)
+    assert "--data A and --data 'copy of A' are the same run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--gain", "1", "0", "--", *TOY], "--gain"),  # rejected by the script
-        (["--gian", "1", "--", *TOY], "--gian"),
-        (["--gain", "--", *TOY], "--gain: has no values"),
+        (["--gain", "1", "0", "--", *ONE], "argument --n/--gain"),  # rejected by the script
+        (["--gian", "1", "--", *ONE], "--gian: did you mean --gain?"),
+        (["--gain", "--", *ONE], "--gain: has no values"),
         (["--gain", "1", "--gain", "2"], "--gain: given twice"),
-        (["--jobs", "0", "--gain", "1"], "--jobs"),
+        (["--n", "1", "--gain=2"], "--gain: given twice"),
+        (["--n", "1", "2", "--", "--n=9"], "--n: given twice"),
+        (["--note", "x", "y"], "--note x and --note y are the same run"),
+        (["--seed", "1", "01"], "--seed 1 and --seed 01 are the same run"),
+        (["--seed", "1", "-p"], "-p: put it after --"),
+        (["--jobs=0", "--gain", "1"], "--jobs"),
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
-        (["--seed", "1", "--", "--test"], "--test: does not train"),
-        (["--seed", "1", "--", "--resume=x"], "--resume: does not train"),
+        (["--seed", "1", "--", "--test"], "--test and --resume do not train a new run"),
     ],
 )
-def test_a_mistake_is_a_one_line_error_before_any_run(folder, capsys, words, said):
+def test_a_mistake_is_a_one_line_error_before_any_run(folder, capsys, words, message):
     with pytest.raises(SystemExit) as exit:
         call(*words)
     err = capsys.readouterr().err
-    assert exit.value.code == 2 and said in err and err.count("\n") == 1
+    assert exit.value.code == 2 and message in err and err.count("\n") == 1
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("script", ["README.md", "nothing_task.py"])
-def test_a_file_that_is_not_a_script_is_rejected(folder, capsys, script):
-    with pytest.raises(SystemExit) as exit:
-        call("--gain", "1", script=str(REPOSITORY / script))
-    assert exit.value.code == 2 and script in capsys.readouterr().err
+@pytest.mark.parametrize("script", ["README.md", "absent_task.py", "tests/conftest.py"])
+def test_a_file_that_is_not_a_script_is_rejected(capsys, script):
+    with pytest.raises(SystemExit):
+        call("--gain", "1", script=str(conftest.REPOSITORY / script))
+    assert f"{script} is not a task script" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("held", ["the combination's", "the run's"])
-def test_a_run_locked_by_another_process_is_left_to_it(
-    folder, in_this_process, capsys, monkeypatch, held
-):
-    words = ["--seed", "1", "2", "--", *TOY, "--epochs", "2"]
-    assert call("--seed", "1", "--", *TOY, "--epochs", "2") == 0
-    (run,) = find_runs("SavedModels")
-    back_to_start(run)
-    (lock,) = (
-        [run.path / LOCK] if held == "the run's" else (folder / "SavedModels/.sweep").iterdir()
-    )
-    lock = once.take(lock)
-    assert lock is not None
-    monkeypatch.setattr(sweep, "POLL", 0.02)
-    capsys.readouterr()
-
-    def other_is_trained():
-        return any(r.complete for r in find_runs("SavedModels", seed=2))
-
-    def release():
-        wait_for(other_is_trained)
-        lock.close()
-
-    with ThreadPoolExecutor() as pool:
-        released = pool.submit(release)
-        assert call(*words) == 0
-        released.result()
-    out, err = capsys.readouterr()
-    assert f"another process is training this run: {SCRIPT} --seed 1" in err
-    assert "2 runs: 2 trained to the end" in out
-    assert len(find_runs("SavedModels")) == 2 and run.complete
-
-
-def test_a_run_finished_meanwhile_is_not_trained_again(folder, in_this_process, capsys):
-    words = [SCRIPT, "--seed", "1", *TOY]
-    assert once.main(words) == 0
-    assert once.main(words) == 0
-    assert "already finished" in capsys.readouterr().out
-    assert len(find_runs("SavedModels")) == 1
+def test_a_folder_that_cannot_be_written_is_named(folder, capsys):
+    (folder / "file").touch()
+    assert once.main([SCRIPT, *ONE, "--save-dir", "file/in the way"]) == 1
+    assert capsys.readouterr().err == "once.py: error: file/in the way/.sweep: Not a directory\n"
 
 
 def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
-    assert call("--seed", "1", "--", *TOY) == 0
+    assert call("--seed", "1", "--", *ONE) == 0
     capsys.readouterr()
-    assert call("--commands", "--seed", "1", "2", "--", *TOY, "--note", "it's new") == 0
+    assert call("--commands", "--seed", "1", "2", "--", *ONE, "--note", "it's new") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"python3 -m Training.once {SCRIPT} --seed 2 --dataset digits")
     words = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)
     words = words.stdout.splitlines()
-    assert words[-1] == "it's new"
-    assert once.main(words[3:]) == 0
-    assert call("--commands", "--seed", "1", "2", "--", *TOY) == 0
-    assert len(find_runs("SavedModels")) == 2
+    assert words[-1] == "it's new" and once.main(words[3:]) == 0
+    capsys.readouterr()
+    assert call("--commands", "--seed", "1", "2", "--", *ONE) == 0
+    assert capsys.readouterr().out == "" and len(saved()) == 2
 
 
-def test_a_full_standard_output_loses_no_run(folder, in_this_process, capsys, monkeypatch):
-    words = ["--seed", "1", "--", *TOY, "--note", "γ"]
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert call("--commands", *words) == 0
-    assert b"--note '\\u03b3'" in sys.stdout.buffer.getvalue()
-    for number, more in enumerate([["--commands"], []]):
-        with open("/dev/full", "w") as full:
-            monkeypatch.setattr(sys, "stdout", full)
-            assert call(*more, *words) == 1
-        said = "sweep.py: error: /dev/full: cannot be written (No space left on device)\n"
-        assert capsys.readouterr().err.endswith(said)
-        assert len(find_runs("SavedModels")) == number
+# Runs that were stopped, damaged, or are trained elsewhere
 
 
-@pytest.mark.parametrize("visible", [None, "5,GPU-7,9"])
-def test_each_run_has_its_own_gpu(folder, monkeypatch, visible):
-    """With two simulated GPUs."""
+def test_an_incomplete_run_is_resumed_and_its_warning_is_passed_on(folder, in_this_process, capsys):
+    words = ["--seed", "1", "--", *TWO, "--save-dir=-x y"]
+    assert call(*words) == 0
+    run = saved("-x y")[1]
+    rows = without_times(run)
+    back_to_start(run)
+    run.config["code"] = "other"
+    run.write_config()
+    changed = {"data": str(folder / "elsewhere"), "note": "moved", "cuda": False}
+    assert call(*words, "--data", "elsewhere", "--note", "moved", "--no-cuda") == 0
+    run = saved("-x y")[1]
+    assert run.complete and run.config["arguments"].items() >= changed.items()
+    assert "resumed after 0 epochs" in log(run) and without_times(run) == rows
+    command, warning = capsys.readouterr().err.splitlines()
+    assert command.startswith(f"{SCRIPT} --seed 1 ")
+    assert warning.startswith("    warning: this run was begun with other code")
+
+
+def test_a_lost_checkpoint_is_made_again_and_lost_results_are_named(
+    folder, in_this_process, capsys
+):
+    assert call("--seed", "1", "--", *ONE) == 0
+    run = saved()[1]
+    rows = without_times(run)
+    (run.path / "e_1.pth.tar").unlink()
+    assert call("--seed", "1", "--", *ONE) == 0
+    assert saved()[1].complete and without_times(run) == rows
+    (run.path / "test_results.csv").unlink()
+    state = (run.path / LAST).read_bytes()
+    capsys.readouterr()
+    assert call("--seed", "1", "--", *ONE) == 1
+    out = capsys.readouterr().out
+    assert "1 runs: 1 failed\n" in out and "test_results.csv: has 0 bytes" in out
+    assert len(saved()) == 1 and (run.path / LAST).read_bytes() == state
+
+
+def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process, capsys):
+    assert call("--lr", "1e30", "1e-3", "--", *TOY[:-1], "9", "--epochs", "1") == 1
+    out = capsys.readouterr().out
+    assert "2 runs: 1 finished, 1 failed\n" in out
+    assert f"failed: {SCRIPT} --lr 1e30" in out and "exit code 1: stopped:" in out
+    assert [r.config["arguments"]["lr"] for r in find_runs("SavedModels") if r.complete] == [1e-3]
+
+
+@pytest.mark.parametrize("held", ["the combination's", "the run's"])
+def test_a_run_locked_by_another_process_is_left_to_it(folder, in_this_process, capsys, held):
+    assert call("--seed", "1", "--", *TWO) == 0
+    run = saved()[1]
+    back_to_start(run)
+    (path,) = [run.path / LOCK] if held == "the run's" else Path("SavedModels/.sweep").iterdir()
+    lock = take_lock(path)
+    capsys.readouterr()
+    assert call("--seed", "1", "2", "--", *TWO) == 0
+    assert capsys.readouterr().out == "2 runs: 1 finished, 1 being trained elsewhere\n"
+    assert once.main([SCRIPT, "--seed", "1", *TWO]) == os.EX_TEMPFAIL
+    assert saved()[2].complete and not saved()[1].complete
+    lock.release()
+
+
+# Processes
+
+
+def test_each_run_has_its_own_gpu(folder, monkeypatch):
+    """With two simulated GPUs and six processors."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
     monkeypatch.setattr(sweep, "TICK", 0.01)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    in_use, seen, lock, together = [], [], threading.Lock(), threading.Barrier(2)
+    assert sweep.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7,9")
+    started = []
 
-    def attend(words, stopped, threads, repository, **environment):
-        device = environment.get("CUDA_VISIBLE_DEVICES")
-        with lock:
-            in_use.append(device)
-            seen.append((device, threads, len(in_use), in_use.count(device)))
+    def run_in_subprocess(words, stopped, threads, repository, **environment):
+        started.append((environment.get("CUDA_VISIBLE_DEVICES", "none"), threads))
         together.wait(timeout=60)
-        with lock:
-            in_use.remove(device)
         return 0, ""
 
-    monkeypatch.setattr(workers, "attend", attend)
-    seeds = ["--seed", *"123456"]
-    assert call(*seeds, "--", *TOY) == 0
-    names = {"0", "1"} if visible is None else {"5", "GPU-7"}
-    assert {device for device, *_ in seen} == names and len(seen) == 6
-    assert all(threads == 3 and alike == 1 for _, threads, _, alike in seen)
-    assert max(number for _, _, number, _ in seen) == 2
-
-    seen.clear()
-    assert call("--jobs", "4", *seeds, "--", *TOY) == 0  # two runs per GPU
-    assert {device for device, *_ in seen} == names
-    assert all(threads == 1 and alike <= 2 for _, threads, _, alike in seen)
-
-    seen.clear()
-    together = threading.Barrier(6)
-    assert call(*seeds, "--", *TOY, "--no-cuda") == 0
-    assert {(device, threads) for device, threads, _, _ in seen} == {(None, 1)}
-    assert max(number for _, _, number, _ in seen) == 6
+    monkeypatch.setattr(workers, "run_in_subprocess", run_in_subprocess)
+    seeds = ["--seed", *"1234", "--", *ONE]
+    together, pair = threading.Barrier(2), [("5", 3), ("GPU-7", 3)]
+    assert call(*seeds) == 0
+    assert sorted(started[:2]) == sorted(started[2:]) == pair
+    together, started[:] = threading.Barrier(4), []
+    assert call("--jobs=4", *seeds) == 0  # two runs per GPU
+    assert sorted(started) == [("5", 1), ("5", 1), ("GPU-7", 1), ("GPU-7", 1)]
+    started.clear()
+    assert call(*seeds, "--no-cuda") == 0
+    assert started == [("none", 1)] * 4
 
 
-def log(path):
-    return (path / "log.txt").read_text()
+def is_free(run):
+    lock = take_lock(run.path / LOCK)
+    if lock is not None:
+        lock.release()
+    return lock is not None
 
 
-def rows(seed):
+def epochs_of(seed):
     """The number of epochs that the run with this seed has finished."""
-    return sum(len(run.rows("metrics.csv")) for run in find_runs("SavedModels", seed=seed))
+    run = saved().get(seed)
+    return 0 if run is None else len(run.rows("metrics.csv"))
+
+
+def hold(folder, seeds):
+    """Lets only the runs with these seeds pause after each epoch; see `tests.forks`."""
+    for path in folder.glob("hold*"):
+        path.unlink()
+    for seed in seeds:
+        (folder / f"hold{seed}").touch()
 
 
 def test_a_stopped_sweep_is_resumed(folder, in_this_process):
     """The run in progress saves and ends when its sweep is killed, as on Ctrl-C."""
-    words = ["--seed", "1", "2", "--jobs", "1", "--", *TOY, "--no-cuda", "--epochs", "3"]
-    (folder / "hold1").touch()
-    first = Fork(sweep.main, [SCRIPT, *words], folder=folder)
-    wait_for(lambda: rows(1) == 1, first)
-    first.send_signal(signal.SIGKILL)
-    (run,) = find_runs("SavedModels")
-    wait_for(lambda: once.is_free(run.path / LOCK))
-    assert log(run.path).count("SIGTERM: saved") == 1 and rows(1) == 1
-
-    second = Fork(sweep.main, [SCRIPT, *words], folder=folder)
-    wait_for(lambda: rows(1) == 2, second)
-    second.send_signal(signal.SIGINT)
-    code, out, _ = second.finish()
-    assert code == 130 and "2 runs: 2 not trained to the end" in out
-    assert log(run.path).count("SIGTERM: saved") == 2 and rows(1) == 2
-    assert len(find_runs("SavedModels")) == 1
-
+    words = ["--seed", "1", "2", "--jobs", "1", "--", *THREE, "--no-cuda"]
+    hold(folder, [1])
+    for epoch, number, code in ((1, signal.SIGKILL, -9), (2, signal.SIGINT, 130)):
+        process = Fork(sweep.main, [SCRIPT, *words], folder=folder)
+        wait_for(lambda epoch=epoch: epochs_of(1) == epoch, process)
+        process.send_signal(number)
+        found, out, _ = process.finish()
+        assert found == code and ("2 runs: 2 not trained to the end" in out) == (code == 130)
+        run = saved()[1]
+        wait_for(lambda run=run: is_free(run))
+        assert log(run).count("SIGTERM: saved") == epochs_of(1) == epoch and len(saved()) == 1
     assert call(*words) == 0
-    found = find_runs("SavedModels")
-    assert len(found) == 2 and all(run.complete for run in found)
+    assert len(saved()) == 2 and all(run.complete for run in saved().values())
 
 
-def test_a_run_in_its_own_process_reports_its_error(folder):
-    code, said = workers.attend([SCRIPT, "--nhdi", "1"], lambda: False, 1, workers.REPOSITORY)
-    assert code == 2 and said.endswith("unrecognized argument --nhdi: did you mean --nhid?")
+def test_a_run_in_its_own_process_reports_its_error():
+    words = [SCRIPT, "--nhdi", "1"]
+    code, out = workers.run_in_subprocess(words, lambda: False, 1, workers.REPOSITORY)
+    assert code == 2 and out.endswith("unrecognized argument --nhdi: did you mean --nhid?\n")
 
 
 # On a Dask cluster
 
 
+def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder):
+    class KilledWorker(Exception):
+        """Named as that of `distributed`."""
+
+    assert once.main([SCRIPT, *ONE]) == 0
+    (run,) = find_runs("SavedModels")
+    parser, args, lists, common = sweep.parse([SCRIPT, "--", *ONE])
+    runs, _ = sweep.combinations(parser, args.script, lists, common)
+    submitted = []
+
+    def submit(words):
+        submitted.append(words)
+        os.utime(run.path / LAST, ns=(0, min(len(submitted), 3)))
+        future = Future()
+        future.set_exception(KilledWorker("its workers died"))
+        return future
+
+    assert [*sweep.train(runs, submit, threading.Event())] == [(runs[0], None, "its workers died")]
+    assert len(submitted) == 4
+
+
 def test_without_distributed_a_one_line_error_says_what_to_install(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SystemExit) as exit:
-        call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *TOY)
+        call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE)
     err = capsys.readouterr().err
     assert exit.value.code == 2 and "pip install distributed" in err and err.count("\n") == 1
 
@@ -325,50 +363,34 @@ def cluster(folder):
         process.finish()
 
 
-def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(
-    cluster, folder, in_this_process
-):
-    psutil = pytest.importorskip("psutil")
+def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(cluster, folder):
     address, started = cluster
-    words = ["--seed", *"123456", "--", *TOY, "--no-cuda", "--epochs", "3"]
-    assert call(*words, "--save-dir", "undisturbed") == 0
-    expected = {r.config["arguments"]["seed"]: without_times(r) for r in find_runs("undisturbed")}
-    assert len(expected) == 6
-
+    words = [SCRIPT, "--scheduler", address, "--seed", *"1234", "--", *THREE, "--no-cuda"]
     with (
-        pytest.raises(FileNotFoundError, match="has no /nowhere"),
-        workers.cluster(address, ["/nowhere"]),
+        pytest.raises(FileNotFoundError, match="has no /dev/null/absent"),
+        workers.cluster(address, ["/dev/null/absent"]),
     ):
         pass
+    hold(folder, range(1, 5))
+    process = Fork(sweep.main, words, folder=folder)
+    wait_for(lambda: [epochs_of(seed) for seed in range(1, 5)].count(1) == 2, process, *started)
+    process.send_signal(signal.SIGINT)
+    assert process.finish()[0] == 130
+    begun = saved()
+    wait_for(lambda: all(map(is_free, begun.values())), *started)
+    assert len(begun) == 2 and all("SIGTERM: saved" in log(run) for run in begun.values())
 
-    def begin(held):
-        """Starts a sweep whose two workers pause in runs of these seeds, partly trained."""
-        for path in folder.glob("hold*"):
-            path.unlink()
-        for seed in held:
-            (folder / f"hold{seed}").touch()
-        process = Fork(sweep.main, [SCRIPT, "--scheduler", address, *words], folder=folder)
-        wait_for(lambda: [rows(seed) for seed in held].count(1) == 2, process, *started)
-        return process
-
-    interrupted = begin(range(1, 7))
-    interrupted.send_signal(signal.SIGINT)
-    assert interrupted.finish()[0] == 130
-    begun = find_runs("SavedModels")
-    wait_for(lambda: all(once.is_free(run.path / LOCK) for run in begun), *started)
-    assert len(begun) == 2 and all("SIGTERM: saved" in log(run.path) for run in begun)
-
-    untouched = {*range(1, 7)} - {run.config["arguments"]["seed"] for run in begun}
-    process = begin(sorted(untouched)[:3])
-    (lost,) = psutil.Process(started[0].process.pid).children()
-    (path,) = {file.path for file in lost.open_files() if file.path.endswith(f"/{LOCK}")}
+    lost, other = sorted({1, 2, 3, 4} - {*begun})
+    hold(folder, [lost, other])
+    process = Fork(sweep.main, words, folder=folder)
+    wait_for(lambda: epochs_of(lost) == epochs_of(other) == 1, process, *started)
+    (run,) = psutil.Process(started[0].process.pid).children()
     started[0].send_signal(signal.SIGKILL)
-    lost.kill()
-    for held in folder.glob("hold*"):
-        held.unlink()
+    run.kill()
+    hold(folder, [])
     code, out, err = process.finish()
-    assert code == 0 and "6 runs: 6 trained to the end" in out, err
-    assert "resumed after" in log(Path(path).parent)
-    found = find_runs("SavedModels")
-    assert {r.config["arguments"]["seed"]: without_times(r) for r in found} == expected
-    assert len(found) == 6 and all(run.complete for run in found)
+    assert code == 0 and "4 runs: 4 finished" in out, err
+    assert all(run.complete for run in saved().values())
+    assert "resumed after 1 epochs" in log(saved()[lost]) + log(saved()[other])
+    assert once.main([SCRIPT, "--seed", str(lost), *THREE, "--save-dir", "undisturbed"]) == 0
+    assert without_times(saved("undisturbed")[lost]) == without_times(saved()[lost])
