@@ -1,31 +1,24 @@
 """Computes the analyses of trained runs: python3 -m Postprocessing.analyse NAME... RUN...
 
-NAME is a notebook, for all analyses that it needs, or one analysis. RUN is a run's directory, or a
-folder of runs.
+NAME is a notebook or page, for all analyses that it needs (`NOTEBOOKS`), or one analysis (a key of
+`ANALYSES`). RUN is a run's directory, or a folder of runs.
 
     python3 -m Postprocessing.analyse dynamics SavedModels/psDigits
     python3 -m Postprocessing.analyse report SavedModels --where "network == 'ANRU' and seed == 400"
 
-notebook or page    analyses
-    dynamics        lyapunov, jacobian, mutual_information
-    robustness      robustness, step_response
-    adaptation      step_response, supervisor, unit_responses
-    regularization  regularization, jacobian
-    report          lyapunov, jacobian, robustness, step_response
-
 An analysis is saved as analysis/<name>.npz in the run's directory: the arrays that the module
 Postprocessing.<name> lists, its settings, and the checkpoints that it was computed from. It is
-computed again if the settings or the checkpoints have changed. Runs that an analysis does not apply
-to (a supervisor, in a network without one), and runs without a kept checkpoint, are only counted.
-A run whose analysis fails is reported; the exit code is then 1.
+computed again if these have changed. Runs that an analysis does not apply to, and runs without a
+kept checkpoint, are only counted. A run whose analysis fails is reported; the exit code is then 1.
 """
 
 import argparse
+import contextlib
 import hashlib
+import importlib
 import inspect
 import io
 import json
-import math
 import os
 import shlex
 import sys
@@ -38,34 +31,17 @@ import torch
 from tqdm import tqdm
 
 from NetworkCreation.errors import UserError
-from Postprocessing import (
-    jacobian,
-    lyapunov,
-    mutual_information,
-    regularization,
-    robustness,
-    runs,
-    step_response,
-    supervisor,
-    unit_responses,
-)
+from Postprocessing import runs
 from Postprocessing.networks import NotApplicable, Unsuitable
 from Training.config import RunError
 from Training.console import Progress, entry_point
 from Training.machine import REPOSITORY, allow_tf32
-from Training.parser import Parser
+from Training.parser import Parser, finite, positive_int
 from Training.run_directory import Run
 
-ANALYSES = {
-    "lyapunov": lyapunov,
-    "jacobian": jacobian,
-    "mutual_information": mutual_information,
-    "robustness": robustness,
-    "step_response": step_response,
-    "supervisor": supervisor,
-    "unit_responses": unit_responses,
-    "regularization": regularization,
-}
+NAMES = ("lyapunov", "jacobian", "mutual_information", "robustness", "step_response")
+NAMES += ("supervisor", "unit_responses", "regularization")
+ANALYSES = {name: importlib.import_module(f"Postprocessing.{name}") for name in NAMES}
 NOTEBOOKS = {
     "dynamics": ("lyapunov", "jacobian", "mutual_information"),
     "robustness": ("robustness", "step_response"),
@@ -73,12 +49,6 @@ NOTEBOOKS = {
     "regularization": ("regularization", "jacobian"),
     "report": ("lyapunov", "jacobian", "robustness", "step_response"),
 }
-# Analysis, its sizes, and its arrays whose first axis is that of the sizes.
-BY_SIZE = (
-    ("robustness", "amplitudes", {"sin", "step"}),
-    ("supervisor", "xi", {"n", "s"}),
-    ("regularization", "sizes", {"adaptive", "frozen"}),
-)
 FAILURES = (Unsuitable, UserError, np.linalg.LinAlgError, torch.linalg.LinAlgError)
 
 
@@ -89,28 +59,21 @@ class FigureError(RunError):
         return [f"{type(self).__name__}: {self}"]
 
 
-# Computing and saving
-
-
 def compute(run, name, settings, data=None, device="cpu", recompute=False):
     """Computes and saves an analysis of a Run, unless it is up to date; returns whether it did.
 
     settings: those that are not the defaults, {name: value}. Raises Unsuitable if it cannot be
     computed, or a result is not finite.
     """
-    function = ANALYSES[name].compute
     identity = {"settings": defaults(name) | settings, "source": source(run)}
     identity = {key: json.dumps(value) for key, value in identity.items()}
     path = file_of(run.path, name)
     if not recompute and path.exists():
-        try:
+        with contextlib.suppress(RunError):  # a damaged file is computed again
             saved = read(path)
-        except RunError as error:
-            tqdm.write(f"computed again: {error}", file=sys.stderr)
-        else:
             if all(str(saved[key]) == value for key, value in identity.items()):
                 return False
-    arrays = function(run, data, device, **settings)
+    arrays = ANALYSES[name].compute(run, data, device, **settings)
     for key, values in arrays.items():
         if not np.isfinite(values).all():
             raise Unsuitable(f"{name}: {key} is not finite")
@@ -127,11 +90,7 @@ def defaults(name):
 
 
 def source(run):
-    """The identity of the checkpoints that an analysis may use, as plain values.
-
-    The epochs of the kept checkpoints and, for text, the digest of the best model, which training
-    overwrites.
-    """
+    """The identity of a run's checkpoints: epochs and, for text, the digest of the best model."""
     best = run.config["arguments"].get("save")
     path = run.path / (best or "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
@@ -143,19 +102,13 @@ def file_of(path, name):
     return Path(path) / "analysis" / f"{name}.npz"
 
 
-# Loading
-
-
 def read(path):
     """The arrays of a file, with its `settings` and `source`; RunError if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: cannot be read ({error})") from error
-    if not {"settings", "source"} <= arrays.keys():
-        raise RunError(f"{path}: not an analysis")
-    return arrays
 
 
 def load(path, name):
@@ -181,29 +134,27 @@ def load_all(wanted, notebook):
     wanted: {name: DataFrame of runs}. notebook: its name. Raises FigureError, with one command that
     computes what is missing or stale, or if runs were analysed with different settings.
     """
-    loaded, problems, lacking = {name: {} for name in wanted}, [], []
+    loaded, problems, lacking = {}, [], set()
     for name, table in wanted.items():
-        reasons, settings = [], {}
+        loaded[name], reason = {}, ""
         for path in table["path"]:
             try:
-                arrays = load(path, name)
+                loaded[name][path] = load(path, name)
             except RunError as error:
-                reasons.append(str(error))
-                arrays = None
-            if arrays is None:
-                lacking.append(path)
-            else:
-                loaded[name][path] = arrays
-                settings.setdefault(str(arrays["settings"]), []).append(path)
-        if missing := len(table) - len(loaded[name]):
-            reason = f", such as {reasons[0]}" if reasons else ""
-            problems.append(f"{name}: missing or stale for {missing} of {len(table)} runs{reason}")
-        elif len(settings) > 1:
-            counts = "".join(f"\n  {len(paths)} runs: {key}" for key, paths in settings.items())
-            problems.append(f"{name}: computed with different settings:{counts}")
-            lacking += min(settings.values(), key=len)
+                loaded[name][path], reason = None, f", such as {error}"
+        absent = [path for path, arrays in loaded[name].items() if arrays is None]
+        lacking.update(absent)
+        if absent:
+            problems.append(
+                f"{name}: missing or stale for {len(absent)} of {len(table)} runs{reason}"
+            )
+            continue
+        settings = pd.Series({p: str(arrays["settings"]) for p, arrays in loaded[name].items()})
+        if (counts := settings.value_counts()).size > 1:
+            problems.append(f"{name}: computed with different settings:\n{counts.to_string()}")
+            lacking.update(settings.index[settings != counts.index[0]])
     if problems:
-        text = command([notebook], sorted(set(lacking)))
+        text = command([notebook], sorted(lacking))
         raise FigureError("\n".join([*problems, "compute them with:", text]))
     return loaded
 
@@ -228,36 +179,20 @@ def missing(table, notebook):
 
 
 def scalars(paths):
-    """The scalars of the saved analyses of runs, a DataFrame indexed by their paths.
+    """The saved analyses of runs as scalars, a DataFrame indexed by their paths.
 
-    Each is the mean over what is not named: λ₁ and the norm at the first and the last checkpoint,
-    scores by size, n and s by noise, α, λ₁ by current.
+    Columns "<analysis> <array> <i>": means over all but the first axis, such as that of the
+    checkpoints or sizes, of arrays whose first axis has at most 16 entries.
     """
     table = {}
     for path in paths:
-        saved = {name: load(path, name) or {} for name in ANALYSES}
         row = table[path] = {}
-        for label, name, key in (
-            ("lambda", "lyapunov", "leading"),
-            ("norm", "jacobian", "spectral"),
-        ):
-            if key in saved[name]:
-                means = saved[name][key].mean(axis=(1, 2))
-                row |= {f"{label}_first": means[0], f"{label}_last": means[-1]}
-        for key in ("information", "gaussian_estimate", "gaussian_truth"):
-            if key in saved["mutual_information"]:
-                row[key] = saved["mutual_information"][key].mean()
-        for name, sizes, keys in BY_SIZE:
-            for key in sorted(keys & saved[name].keys()):
-                values = saved[name][key].reshape(len(saved[name][sizes]), -1).mean(axis=1)
-                row |= {f"{key} {x:g}": v for x, v in zip(saved[name][sizes], values, strict=True)}
-        row |= {
-            k: v.item() for k, v in saved["unit_responses"].items() if v.ndim == 0 and "alpha" in k
-        }
+        for name in ANALYSES:
+            for key, values in (load(path, name) or {}).items():
+                if values.dtype.kind in "fi" and len(values := np.atleast_1d(values)) <= 16:
+                    means = values.reshape(len(values), -1).mean(axis=1)
+                    row |= {f"{name} {key} {i}": mean for i, mean in enumerate(means)}
     return pd.DataFrame.from_dict(table, orient="index")
-
-
-# The command
 
 
 def device(typed):
@@ -272,46 +207,13 @@ def device(typed):
 
 def setting(typed):
     """(analysis, setting, value) of a typed ANALYSIS.SETTING=VALUE, for argparse."""
-    name, _, rest = typed.partition(".")
-    key, _, text = rest.partition("=")
-    if key not in (known := defaults(name) if name in ANALYSES else {}):
-        choices = [f"{k}.{s}" for k in ANALYSES for s in defaults(k)]
-        raise argparse.ArgumentTypeError(f"{typed}: must begin with one of {', '.join(choices)}")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if isinstance(known[key], tuple):
-        valid = isinstance(value, list) and value and all(map(_is_finite, value))
-    else:
-        valid = isinstance(value, int) and value > 0
-    if not valid:
-        kind = "a list of numbers" if isinstance(known[key], tuple) else "a positive integer"
-        raise argparse.ArgumentTypeError(f"{typed}: {key} must be {kind}, such as {known[key]}")
-    return name, key, value
-
-
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def make_parser():
-    parser = Parser("python3 -m Postprocessing.analyse", __doc__)
-    flag = parser.add_argument
-    flag("words", nargs="+", metavar="NAME RUN", help="names, then run directories or folders")
-    flag("--where", metavar="EXPRESSION", help="select runs, as in Postprocessing.runs")
-    setting_help = "settings other than the defaults, such as lyapunov.chains=2"
-    flag("--set", type=setting, nargs="+", default=[], metavar="S", help=setting_help)
-    flag("--recompute", action="store_true", help="compute again what is up to date")
-    add_place_flags(parser)
-    return parser
-
-
-def add_place_flags(parser):
-    """Adds --data and --device."""
-    flag = parser.add_argument
-    flag("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)")
-    flag("--device", type=device, default="cpu", help="such as cpu or cuda")
+    target, _, text = typed.partition("=")
+    known = {f"{name}.{key}": v for name in ANALYSES for key, v in defaults(name).items()}
+    if target not in known:
+        raise argparse.ArgumentTypeError(f"{typed}: must begin with one of {', '.join(known)}")
+    if not isinstance(known[target], tuple):
+        return *target.split("."), positive_int(text)
+    return *target.split("."), [finite(number) for number in text.strip("[]").split(",")]
 
 
 def names_and_paths(words, parser):
@@ -331,13 +233,11 @@ def names_and_paths(words, parser):
 
 
 def table_of(paths, where, parser):
-    """The runs at or below the paths, without duplicates; ends the program if there are none."""
-    parts = []
-    for path in paths:
-        part = runs.load(path)
+    """The runs at or below the paths, without duplicates; ends the program if a path has none."""
+    parts = [runs.load(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
         if part.empty:
             parser.error(f"argument RUN: no runs at or below {path}")
-        parts.append(part)
     table = pd.concat(parts, ignore_index=True)
     table = table[~table["path"].map(os.path.realpath).duplicated()]
     return table if where is None else runs.select(table, where, parser)
@@ -345,7 +245,14 @@ def table_of(paths, where, parser):
 
 @entry_point
 def main(argv=None):
-    parser = make_parser()
+    parser = Parser("python3 -m Postprocessing.analyse", __doc__)
+    flag = parser.add_argument
+    flag("words", nargs="+", metavar="NAME RUN", help="names, then run directories or folders")
+    flag("--where", metavar="EXPRESSION", help="select runs, as in Postprocessing.runs")
+    flag("--set", type=setting, nargs="+", default=[], metavar="S", help="as lyapunov.chains=2")
+    flag("--recompute", action="store_true", help="compute again what is up to date")
+    flag("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)")
+    flag("--device", type=device, default="cpu", help="such as cpu or cuda")
     args = parser.parse_args(argv)
     names, paths = names_and_paths(args.words, parser)
     opened = [Run(path) for path in table_of(paths, args.where, parser)["path"]]

@@ -52,15 +52,15 @@ def tangent_step(layer):
 
     Uses the closed form, which is faster, for ElmanLayer and ANRU.
     """
-    if isinstance(layer, ElmanLayer):
-        return functools.partial(_push_elman, layer)
-    if isinstance(layer, ANRU):
-        return functools.partial(push_anru, layer)
+    for kind, closed_form in ((ElmanLayer, push_elman), (ANRU, push_anru)):
+        if isinstance(layer, kind):
+            return functools.partial(closed_form, layer)
     step = flat_step(layer)
     return lambda x_t, state, tangents: push(lambda s: step(x_t, s), state, tangents)
 
 
-def _push_elman(layer, x_t, h, tangents):
+def push_elman(layer, x_t, h, tangents):
+    """As `tangent_step(layer)` of an ElmanLayer."""
     a = layer.preactivation(x_t, h)  # (B, H)
     phi, parameters = layer.activation
     h = phi.value(a, *parameters)

@@ -10,11 +10,8 @@ and of the first and the newest checkpoint:
                                  real and imaginary parts together
 
 ∂h_t/∂h_{t−1} is the full matrix along the network's trajectory, with the rest of the state (g of
-ANRU, c of the LSTM) held fixed.
-
-Source: the spectra of the matrices, against the unit circle, are from Geadah et al., PLOS
-Computational Biology 2024. The spectra of the Jacobian, which also depend on the slopes γ′(a_t),
-are not in the paper.
+ANRU, c of the LSTM) held fixed. The spectra of the matrices are from Geadah et al., PLOS
+Computational Biology 2024; those of the Jacobian are not in the paper.
 """
 
 import math
@@ -50,10 +47,9 @@ def jacobian_eigenvalues(layer, x, times):
 def matrix_eigenvalues(layer):
     """The eigenvalues of the recurrent matrix, (H,) complex; None if the network has none."""
     try:
-        matrix = layer.recurrent_matrix()
+        return torch.linalg.eigvals(layer.recurrent_matrix()).cpu().numpy()
     except NotImplementedError:
         return None
-    return torch.linalg.eigvals(matrix).cpu().numpy()
 
 
 def compute(run, data, device, *, sequences=8, times=64, eigen_sequences=4, eigen_times=16):

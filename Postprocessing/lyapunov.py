@@ -4,39 +4,33 @@ Saved, for E kept checkpoints, S chains of test sequences, R random first direct
     epochs (E,), leading (E, S, R)   λ₁ along each chain, from each direction
     steps, warm_up ()                of a chain; the mean is over steps − warm_up steps
 
-The range of `leading` over chains and directions is the resolution of λ₁: smaller differences,
-between epochs or networks, must not be reported.
+Differences smaller than the range of `leading` over chains and directions must not be reported.
 
-The exponent is that of the network with its biases, along the trajectory driven by the test set. A
-chain is a number of test sequences without a reset of the state in between, enough for 1,000
-counted steps; for text, the text itself. It covers the full state: h of the RNN, (h, g) of ANRU,
-(h, c) of the LSTM.
+The exponent is that of the full state, (h, g) for ANRU and (h, c) for the LSTM, of the network with
+its biases, driven by the test set. A chain is a number of test sequences without a reset of the
+state in between, enough for 1,000 counted steps; for text, the text itself.
 """
-
-import functools
 
 import numpy as np
 import torch
 
-from Postprocessing.dynamics import flatten, push, tangent_step
+from Postprocessing.dynamics import flatten, tangent_step
 from Postprocessing.networks import Unsuitable, trained_layers
 from Training.console import Progress
 
 STEPS = 1112  # at least, of a chain: 1,001 without a warm-up of a tenth
 
 
-def lyapunov_exponents(step, state, inputs, k=1, warm_up=0, generator=None, advance=None):
+def lyapunov_exponents(advance, state, inputs, k=1, warm_up=0, generator=None):
     """The k leading Lyapunov exponents of the trajectories from a batch of states, (B, k).
 
     The mean of log |R_jj| (natural logarithm, per step) over the steps after the warm-up, where
-    Q R is the QR decomposition of the step's Jacobian times the previous Q. The first Q is random;
-    during the warm-up it aligns with the leading directions. The exponents are in the order of the
-    columns of Q, which is descending for long trajectories; −∞ for a direction that vanishes.
+    Q R is the QR decomposition of the step's Jacobian times the previous Q. The first Q is random.
+    The order is descending for long trajectories; −∞ for a direction that vanishes.
 
-    step: (x_t, state (B, D)) → state (B, D). inputs: sequence of x_t. generator: of the first Q.
-    advance: (x_t, state, tangents) → both after the step, such as `tangent_step`; None: `push` of
-    step. Raises ValueError if k is not in 1 … D, no step is left after the warm-up, or a state is
-    not finite.
+    advance: (x_t, state (B, D), tangents (B, D, k)) → both after the step, such as `tangent_step`.
+    inputs: sequence of x_t. generator: of the first Q. Raises ValueError if k is not in 1 … D, no
+    step is left after the warm-up, or a state is not finite.
     Source: Benettin et al., Meccanica 15 (1980); Geist et al., Prog. Theor. Phys. 83 (1990).
     """
     batch, size = state.shape
@@ -48,10 +42,7 @@ def lyapunov_exponents(step, state, inputs, k=1, warm_up=0, generator=None, adva
     Q = torch.linalg.qr(Q.to(state.device)).Q
     total = state.new_zeros(batch, k)
     for t, x_t in enumerate(inputs):
-        if advance is None:
-            state, tangents = push(functools.partial(step, x_t), state, Q)
-        else:
-            state, tangents = advance(x_t, state, Q)
+        state, tangents = advance(x_t, state, Q)
         if not state.isfinite().all():
             raise ValueError(f"the state is not finite after {t + 1} steps")
         Q, R = torch.linalg.qr(tangents)
@@ -73,9 +64,7 @@ def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
         bar = Progress(inputs, desc=f"epoch {epoch}", leave=False, delay=2)
         generator = torch.Generator().manual_seed(0)
         try:
-            exponents = lyapunov_exponents(
-                None, state, bar, 1, warm_up, generator, tangent_step(layer)
-            )
+            exponents = lyapunov_exponents(tangent_step(layer), state, bar, 1, warm_up, generator)
         except ValueError as error:
             raise Unsuitable(f"epoch {epoch}: {error}") from error
         epochs.append(epoch)

@@ -3,24 +3,19 @@
 Saved, from N sequences of the data set, at A times, for the newest checkpoint:
     times (A,)           numbers of steps read; the read-out of pixels sees h_T
     information (A,)     estimate of I(x_{t−w+1} … x_t; h_t) in nats
-    gaussian_estimate, gaussian_truth (A,)   pixels only: the same estimate, in nats, from N samples
-                         of Gaussians that have the covariance of the window and of h, and their
-                         true mutual information
-    window, samples, components ()   w, N and the number of principal components of h
+    gaussian_estimate, gaussian_truth (A,)   pixels only: the same estimate from N samples of
+                         Gaussians with the covariance of the window and of h, and their true value
+    window, samples ()   w and N
 
-The estimate is biased, and not equally for all networks, so that even a ranking may be wrong. The
-bias is the difference between gaussian_estimate and gaussian_truth.
+The estimate is biased, by gaussian_estimate − gaussian_truth on Gaussians, and not equally for all
+networks, so that even a ranking may be wrong.
 
-The N sequences are the first images of the test, validation and training sets, in this order:
-mutual information is a property of the network and its input distribution, and needs no held-out
-set. For text they are columns of the test text.
-
-x is the input of the network: on a permuted task, the permuted pixels. A window of text is one
-discrete value. h is projected onto its leading principal components over the samples at that time,
-because the estimator is biased low in high dimension; for the same reason the result is a lower
-bound in practice, and less informative for wide windows. The grey levels of pixels form a lattice,
-on which the estimator is biased high; uniform noise within a level is added, which does not change
-the information (after Kraskov et al., arXiv cond-mat/0305641).
+The sequences are the first images of the test, validation and training sets, in this order: the
+information is a property of the network and its input distribution, and needs no held-out set. For
+text they are columns of the test text, and a window is one discrete value. h is projected onto its
+leading principal components at that time, because the estimator is biased low in high dimension.
+The grey levels of pixels form a lattice, on which it is biased high; uniform noise within a level
+is added, which does not change the information (Kraskov et al., arXiv cond-mat/0305641).
 """
 
 import numpy as np
@@ -29,7 +24,6 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from Postprocessing.networks import Unsuitable, data_set, is_text, kept_model
-from Training.console import Progress
 from Training.datasets import columns
 
 BATCH = 100  # sequences at a time; the outputs of all their steps are in memory
@@ -42,9 +36,7 @@ def mutual_information(x, y, neighbours=5):
     """I(x; y) in nats from samples x (N, dx) and y (N, dy), by the mixed-KSG estimator.
 
     Either may be continuous, discrete, or a mixture of both. Distances use the max-norm, so x and
-    y should have similar scales. The estimate may be slightly negative near independence. It is
-    biased low in high dimension and for strong dependence, more so with fewer samples, and biased
-    high if x or y is on a lattice so fine that the neighbours are distinct lattice points.
+    y should have similar scales. The estimate may be slightly negative near independence.
     Raises ValueError for other shapes, neighbours outside 1 … N − 1, or values that are not finite.
     Source: Gao et al. 2017, arXiv 1709.06212, as in their code: digamma throughout, and marginal
     neighbours counted strictly within the distance if it is positive.
@@ -61,19 +53,15 @@ def mutual_information(x, y, neighbours=5):
     spread = np.ptp(joint, axis=0)
     joint = joint - joint.min(axis=0) + np.where(spread > 0, spread, 1)
     x, y = np.split(joint, [x.shape[1]], axis=1)
+    count = {"p": np.inf, "return_length": True}  # of the points within a distance, with itself
     tree = cKDTree(joint)
     distance = tree.query(joint, [neighbours + 1], p=np.inf)[0][:, 0]  # the nearest is itself
     tied = distance == 0
     k = np.full(len(x), neighbours)
-    k[tied] = _within(tree, joint[tied], 0.0)
+    k[tied] = tree.query_ball_point(joint[tied], 0.0, **count)
     inside = np.nextafter(distance, 0.0)
-    counts = (_within(cKDTree(part), part, inside) for part in (x, y))
+    counts = (cKDTree(part).query_ball_point(part, inside, **count) for part in (x, y))
     return float(np.log(len(x)) + np.mean(digamma(k) - sum(map(digamma, counts))))
-
-
-def _within(tree, points, radius):
-    """The number of points of the tree within this radius of each point, including itself."""
-    return tree.query_ball_point(points, radius, p=np.inf, return_length=True)
 
 
 def principal_components(h, components):
@@ -133,12 +121,10 @@ def _sequences(run, data, samples):
 
 
 @torch.no_grad()
-def _states(model, sequences, times, device):
+def _states(model, sequences, times):
     """h (A, N, H) after these numbers of steps, times (A,)."""
     states = []
-    model.to(device)
-    for x in Progress(sequences.split(BATCH, dim=1), desc="running", leave=False):
-        x = x.to(device)
+    for x in sequences.split(BATCH, dim=1):
         outputs, _ = model.rnn(x if x.is_floating_point() else model.encoder(x))
         states.append(outputs[times - 1].double().cpu())
     return torch.cat(states, dim=1).numpy()
@@ -157,7 +143,7 @@ def compute(run, data, device, *, samples=None, times=8, components=3, neighbour
     if count <= neighbours or steps < width:
         raise Unsuitable(f"has only {count} sequences of {steps} steps")
     at = np.unique(np.linspace(width, steps, times).round().astype(int))
-    states = _states(kept_model(run), sequences, at, device)
+    states = _states(kept_model(run).to(device), sequences.to(device), at)
     if not np.isfinite(states).all():
         raise Unsuitable("the states are not finite on the data set")
     states = [_scaled(principal_components(h, components)) for h in states]
@@ -167,7 +153,6 @@ def compute(run, data, device, *, samples=None, times=8, components=3, neighbour
         "information": np.array([mutual_information(x, h, neighbours) for x, h in pairs]),
         "window": np.array(width),
         "samples": np.array(count),
-        "components": np.array(states[0].shape[1]),
     }
     if not text:
         gaussian = np.array([_bias(x, h, neighbours) for x, h in pairs])

@@ -9,7 +9,6 @@ import torch
 from torch.nn.utils import parametrize
 
 from NetworkCreation.checkpoints import load_model
-from NetworkCreation.Networks import ANRU
 from Training.config import RunError
 from Training.datasets import columns, load_pixels, load_text
 
@@ -19,11 +18,11 @@ class Unsuitable(Exception):
 
 
 class NotApplicable(Unsuitable):
-    """An analysis is not defined for a run's network or task."""
+    """An analysis is not defined for a run's network."""
 
 
 def is_text(run):
-    """Whether a run is scored in bits per character rather than accuracy."""
+    """Whether a run is scored in bits per character."""
     return run.config["model"]["task"] == "characters"
 
 
@@ -60,38 +59,28 @@ def layer_input(run, model, count, data=None):
     return model.encoder(columns(test, count)[: run.config["arguments"]["bptt"]])
 
 
-def trained_layers(run, sequences, data=None, device="cpu", least=0, ends=False):
+def trained_layers(run, sequences, data=None, device="cpu", least=0):
     """Yields (epoch, layer, x) for every kept checkpoint of a run.
 
     The layer is frozen and in float64, on the device. x (T, B, I) is its input for the first
     B = `sequences` test sequences. least: minimum T; shorter sequences are continued by further
-    test sequences, or by the text. ends: only the first and the last checkpoint. Raises Unsuitable
-    if the run has no kept checkpoint or its test set is too small.
+    test sequences, or by the text. Raises Unsuitable if the test set is too small.
     """
-    if not run.kept:
-        raise Unsuitable("has no kept checkpoint")
-    for epoch in sorted({min(run.kept), max(run.kept)}) if ends else run.kept:
+    for epoch in run.kept:
         model = kept_model(run, epoch)
         x = layer_input(run, model, sequences, data)
+        if len(x) < least and is_text(run):
+            with torch.no_grad():
+                x = model.encoder(columns(data_set(run, data).test, sequences)[:least])
+        elif len(x) < least:
+            count = math.ceil(least / len(x)) * sequences
+            x = chains(layer_input(run, model, count, data), sequences)
         if len(x) < least:
-            x = _long_input(run, model, sequences, data, least, len(x))
+            raise Unsuitable(
+                f"the test set has only {len(x)} steps for each of {sequences} chains, "
+                f"{least} are needed"
+            )
         yield epoch, freeze(model.rnn.to(device)), x.to(device, torch.float64)
-
-
-@torch.no_grad()
-def _long_input(run, model, sequences, data, least, length):
-    """x (T, B, I), T ≥ least, of B chains of test sequences of this length, or columns of text."""
-    if is_text(run):
-        x = model.encoder(columns(data_set(run, data).test, sequences)[:least])
-    else:
-        count = math.ceil(least / length) * sequences
-        x = chains(layer_input(run, model, count, data), sequences)
-    if len(x) < least:
-        raise Unsuitable(
-            f"the test set has only {len(x)} steps for each of {sequences} chains, "
-            f"{least} are needed"
-        )
-    return x
 
 
 def chains(x, count):
@@ -100,10 +89,7 @@ def chains(x, count):
 
 
 def trained_anru(run, device="cpu"):
-    """The model of a run's newest checkpoint, and its ANRU, frozen, in float64, on the device.
-
-    Raises NotApplicable for another network.
-    """
+    """The model of a run and its frozen ANRU, in float64; NotApplicable for another network."""
     network = run.config["model"]["net_type"]
     if network != "ANRU":
         raise NotApplicable(f"needs an ANRU, got {network}")
@@ -119,8 +105,3 @@ def freeze(layer):
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
     return layer.requires_grad_(False)
-
-
-def is_anru(layer):
-    """Whether n and s are set by supervisors."""
-    return isinstance(layer, ANRU)

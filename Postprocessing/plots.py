@@ -10,11 +10,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LogNorm
 from matplotlib.patches import Circle
 
-from NetworkCreation.gamma_function import gamma, gamma_prime
 from Postprocessing import statistics
 
 FIGURES = Path(__file__).resolve().parent / "figures"
@@ -32,50 +30,22 @@ COLOURS = {
     "GRU": "#E69F00",
 }
 PALETTE = ["#332288", "#661100", *COLOURS.values()]  # of networks without a colour of their own
-MARKERS = {
-    "ANRU": "o",
-    "heterogeneous": "s",
-    "static": "x",
-    "ReLU": "^",
-    "LSTM": "D",
-    "GRU": "v",
-}
 SCALE = "viridis"  # colour map
+XI = plt.cm.ScalarMappable(LogNorm(np.exp(-2), 30), "plasma_r")  # of currents ξ
 GAIN, SATURATION = "gain $n$ (1/a.u.)", "saturation $s$"
 EXPONENT, NORM = r"$\lambda_1$ (nats/step)", r"$\|\partial h_t / \partial h_{t-1}\|_2$"
 
 
 def use_style():
     """Sets matplotlib's defaults for all figures."""
-    plt.rcParams.update(
-        {
-            "font.size": 8,
-            "axes.titlesize": 8,
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "legend.fontsize": 7,
-            "lines.linewidth": 1.2,
-            "figure.constrained_layout.use": True,
-            "figure.dpi": 120,
-            "savefig.dpi": 250,
-            "pdf.fonttype": 42,
-        }
-    )
+    plt.style.use(FIGURES.parent / "figures.mplstyle")
 
 
-def tint(colour, amount):
-    """A colour mixed with white: amount 1 is the colour, 0 white."""
-    return tuple(1 - amount * (1 - np.array(to_rgb(colour))))
-
-
-def panels(titles, columns, width=PAGE, height=2.4, caption="", **options):
+def panels(titles, columns, height=2.4, caption="", **options):
     """A figure and its axes (rows, columns); titles: one a panel, after a, b, c, …"""
     rows = -(-len(titles) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * height), squeeze=False, **options
-    )
+    options |= {"figsize": (PAGE, rows * height), "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, **options)
     for letter, title, ax in zip(string.ascii_lowercase, titles, axes.flat, strict=False):
         entitle(ax, letter, title)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color="0.3")
@@ -89,10 +59,10 @@ def entitle(ax, letter, title):
 
 def add_legend(figure, axes=None, **options):
     """Adds one legend above all panels, with each label of the axes (None: all) once."""
-    labelled = {}
-    for ax in figure.axes if axes is None else axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            labelled.setdefault(label, handle)
+    pairs = [ax.get_legend_handles_labels() for ax in (figure.axes if axes is None else axes)]
+    labelled = {
+        label: h for handles, labels in pairs for h, label in zip(handles, labels, strict=True)
+    }
     style = {"ncols": min(len(labelled), 6), "handlelength": 1.5, "columnspacing": 1.2}
     style |= {"loc": "outside upper left"} | options
     return figure.legend(labelled.values(), labelled, **style)
@@ -107,25 +77,6 @@ def save(figure, name, folder=FIGURES):
         stamp = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
         figure.savefig(path, metadata=stamp)  # equal figures make equal files
     return paths
-
-
-# γ
-
-
-def draw_family(x, pairs, ax, derivative=False, shades=None, name="$n={:g}$, $s={:g}$"):
-    """γ(x; n, s) or its derivative for pairs (n, s), light to dark; name: of a pair. x: (N,)."""
-    function = gamma_prime if derivative else gamma
-    if shades is None:
-        shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(pairs)))
-    x = torch.as_tensor(x)
-    for (n, s), shade in zip(pairs, shades, strict=True):
-        ax.plot(x, function(x, n, s), color=shade, label=name.format(n, s))
-    label = r"$\partial\gamma/\partial x$" if derivative else r"$\gamma(x; n, s)$ (a.u.)"
-    ax.set(xlabel="pre-activation $x$ (a.u.)", ylabel=label)
-    return ax
-
-
-# The plane of n and s
 
 
 def limits_of(*values):
@@ -154,34 +105,6 @@ def add_bar(figure, axes, limits, label):
     """Adds the colour bar of the values on these axes, in their limits."""
     scale = plt.cm.ScalarMappable(plt.Normalize(*limits), SCALE)
     return figure.colorbar(scale, ax=axes, label=label, shrink=0.9)
-
-
-def draw_trajectories(paths, scores, ax, limits):
-    """Paths (epochs, 2) of (n, s), with their starts (dots) and ends, coloured by scores (R,)."""
-    for path in paths:
-        ax.plot(*path.T, color="0.6", linewidth=0.6, zorder=2)
-        ax.plot(*path[0], ".", color="0.6", markersize=2, zorder=2)
-    ends = np.array([path[-1] for path in paths])
-    scale = {"c": scores, "cmap": SCALE, "vmin": limits[0], "vmax": limits[1]}
-    ax.scatter(*ends.T, **scale, s=12, edgecolor="0.2", linewidth=0.3, zorder=3)
-    ax.set(xlabel=GAIN, ylabel=SATURATION)
-    return ax
-
-
-def draw_cloud(n, s, start, ax):
-    """The n and s (units,) of a network, initial value and mean, on axes of at least 2 by 0.1."""
-    ax.scatter(n, s, s=8, color=COLOURS["heterogeneous"], alpha=0.6, linewidth=0)
-    ax.plot(*start, "k+", markersize=8, label="initial")
-    ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="mean of the units")
-    for limits, least in ((ax.set_xlim, 2.0), (ax.set_ylim, 0.1)):
-        low, high = limits()
-        margin = max(0, least - (high - low)) / 2
-        limits(low - margin, high + margin)
-    ax.set(xlabel=GAIN, ylabel=SATURATION)
-    return ax
-
-
-# Curves and distributions
 
 
 def draw_band(x, middle, low, high, ax, colour, alpha=0.2, style="-", **line):
@@ -233,15 +156,6 @@ def draw_ecdf(values, ax, name):
     """The fraction of values (R,) at or below each value."""
     ax.ecdf(values, color=COLOURS[name], label=name)
     ax.set_ylabel("cumulative fraction")
-    return ax
-
-
-def draw_histogram(groups, ax, bins=12):
-    """Histograms of values {name: (R,)} over runs, side by side."""
-    edges = np.linspace(*limits_of(*groups.values()), bins + 1)
-    colours = [COLOURS[name] for name in groups]
-    ax.hist(list(groups.values()), edges, color=colours)
-    return ax
 
 
 def draw_reference(value, ax, label=None, vertical=False):
@@ -274,36 +188,6 @@ def log_axis(ax, values):
     return ax
 
 
-def draw_robustness(amplitudes, scores, ax, name):
-    """Scores (R, A) against amplitudes (A,): mean and range over runs, or each of two runs."""
-    style = {"marker": MARKERS[name], "markersize": 3, "label": name}
-    if len(scores) < statistics.LEAST:
-        for row in scores:
-            ax.plot(amplitudes, row, color=COLOURS[name], linewidth=0.8, **style)
-            style.pop("label", None)
-    else:
-        curves = scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
-        draw_band(amplitudes, *curves, ax, COLOURS[name], alpha=0.12, **style)
-    return log_axis(ax, amplitudes)
-
-
-def draw_response(values, units, window, ax):
-    """A quantity of ANRU without and with a step drive.
-
-    values: means over units and sequences, two (T,). units: of single units with the drive, (T, U),
-    drawn as the range from their 10th to their 90th percentile. window: the first driven step and
-    the first after it, shaded.
-    """
-    low, high = np.quantile(units, (0.1, 0.9), axis=1)
-    steps = np.arange(len(low))
-    ax.axvspan(*window, color="0.93", linewidth=0)
-    ax.fill_between(steps, low, high, color=COLOURS["ANRU"], alpha=0.2, linewidth=0)
-    ax.plot(values[1], color=COLOURS["ANRU"], linewidth=1.5, label="with the step")
-    ax.plot(values[0], color="k", linewidth=1, linestyle="--", label="without")
-    ax.set_xlabel("step $t$")
-    return ax
-
-
 def draw_eigenvalues(values, ax, **style):
     """Eigenvalues in the complex plane, an array of any shape, and the unit circle."""
     if not ax.patches:
@@ -311,6 +195,18 @@ def draw_eigenvalues(values, ax, **style):
     points = ax.scatter(values.real, values.imag, **{"s": 5, "linewidth": 0} | style)
     ax.set(aspect="equal", xlabel="real part", ylabel="imaginary part")
     return points
+
+
+def colour_of(xi):
+    """The colour of a current ξ; grey for 0."""
+    return XI.to_rgba(xi) if xi > 0 else "0.6"
+
+
+def add_scale(figure, axes, **place):
+    """Adds the colour bar of the currents beside the axes."""
+    place = {"aspect": 40, "pad": 0.01} | place
+    bar = figure.colorbar(XI, ax=axes, label=r"current $\xi$ (a.u.)", **place)
+    return bar.set_ticks([0.2, 1, 2.5, 5, 10, 30], labels=["0.2", "1", "2.5", "5", "10", "30"])
 
 
 def share_y(axes):

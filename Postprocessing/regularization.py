@@ -8,22 +8,18 @@ concatenated test sequences, P periods:
     adaptive_since, frozen_since (P, X, R, all S sequences)      λ₁ over each period
     adaptive_h, frozen_h (onset + steps, X)  root mean square of h_t over units and streams
 
-Adaptive: the state is (h, g). Frozen: the state is h; up to the onset n_t and s_t are those of the
-adaptive network, and from then on keep their last values, for each unit and sequence. Inputs and ξ
-are the same, and so is h_t up to the onset; then each network follows its own trajectory. The
-directions align in the steps before the onset.
+Adaptive: the state is (h, g). Frozen: the state is h; from the onset on n_t and s_t keep the last
+values that the adaptive network gave them, for each unit and sequence. Inputs and ξ are the same;
+each network follows its own trajectory. The directions align in the steps before the onset.
 
-The onset is that of the test's step drive, 200 of 784 steps. The periods are four quarters of its
-window, from 0, 50, 100 and 150 of 784 steps after the onset; all in proportion for other lengths T
-(digits, T = 64: onset 16, periods of 4 steps). λ₁ over a period is the growth of one direction.
+The onset is that of the test's step drive, 200 of 784 steps; the periods are four quarters of its
+window; all in proportion for other lengths (digits, T = 64: onset 16, periods of 4 steps).
 
-Source: Geadah et al., PLOS Computational Biology 2024. Its figure scripts draw saved exponents; the
-program that computed them is not published. Here there are several directions, draws and streams,
-and the spread is saved: differences within it are not meaningful. A frozen network with λ₁ > 0
-may diverge, which shows in the root mean square of h_t. An ANRU of 64 units on the digits takes
-about two minutes on one core.
+Source: Geadah et al., PLOS Computational Biology 2024; its program is not published. Differences
+within the spread over draws and streams are not meaningful. A frozen network may diverge.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -33,7 +29,7 @@ import numpy as np
 import torch
 
 from NetworkCreation.gamma_function import gamma, gamma_prime
-from Postprocessing.dynamics import flat_step, flatten, push_anru
+from Postprocessing.dynamics import flatten, push_anru
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.networks import Unsuitable, layer_input, trained_anru
 from Training.console import Progress
@@ -45,20 +41,17 @@ KINDS = ("adaptive", "frozen")
 
 
 class System(NamedTuple):
-    """A driven map: step(input, state (B, D)) → state, its `advance` with tangents, as for
-    `lyapunov_exponents`, the initial state, and the inputs."""
+    """A driven map: `advance` as for `lyapunov_exponents`, the initial state, and the inputs."""
 
-    step: Callable
     advance: Callable
     state: torch.Tensor
     inputs: list
 
 
 def systems(layer, x, sizes, onset):
-    """The adaptive and the frozen network under step currents, {name: System}.
+    """The adaptive and the frozen network, {name: System}, of batch (X, B), flattened.
 
-    x: (T, B, I). sizes: X currents, on from step `onset` ≥ 1 to the end. The batch of the systems
-    is (X, B), flattened.
+    x: (T, B, I). sizes: X currents, on from step `onset` ≥ 1 to the end.
     """
     drive = x.new_zeros(len(x), len(sizes), x.shape[1])
     drive[onset:] = x.new_tensor(sizes)[:, None]
@@ -66,46 +59,27 @@ def systems(layer, x, sizes, onset):
     x = x.repeat(1, len(sizes), 1)
     with torch.no_grad():
         _, _, before = layer.trace(x[:onset], keep=("n", "s"))
-    n, s = (_continued(before[name], len(x)) for name in ("n", "s"))
+    still = len(x) - onset  # steps with the last n and s
+    n, s = (torch.cat([v, v[-1:].expand(still, -1, -1)]) for v in (before["n"], before["s"]))
     start = layer.initial_state(x.shape[1])
+    inputs = list(zip(x, drive, strict=True)), list(zip(x, drive, n, s, strict=True))
     return {
-        "adaptive": System(*adaptive_step(layer), flatten(start), list(zip(x, drive, strict=True))),
-        "frozen": System(*frozen_step(layer), start[0], list(zip(x, drive, n, s, strict=True))),
+        "adaptive": System(functools.partial(adaptive_step, layer), flatten(start), inputs[0]),
+        "frozen": System(functools.partial(frozen_step, layer), start[0], inputs[1]),
     }
 
 
-def _continued(values, steps):
-    """values (t, B, H), continued to (steps, B, H) with the last of them."""
-    return torch.cat([values, values[-1:].expand(steps - len(values), -1, -1)])
+def adaptive_step(layer, now, state, tangents):
+    """A step of an ANRU with the input (x_t, drive_t), as `push_anru`."""
+    x_t, drive_t = now
+    return push_anru(layer, x_t, state, tangents, drive_t)
 
 
-def adaptive_step(layer):
-    """((x_t, drive_t), state (B, D)) → state of an ANRU, and the same with tangents."""
-    step = flat_step(layer)
-
-    def advance(now, state, tangents):
-        x_t, drive_t = now
-        return push_anru(layer, x_t, state, tangents, drive_t)
-
-    return lambda now, state: step(now[0], state, now[1]), advance
-
-
-def frozen_step(layer):
-    """((x_t, drive_t, n, s), h) → γ(a_t; n, s), and the same with tangents.
-
-    The Jacobian is diag(γ′(a_t; n, s)) Whh.
-    """
-
-    def step(now, h):
-        x_t, drive_t, n, s = now
-        return gamma(layer.preactivation(x_t, h, drive_t), n, s)
-
-    def advance(now, h, tangents):
-        x_t, drive_t, n, s = now
-        slope = gamma_prime(layer.preactivation(x_t, h, drive_t), n, s)
-        return step(now, h), slope.unsqueeze(-1) * (layer.Whh.weight @ tangents)
-
-    return step, advance
+def frozen_step(layer, now, h, tangents):
+    """h = γ(a_t; n, s) with the input (x_t, drive_t, n, s); the Jacobian is diag(γ′(a_t)) Whh."""
+    x_t, drive_t, n, s = now
+    a = layer.preactivation(x_t, h, drive_t)
+    return gamma(a, n, s), gamma_prime(a, n, s).unsqueeze(-1) * (layer.Whh.weight @ tangents)
 
 
 def concatenated(x, streams):
@@ -116,9 +90,10 @@ def concatenated(x, streams):
 def amplitude(system, units):
     """The root mean square of h_t of each sample, (T, B); h is the first `units` of the state."""
     state, amplitudes = system.state, []
+    nothing = state.new_zeros(*state.shape, 0)  # no tangents
     with torch.no_grad():
         for now in system.inputs:
-            state = system.step(now, state)
+            state, _ = system.advance(now, state, nothing)
             amplitudes.append(root_mean_square(state[:, :units]))
     return torch.stack(amplitudes)
 
@@ -131,12 +106,12 @@ def root_mean_square(h):
 
 def leading_exponents(system, first, last, draws, desc=""):
     """λ₁ over the inputs first … last − 1, (R, B), of R draws of the first direction."""
-    step, advance, state, inputs = system
+    advance, state, inputs = system
     exponents = []
     for draw in range(draws):
         bar = Progress(inputs[:last], desc=desc, leave=False, delay=2)
         generator = torch.Generator().manual_seed(draw)
-        found = lyapunov_exponents(step, state, bar, 1, first, generator, advance)
+        found = lyapunov_exponents(advance, state, bar, 1, first, generator)
         exponents.append(found[:, 0].cpu())
     return torch.stack(exponents)
 

@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 def gather(run):
-    """The data of a run, a row of the table of runs, {panel: data}: from files, computing nothing.
+    """The data of a run, a row of the table of runs, {panel: data}, from its files.
 
     Raises RunError if it has no epoch yet, or an analysis is damaged or stale.
     """
@@ -93,10 +93,9 @@ def gather(run):
 
 
 def gains(run, metrics, response):
-    """n and s as they change: {name: (epochs, mean, standard deviation, units at the end)}.
+    """n and s, if they change: {name: (epochs, mean, standard deviation, units at the end)}.
 
-    From metrics.csv and, for an RNN, the initial value. The units at the end, or None, are those of
-    a heterogeneous RNN, or of ANRU from the arrays of `step_response`.
+    Units: of a heterogeneous RNN, or of ANRU, from the arrays of `step_response`; else None.
     """
     panels, layer = {}, None
     if run["setting"] == "heterogeneous" and Run(run["path"]).kept:
@@ -136,7 +135,7 @@ def draw_quantity(ax, shown, name):
 
 
 def by_epoch(ax):
-    """Makes the x axis that of whole epochs."""
+    """Labels an x axis of whole epochs."""
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.set_xlabel("epoch")
     return ax
@@ -144,7 +143,6 @@ def by_epoch(ax):
 
 def draw_gain(ax, shown, name):
     """n or s: mean and standard deviation over units; beside it, the units at the end."""
-    beside = None
     if any(one.panels[name][3] is not None for one in shown):
         halves = ax.get_subplotspec().subgridspec(1, 2, width_ratios=(4, 1))
         ax.set_subplotspec(halves[0])
@@ -164,8 +162,7 @@ def draw_gain(ax, shown, name):
 def mark_unit_range(ax):
     """Marks 0 and 1 on the y axis with dotted lines, as far as they are in its limits."""
     limits = ax.get_ylim()
-    for value in (0, 1):
-        ax.axhline(value, color="0.4", linestyle=":", linewidth=0.8, zorder=1)
+    ax.hlines((0, 1), *ax.get_xlim(), color="0.4", linestyle=":", linewidth=0.8, zorder=1)
     ax.set_ylim(limits)
     return ax
 
@@ -185,7 +182,6 @@ def draw_score(ax, shown, name):
         ax.plot(*one.panels[name], ".-", color=one.colour)
     plots.draw_reference(shown[0].run["chance"], ax, "chance")
     ax.set_xlabel({"sin": "amplitude of the sine", "step": "size of the step (a.u.)"}[name])
-    ax.set_ylabel(f"test {shown[0].run['score'].replace('_', ' ')}")
     return plots.log_axis(ax, np.concatenate([one.panels[name][0] for one in shown]))
 
 
@@ -196,7 +192,7 @@ def draw_steps(ax, shown, name):
         ax.axvspan(*window, color="0.93", linewidth=0)
         for size, amount in zip(SIZES, (0.35, 0.65, 1.0), strict=True):
             if size in lines:
-                ax.plot(lines[size], color=plots.tint(one.colour, amount), linewidth=1)
+                ax.plot(lines[size], color=one.colour, alpha=amount, linewidth=1)
         ax.plot(lines[0.0], "--", color="0.4", linewidth=0.7)
     ax.set_xlabel("step $t$")
     return mark_unit_range(ax) if name == "s_t" else ax
@@ -210,35 +206,28 @@ def draw_spectrum(ax, shown, name):
     return ax
 
 
-# panel: title, label of the y axis, function that draws it, note in the caption
-PANELS = {
-    "loss": ("loss", "loss (nats)", draw_curve, ""),
-    "accuracy": ("accuracy", "accuracy", draw_curve, ""),
-    "bits_per_character": ("bits per character", "bits per character", draw_curve, ""),
-    "gradient_norm": ("gradient norm", "norm", draw_quantity, ""),
-    "lr": ("learning rate", "learning rate", draw_quantity, ""),
-    "n": ("gain", plots.GAIN, draw_gain, "n, s: mean ± s.d. over units, and units at the end."),
-    "s": ("saturation", plots.SATURATION, draw_gain, "Dotted: s = 0, s = 1."),
-    "lyapunov": (
-        *("Lyapunov exponent", plots.EXPONENT, draw_checkpoints),
-        "λ₁: mean and range over sequences and directions.",
-    ),
-    "norm": (
-        *("norm of the Jacobian", plots.NORM, draw_checkpoints),
-        "Jacobian: median and quartiles.",
-    ),
-    "sin": ("oscillating brightness", None, draw_score, ""),
-    "step": ("step drive", None, draw_score, ""),
-    "n_t": (
-        *("gain under steps", "mean gain $n_t$", draw_steps),
-        "Steps of size 1, 5, 20 (light to dark), none (dashed).",
-    ),
-    "s_t": ("saturation under steps", "mean saturation $s_t$", draw_steps, ""),
-    "h_t": ("output under steps", "mean $h_t$ (a.u.)", draw_steps, ""),
-    "spectrum": (
-        *("recurrent matrix", None, draw_spectrum),
-        "Eigenvalues: initial (grey) and final.",
-    ),
+PANELS = {  # panel: title, label of the y axis, function that draws it
+    "loss": ("loss", "loss (nats)", draw_curve),
+    "accuracy": ("accuracy", "accuracy", draw_curve),
+    "bits_per_character": ("bits per character", "bits per character", draw_curve),
+    "gradient_norm": ("gradient norm", "norm", draw_quantity),
+    "lr": ("learning rate", "learning rate", draw_quantity),
+    "n": ("gain", plots.GAIN, draw_gain),
+    "s": ("saturation", plots.SATURATION, draw_gain),
+    "lyapunov": ("Lyapunov exponent", plots.EXPONENT, draw_checkpoints),
+    "norm": ("norm of the Jacobian", plots.NORM, draw_checkpoints),
+    "sin": ("oscillating brightness", "test accuracy", draw_score),
+    "step": ("step drive", "test score", draw_score),
+    "n_t": ("gain under steps", "mean gain $n_t$", draw_steps),
+    "s_t": ("saturation under steps", "mean saturation $s_t$", draw_steps),
+    "h_t": ("output under steps", "mean $h_t$ (a.u.)", draw_steps),
+    "spectrum": ("recurrent matrix", "imaginary part", draw_spectrum),
+}
+NOTES = {
+    "n": "n, s: mean ± s.d. over units, and units at the end; dotted: s = 0, s = 1.",
+    "lyapunov": "λ₁: mean and range over sequences and directions. Jacobian: median and quartiles.",
+    "n_t": "Steps of size 1, 5, 20 (light to dark), none (dashed).",
+    "spectrum": "Eigenvalues: initial (grey) and final.",
 }
 
 
@@ -248,36 +237,28 @@ PANELS = {
 def draw(table):
     """The page of the runs of a table, a figure. Raises RunError for more runs than colours."""
     colours = colours_of(table["network"])
-    shown = [
-        Shown(run, gather(run), colour)
-        for (_, run), colour in zip(table.iterrows(), colours, strict=True)
-    ]
+    rows = zip(table.iterrows(), colours, strict=True)
+    shown = [Shown(run, gather(run), colour) for (_, run), colour in rows]
     having = {name: [one for one in shown if name in one.panels] for name in PANELS}
     cells = [(name, group) for name, group in having.items() if group]
     sections = [(cells, 3)]  # cells, and the number of columns
     if len(having["spectrum"]) > 1:  # a circle for each run
-        circles = [("spectrum", [one]) for one in having["spectrum"]]
-        sections = [(cells[:-1], 3), (circles, 4)]
-    rows = [-(-len(cells) // columns) for cells, columns in sections]
-    figure = plt.figure(figsize=(plots.PAGE, HEIGHT * sum(rows) + 0.9))
-    parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=rows)[:, 0]
-    letters = iter(string.ascii_letters)
-    for part, (cells, columns), count in zip(parts, sections, rows, strict=True):
-        grid = part.add_gridspec(count, columns)
-        axes = [part.add_subplot(grid[divmod(i, columns)]) for i in range(len(cells))]
-        for ax, (name, group) in zip(axes, cells, strict=True):
-            title, label, function, _ = PANELS[name]
-            function(ax, group, name)
-            title = group[0].run["network"] if columns == 4 else title
-            plots.entitle(ax, next(letters), title)
-            if label is not None:
-                ax.set_ylabel(label)
-        plots.share_limits(
-            [ax for ax, (name, _) in zip(axes, cells, strict=True) if name == "spectrum"]
-        )
+        sections = [(cells[:-1], 3), ([("spectrum", [one]) for one in having["spectrum"]], 4)]
+    heights = [-(-len(cells) // columns) for cells, columns in sections]
+    figure = plt.figure(figsize=(plots.PAGE, HEIGHT * sum(heights) + 0.9))
+    parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+    letters, circles = iter(string.ascii_letters), []
+    for part, (cells, columns), height in zip(parts, sections, heights, strict=True):
+        grid = part.add_gridspec(height, columns)
+        for i, (name, group) in enumerate(cells):
+            ax = part.add_subplot(grid[divmod(i, columns)])
+            title, label, function = PANELS[name]
+            plots.entitle(ax, next(letters), group[0].run["network"] if columns == 4 else title)
+            function(ax, group, name).set_ylabel(label)
+            circles += [ax] if name == "spectrum" else []
+    plots.share_limits(circles)
     add_keys(parts[0], table, shown)
-    notes = [note for name, (*_, note) in PANELS.items() if having[name] and note]
-    caption = selection.caption(table, *notes)
+    caption = selection.caption(table, *(note for name, note in NOTES.items() if having[name]))
     parts[-1].supxlabel(caption, x=0.01, ha="left", fontsize=7, color="0.3")
     return figure
 
@@ -302,11 +283,8 @@ def add_keys(figure, table, shown):
 
 def colours_of(networks):
     """A colour for each run, its network's or a spare one; RunError if there are too few."""
-    if len(networks) > len(plots.PALETTE):
-        raise RunError(
-            f"at most {len(plots.PALETTE)} runs fit on a page, got {len(networks)}; "
-            "select some with --where"
-        )
+    if len(networks) > (most := len(plots.PALETTE)):
+        raise RunError(f"at most {most} runs fit on a page, got {len(networks)}: use --where")
     own = {name: plots.COLOURS[name] for name in networks if name in plots.COLOURS}
     spare = iter([colour for colour in plots.PALETTE if colour not in own.values()])
     return [own.pop(name, None) or next(spare) for name in networks]

@@ -29,6 +29,12 @@ CLAIMS = {  # of the paper, by the quantities of the grid that measure them
     "validation accuracy, mean over epochs": "learned n and s learn faster",
     "λ₁ (nats/step)": "learned networks are nearer to the edge of chaos",
 }
+SCORES = {  # column: label, format
+    "train_loss": ("mean training loss", "{:.2f}"),
+    "validation": ("validation accuracy", "{:.1%}"),
+    "validation_transformed": ("under a sine transform", "{:.1%}"),
+    "test": ("test accuracy", "{:.1%}"),
+}
 
 
 def read(name):
@@ -66,41 +72,15 @@ def markdown(table):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-# The tables
-
-
-def first_epoch():
-    table = read("psMNIST_first_epoch").set_index("seed")
-    names = {"train_loss": "mean training loss", "validation": "validation accuracy"}
-    names |= {"validation_transformed": "under the sine transform", "test": "test accuracy"}
-    text = {
-        label: table[name].map("{:.2f}".format if name == "train_loss" else "{:.1%}".format)
-        for name, label in names.items()
+def by_column(name, index, heading):
+    """The scores of a file as rows, and the values of `index` as columns."""
+    table = read(name).set_index(index)
+    rows = {
+        label: table[column].map(form.format, na_action="ignore").fillna("")
+        for column, (label, form) in SCORES.items()
+        if column in table
     }
-    return markdown(pd.DataFrame(text).T.rename_axis("homogeneous, 400 units, seed"))
-
-
-def paper_start():
-    text = wide(read("paper_start"), "code", "batches", "train_loss", BITS)
-    return markdown(text.rename_axis("mean training loss of batches"))
-
-
-def psmnist_differences():
-    table = read("psMNIST_128").pivot_table("test", "seed", "network")
-    pairs = {f"{k} − static": table[k] - table["static"] for k in table if k != "static"}
-    points = each("{:+.1f}")
-    text = "; ".join(f"{pair}: {points(100 * values)}" for pair, values in pairs.items())
-    return f"Test accuracy in percentage points, paired by seed: {text}."
-
-
-def psmnist_400():
-    table = read("psMNIST_400")
-    names = {"validation": "validation", "validation_transformed": "sine of a random frequency"}
-    parts = {
-        label: wide(table, "network", "epoch", name, PERCENT).iloc[0]
-        for name, label in (names | {"test": "test"}).items()
-    }
-    return markdown(pd.DataFrame(parts).T.rename_axis("heterogeneous, 400 units, epoch"))
+    return markdown(pd.DataFrame(rows).T.rename_axis(heading))
 
 
 def changed(name, function):
@@ -127,14 +107,16 @@ def grid_differences():
         return table.assign(p=p, p_holm=statistics.holm(p, COMPARISONS))
     table = read("psDigits_grid").set_index(["setting", "n", "s", "seed"])
     curves = table.filter(regex=r"^validation \d+$")
-    names = {"λ₁ (nats/step)": "lambda_last", "norm of the Jacobian": "norm_last"}
-    quantities = {
-        "test accuracy": table["test"],
-        "validation accuracy at epoch 41": curves["validation 41"],
-        "validation accuracy, mean over epochs": curves.mean(axis=1),
-    }
-    names["mutual information (nats)"] = "information"
-    return statistics.compare(quantities | {name: table[key] for name, key in names.items()})
+    return statistics.compare(
+        {
+            "test accuracy": table["test"],
+            "validation accuracy at epoch 41": curves["validation 41"],
+            "validation accuracy, mean over epochs": curves.mean(axis=1),
+            "λ₁ (nats/step)": table.filter(like="lyapunov leading").iloc[:, -1],
+            "norm of the Jacobian": table.filter(like="jacobian spectral").iloc[:, -1],
+            "mutual information (nats)": table.filter(like="information information").mean(axis=1),
+        }
+    )
 
 
 def claims():
@@ -173,13 +155,11 @@ def anru():
 
 
 TABLES = {
-    "first epoch": first_epoch,
-    "paper start": paper_start,
+    "first epoch": lambda: by_column("psMNIST_first_epoch", "seed", "homogeneous, 400 units, seed"),
     "PTB": lambda: markdown(by_epoch("PTB", BITS)),
     "psMNIST": lambda: markdown(by_epoch("psMNIST_128", PERCENT)),
-    "psMNIST differences": psmnist_differences,
     "psMNIST robustness": lambda: changed("psMNIST_robustness", PERCENT),
-    "psMNIST 400 units": psmnist_400,
+    "psMNIST 400 units": lambda: by_column("psMNIST_400", "epoch", "heterogeneous, epoch"),
     "claims": claims,
     "correction": correction,
     "settings": lambda: markdown(
@@ -188,9 +168,6 @@ TABLES = {
     "digits": lambda: changed("psDigits_networks_summary", PLAIN),
     "ANRU": anru,
 }
-
-
-# The command
 
 
 def updated(text):

@@ -27,8 +27,7 @@ COLUMNS = ["task", "network", "setting", "epochs_done", "finished", "dry", "scor
 COLUMNS += ["validation", "best_validation", "test", "hours", "started", "path"]
 # Arguments that do not affect what is trained.
 ASIDE = {*HOW, "save_freq", "save_epochs", "save", "transform"}
-# Columns by which runs are matched.
-KEYS = ["task", "network", "setting", "n", "s", "seed", "path"]
+KEYS = ["task", "network", "setting", "n", "s", "seed", "path"]  # by which runs are matched
 
 
 def load(root="SavedModels"):
@@ -56,41 +55,29 @@ def load(root="SavedModels"):
             reason = f"no {error}" if isinstance(error, KeyError) else error
             named = reason if str(config.parent) in str(reason) else f"{config.parent}: {reason}"
             print(f"skipped: {named}", file=sys.stderr)
-    if not rows:
-        return pd.DataFrame(columns=[*COLUMNS, "n", "s", "seed", "epochs", "net_type", "nonlin"])
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, "n", "s", "seed"])
     for name in ("n", "s"):
         table[name] = pd.to_numeric(table.get(name))
     return table.sort_values("started", kind="stable", ignore_index=True)
 
 
 def curves(table):
-    """The learning curves of the runs of a table: one row per run and epoch.
-
-    The columns are those of metrics.csv, and those of the table by which runs are matched: task,
-    network, setting, n, s, seed, path.
-    """
-    parts = []
-    for _, run in table.iterrows():
-        part = read_csv(Path(run["path"]) / "metrics.csv")
-        parts.append(part.assign(**run[KEYS]))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEYS)
+    """The learning curves of runs: metrics.csv with the columns `KEYS`, a row per run and epoch."""
+    parts = [
+        read_csv(Path(run["path"]) / "metrics.csv").assign(**run[KEYS])
+        for _, run in table.iterrows()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def validation_curves(table):
-    """The validation score of every epoch: columns are epochs, the index is (setting, n, s, seed).
-
-    All runs of the table have the same score.
-    """
+    """Validation scores of runs of one task, by (setting, n, s, seed) and epoch."""
     name = f"validation_{table['score'].iloc[0]}"
     return curves(table).pivot_table(name, ["setting", "n", "s", "seed"], "epoch")
 
 
 def read_csv(path):
-    """A CSV file of a run, a DataFrame; empty if there is no file.
-
-    Raises RunError if it is damaged, not a regular file, or too large to be a file of a run.
-    """
+    """A CSV file of a run, a DataFrame; empty if there is no file; RunError if it is damaged."""
     if not path.exists():
         return pd.DataFrame()
     try:
@@ -147,10 +134,7 @@ def network_name(arguments):
 
 
 def varied(table):
-    """The names of the arguments in which runs of one task differ, other than those of `ASIDE`.
-
-    A missing value is not a difference: an argument may not apply to a network.
-    """
+    """The arguments other than `ASIDE` in which runs of one task differ; missing values do not."""
     left_out = {*COLUMNS, *ASIDE, "net_type", "nonlin", "learn_params", "epochs", "random"}
     counts = table.drop(columns=left_out, errors="ignore").groupby(table["task"]).nunique()
     return list(counts.columns[(counts > 1).any()])
@@ -167,24 +151,16 @@ def in_words(table):
     table = table.sort_values(["task", "network", *names])
     shown = table[["task", "network", *names]].copy()
     for name in names:
-        shown[name] = [
-            "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
-            for value in table[name]
-        ]
-    shown["epochs"] = [f"{r['epochs_done']}/{r['epochs']}" for _, r in table.iterrows()]
-    shown["state"] = [state(run) for _, run in table.iterrows()]
+        form = "{:g}" if table[name].dtype == float else "{}"
+        shown[name] = table[name].map(form.format, na_action="ignore").fillna("")
+    shown["epochs"] = table["epochs_done"].map(str) + "/" + table["epochs"].map(str)
+    shown["state"] = table.apply(state, axis=1)
+    form = table["score"].map({"accuracy": "{:.1%}", "bits_per_character": "{:.3f} bpc"})
     for name, column in (("validation", "best_validation"), ("test", "test")):
-        shown[name] = [score_in_words(r[column], r["score"]) for _, r in table.iterrows()]
-    shown["hours"] = [f"{hours:.2f}" for hours in table["hours"]]
-    shown["path"] = table["path"]
+        pairs = zip(form, table[column], strict=True)
+        shown[name] = ["" if pd.isna(score) else text.format(score) for text, score in pairs]
+    shown["hours"], shown["path"] = table["hours"].map("{:.2f}".format), table["path"]
     return shown
-
-
-def score_in_words(value, score):
-    """A score with its unit; empty for NaN."""
-    if pd.isna(value):
-        return ""
-    return f"{value:.1%}" if score == "accuracy" else f"{value:.3f} bpc"
 
 
 @entry_point
@@ -200,10 +176,7 @@ def main(argv=None):
         parser.error(f"argument ROOT: no runs below {args.root}")
     if args.where is not None:
         table = select(table, args.where, parser)
-    if args.csv:
-        print(table.to_csv(index=False), end="")
-    elif len(table):
-        print(in_words(table).to_string(index=False))
+    print(table.to_csv(index=False) if args.csv else in_words(table).to_string(index=False))
     return 0
 
 

@@ -23,9 +23,6 @@ OWN = GRID | {"rinit", "iinit", "lr", "ostep_method", "capacity"}  # varied betw
 CAPTION = 132  # characters of a line below a figure
 
 
-# Folders and tasks
-
-
 def folders(root=None, figures=None):
     """The folder of the runs and that of the figures, relative to the repository.
 
@@ -57,12 +54,11 @@ def load(root, task=None):
 
 def finished(table):
     """The finished runs that are not dry runs; prints how many are ignored."""
-    ignored = table[table["dry"] | ~table["finished"].astype(bool)]
-    kinds = ignored.apply(runs.state, axis=1) if len(ignored) else pd.Series(dtype=str)
-    for kind, group in ignored.groupby(kinds):
+    kinds = pd.Series([runs.state(run) for _, run in table.iterrows()], table.index, dtype=str)
+    for kind, group in table[kinds != "finished"].groupby(kinds):
         networks = ", ".join(sorted(group["network"].unique()))
         print(f"ignored: {in_runs(len(group))} ({kind}: {networks})")
-    return table.drop(ignored.index)
+    return table[kinds == "finished"]
 
 
 def matching(table, arguments):
@@ -73,9 +69,6 @@ def matching(table, arguments):
         values = value if isinstance(value, (list, tuple)) else [value]
         table = table[table[name].isin(values)]
     return table
-
-
-# Selecting runs
 
 
 def grid(table, **arguments):
@@ -116,15 +109,14 @@ def missing(chosen):
     n, s, seeds = (chosen[name].nunique() for name in ("n", "s", "seed"))
     total = n * s * seeds
     lines = [f"grid of {n} n × {s} s × {seeds} seeds; {chosen['shared'].sum()} runs are shared"]
-    for setting in runs.SETTINGS:
-        lacks = total - (chosen["setting"] == setting).sum()
-        if lacks:
-            lines.append(f"{setting}: {lacks} of {total} runs missing; run its sweep again")
-    for cell, group in chosen.groupby(["n", "s"]):
-        present = list(group["setting"].unique())
-        if len(present) < len(runs.SETTINGS):
-            only = " and ".join(present)
-            lines.append("n = {:g}, s = {:g}: only {}".format(*cell, only))
+    for setting, number in chosen["setting"].value_counts().items():
+        if number < total:
+            lines.append(
+                f"{setting}: {total - number} of {total} runs missing; run its sweep again"
+            )
+    for (n, s), settings in chosen.groupby(["n", "s"])["setting"].unique().items():
+        if len(settings) < len(runs.SETTINGS):
+            lines.append(f"n = {n:g}, s = {s:g}: only {' and '.join(settings)}")
     return "\n".join(lines)
 
 
@@ -191,16 +183,12 @@ def check_agreement(chosen, varied, network=None):
         )
 
 
-# Captions
-
-
 def caption(table, *more):
     """The lines below a figure: task, networks, units, epochs, runs and seeds, then `more`."""
-    seeds = sorted(table["seed"].unique())
-    text = (
-        f"{_listed(table['task'])}: {_listed(table['network'])}; {_listed(table['nhid'])} units; "
-        f"{_listed(table['epochs_done'])} epochs; {in_runs(len(table))}, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(f'{seed:g}' for seed in seeds)}."
+    names = ("task", "network", "nhid", "epochs_done", "seed")
+    listed = [", ".join(map(str, table[name].unique())) for name in names]
+    text = "{}: {}; {} units; {} epochs; {}, seed {}.".format(
+        *listed[:4], in_runs(len(table)), listed[4]
     )
     return textwrap.fill(" ".join([text, *more]), CAPTION)
 
@@ -208,7 +196,3 @@ def caption(table, *more):
 def in_runs(number):
     """A number of runs in words."""
     return f"{number} run{'s' * (number != 1)}"
-
-
-def _listed(values):
-    return ", ".join(dict.fromkeys(map(str, values)))

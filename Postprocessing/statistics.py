@@ -32,10 +32,9 @@ def over_cells(values):
 
 
 def cell_interval(values):
-    """The mean over cells and its 95 % bootstrap interval: mean, low, high, each (...).
+    """The mean over cells and its 95 % percentile bootstrap interval: mean, low, high.
 
-    Percentile method, resampling the cells. The interval is NaN for a single cell, and for fewer
-    than three seeds.
+    The interval is NaN for a single cell, and for fewer than three seeds.
     """
     cells = over_seeds(values).to_numpy()
     mean = cells.mean(axis=0)
@@ -92,11 +91,10 @@ def compare(quantities):
             seeds = over_cells(paired)
             mean, low, high = cell_interval(paired)
             average, half = t_interval(seeds)
-            row = {"quantity": quantity, "difference": pair, "mean": mean, "low": low}
-            row |= {"high": high, "half": half, "cells": len(over_seeds(paired))}
-            row |= {"seeds": len(seeds), "p": p_value(average, half, len(seeds))}
-            rows.append(row)
-    table = pd.DataFrame(rows)
+            sizes, p = (len(over_seeds(paired)), len(seeds)), p_value(average, half, len(seeds))
+            rows.append((quantity, pair, mean, low, high, half, *sizes, p))
+    names = ["quantity", "difference", "mean", "low", "high", "half", "cells", "seeds", "p"]
+    table = pd.DataFrame(rows, columns=names)
     return table.assign(p_holm=holm(table["p"]))
 
 
@@ -111,9 +109,3 @@ def in_words(row):
 def signed(value):
     """A number with three decimals, its sign, and a true minus."""
     return f"{np.round(value, 3) + 0.0:+.3f}".replace("-", "−")  # not −0
-
-
-def best_quarter(values, text=False):
-    """The index of the quarter with the best values, at least one; the paper's selection."""
-    count = int(np.ceil(len(values) / 4))
-    return (values.nsmallest if text else values.nlargest)(count).index

@@ -11,10 +11,9 @@ Saved, for X sizes ξ (0: no step), T steps, U recorded units:
     epochs (E,), n_kept, s_kept (E, H)     without a step, at each kept checkpoint: means over
                                            steps and sequences, of each unit
 
-Source: Geadah et al., PLOS Computational Biology 2024, figures 4a and 5b. The script of figure 5b
-starts the paths in the (n, s) plane one step after the onset, ends them at the mean over
-300 ≤ t < 380, and draws the contours of γ′ = 1 where γ′ + 0.013 = 1. Here paths start at the onset
-and end at the mean of the last quarter of the step, and contours are at γ′ = 1.
+Source: Geadah et al., PLOS Computational Biology 2024, figures 4a and 5b. Its script starts paths
+in the (n, s) plane one step after the onset, ends them at the mean over 300 ≤ t < 380, and draws
+contours where γ′ + 0.013 = 1; here at the onset, at the mean of the last quarter, and at γ′ = 1.
 """
 
 import numpy as np

@@ -10,11 +10,9 @@ for 10 ξ from e^−2 to e^2, evenly spaced in log ξ, averaged over 10 initial 
 projected onto the first two principal components over all (ξ, t).
     xi_plane (X',), path (X', T, 2), explained (2,)   the fractions of the variance
 
-Source: Geadah et al., PLOS Computational Biology 2024, figures 3 and 5a. The script of figure 3
-averages three seeds and starts its fits, n = a ξ^(−b) + c and s = a e^(−b ξ) + c, from (1, 1, 1)
-only, without errors of the parameters; the program that generated its data is not published. `fit`
-needs no starting point. The script of figure 5a starts each ξ from the final state of the previous
-one; here all ξ share their 10 initial states.
+Source: Geadah et al., PLOS Computational Biology 2024, figures 3 and 5a. Its fits start from
+(1, 1, 1); `fit` needs no start and gives errors. The script of figure 5a starts each ξ from the
+final state of the previous one; here all ξ share their 10 initial states.
 """
 
 import math
@@ -46,8 +44,7 @@ def gain_and_saturation(layer, x, xi=NOISE, generator=None):
         inputs = torch.cat([x, size_of_noise * current], dim=2)
         _, _, trace = noisy.trace(inputs, keep=("n", "s"))
         means.append([trace[name][WINDOW].mean().item() for name in ("n", "s")])
-    n, s = np.array(means).T
-    return n, s
+    return np.array(means).T
 
 
 def power(xi, a, b, c):
@@ -101,6 +98,11 @@ def plane(states):
     pca = PCA(n_components=2)
     path = pca.fit_transform(states.reshape(-1, states.shape[-1]))
     return pca, path.reshape(*states.shape[:2], 2)
+
+
+def holds(parameters, errors):
+    """Whether a fit (a, b, c) holds: a and b are larger than two of their standard errors."""
+    return (np.abs(parameters[:2]) > 2 * errors[:2]).all()
 
 
 def compute(run, data, device, *, sequences=32):

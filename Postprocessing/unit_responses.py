@@ -18,13 +18,11 @@ Saved: xi (X,), and, with H units and L steps, under names that begin with
     alpha_units_<fit> (H,)        α of each unit at the largest ξ
     index (H,)                    adaptive index of each unit (short protocol only)
 
-Source: Geadah et al., PLOS Computational Biology 2024. `paper` is the fit in the scripts of its
-figures 3 and 4 and its appendix: without a free gain, so that a pure step of gain 2 has α = 0.188,
-and to a step that is not aligned with the drive: it ends a step early in the short protocol, and
-begins one step and ends two steps early in the long one. `free` adds a gain and aligns the step.
-Both use the paper's base c of the steps: 0 for the response, 0.8 for units. The free gain may be
-negative: a unit that rises throughout the step may be fitted best by its inverted integral, and its
-α near −1 means little.
+Source: Geadah et al., PLOS Computational Biology 2024. `paper` is the fit of its scripts: without a
+free gain, so that a pure step of gain 2 has α = 0.188, and to a step that is not aligned with the
+drive. `free` adds a gain and aligns the step. Both use the paper's base of the steps: 0 for the
+response, 0.8 for units. A negative gain fits the inverted integral of a unit that rises throughout
+the step; its α near −1 means little.
 """
 
 import copy
@@ -77,8 +75,7 @@ def with_weights(layer, Uxh, Whh=None):
 
 def unit_layer(layer, isolated=False):
     """An ANRU of one input as one of H inputs, one per unit; isolated: with diagonal Whh."""
-    Whh = layer.Whh.weight
-    Whh = Whh.diag().diag() if isolated else Whh
+    Whh = layer.Whh.weight.diag().diag() if isolated else None
     return with_weights(layer, layer.Uxh.weight[:, 0].diag(), Whh)
 
 
@@ -122,10 +119,9 @@ def step_target(protocol, xi, base=0.0, aligned=False):
 
 
 def fit_errors(h, target, window, orders, free=False):
-    """Mean squared difference of D^α h − D^α h(25) and a target in the window, (A, ...).
+    """Mean squared difference of y = D^α h − D^α h(25) and a target T in the window, (A, ...).
 
-    h, target: (..., L). orders: the A values of α. free: y = D^α h − D^α h(25) is multiplied by its
-    least-squares gain ⟨y, T⟩/⟨y, y⟩ to the target T in the window.
+    h, target: (..., L). orders: A values of α. free: y has the least-squares gain ⟨y, T⟩/⟨y, y⟩.
     """
     errors = []
     for order in orders:
@@ -139,10 +135,9 @@ def fit_errors(h, target, window, orders, free=False):
 
 
 def response_orders(response, xi, protocol, free=False, orders=RESPONSE_ORDERS):
-    """α of the mean response to all ξ > 0 together, (), and to each, (X − 1,).
+    """α of the mean response (X, L) to all ξ > 0 together, (), and to each, (X − 1,).
 
-    response: (X, L), xi: (X,). The first α minimises the sum of the errors over ξ > 0. free: a gain
-    for each ξ and an aligned target; otherwise the paper's fit.
+    free: a gain for each ξ and an aligned target; otherwise the paper's fit.
     """
     positive = np.asarray(xi) > 0
     target = step_target(protocol, np.asarray(xi)[positive], aligned=free)
@@ -159,9 +154,8 @@ def unit_orders(units, xi, protocol, free=False, orders=UNIT_ORDERS):
 def adaptive_index(h):
     """(r_e − r_l)/(r_e + r_l) of responses h (..., 150) of the short protocol, (...).
 
-    r_e and r_l are the means of h over 100 ≤ t < 115 and 134 ≤ t < 149; 0 where their sum is below
-    1e-10. Both windows are the paper's; only step 100 is still driven, so that the index describes
-    the response to the end of the step.
+    r_e and r_l are the means of h over 100 ≤ t < 115 and 134 ≤ t < 149, the paper's windows, of
+    which only step 100 is driven; 0 where their sum is below 1e-10.
     """
     early, late = h[..., 100:115].mean(-1), h[..., 134:149].mean(-1)
     total = early + late

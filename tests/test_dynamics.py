@@ -58,11 +58,20 @@ def full_jacobians(layer, x_t, state):
     )
 
 
+def exponents(step, *arguments):
+    """`lyapunov_exponents` of a step (x_t, state) → state."""
+
+    def advance(x_t, state, tangents):
+        return push(lambda before: step(x_t, before), state, tangents)
+
+    return lyapunov_exponents(advance, *arguments)
+
+
 def test_a_linear_map_has_the_logarithms_of_its_eigenvalues():
     basis = draw(4, 4)
     values = torch.tensor([1.5, -0.9, 0.5, 0.1], dtype=torch.float64)
     A = basis @ values.diag() @ basis.inverse()
-    found = lyapunov_exponents(
+    found = exponents(
         lambda x_t, state: state @ A.t() + x_t, draw(2, 4), draw(200, 1, 1), 4, 100, generator()
     )
     assert found.shape == (2, 4)
@@ -75,7 +84,7 @@ def test_the_henon_map_has_its_known_exponents():
         return torch.stack([1 - 1.4 * x * x + y, 0.3 * x], dim=1)
 
     start = 0.1 * torch.rand(64, 2, generator=generator(), dtype=torch.float64)
-    found = lyapunov_exponents(step, start, range(1000), 2, 100, generator())
+    found = exponents(step, start, range(1000), 2, 100, generator())
     expected = torch.tensor([0.4192, -1.6232], dtype=torch.float64)
     torch.testing.assert_close(found.mean(0), expected, rtol=0, atol=2e-3)
     torch.testing.assert_close(found.sum(1), torch.full((64,), math.log(0.3)).double())
@@ -103,7 +112,7 @@ def test_the_sum_of_all_exponents_is_the_mean_log_determinant(name):
     if hasattr(layer, "b"):  # a unit below the modReLU threshold has derivative 0
         layer.b.abs_()
     x, state = draw(T, B, INPUTS), random_state(layer)
-    found = lyapunov_exponents(flat_step(layer), state, x, state.shape[1], 2, generator())
+    found = exponents(flat_step(layer), state, x, state.shape[1], 2, generator())
     logs = []
     for x_t in x:
         logs.append(full_jacobians(layer, x_t, state).det().abs().log())
@@ -116,8 +125,7 @@ def test_few_directions_find_the_leading_exponents_of_the_full_spectrum():
     x, state = draw(300, 1, INPUTS), random_state(layer)[:1]
     advance = tangent_step(layer)
     full, few = (
-        lyapunov_exponents(None, state, x, k, 100, generator(k), advance)
-        for k in (state.shape[1], 3)
+        lyapunov_exponents(advance, state, x, k, 100, generator(k)) for k in (state.shape[1], 3)
     )
     torch.testing.assert_close(few, full[:, :3], rtol=0, atol=1e-3)
     assert few[0, 0] - few[0, 2] > 0.1  # they are not all equal
@@ -127,7 +135,7 @@ def test_the_spread_of_the_leading_exponent_shrinks_with_the_number_of_steps():
     layer = make_layer("RNN", nonlin="tanh")
     leading = {
         steps: lyapunov_exponents(
-            None, *(draw(16, H), draw(steps, 16, INPUTS)), 2, 20, generator(), tangent_step(layer)
+            tangent_step(layer), *(draw(16, H), draw(steps, 16, INPUTS)), 2, 20, generator()
         )[:, 0]
         for steps in (120, 1620)
     }
@@ -145,7 +153,7 @@ def test_the_flat_step_follows_the_trajectory_of_the_layer():
 
 
 def test_a_direction_that_vanishes_has_minus_infinity():
-    found = lyapunov_exponents(lambda x_t, state: 0 * state, draw(2, 3), range(4))
+    found = exponents(lambda x_t, state: 0 * state, draw(2, 3), range(4))
     assert (found == -math.inf).all()
 
 
@@ -161,7 +169,7 @@ def test_a_direction_that_vanishes_has_minus_infinity():
 def test_exponents_that_cannot_be_computed_are_rejected(k, warm_up, factor, message):
     ones = torch.ones(1, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
-        lyapunov_exponents(lambda x_t, state: factor * state, ones, range(4), k, warm_up)
+        exponents(lambda x_t, state: factor * state, ones, range(4), k, warm_up)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -211,9 +219,8 @@ def test_units_of_an_eurnn_at_zero_have_slope_0():
     assert J.isfinite().all()
     zero = [0, 1, H, H + 1]  # real and imaginary parts
     assert (J[:, zero] == 0).all() and J.abs().sum(2).gt(0).sum() == B * (2 * H - 4)
-    found = lyapunov_exponents(
-        None, state, [0 * x_t, *draw(9, B, INPUTS)], 1, 5, generator(), tangent_step(layer)
-    )
+    inputs = [0 * x_t, *draw(9, B, INPUTS)]
+    found = lyapunov_exponents(tangent_step(layer), state, inputs, 1, 5, generator())
     assert found.isfinite().all()
 
 

@@ -218,12 +218,6 @@ def test_holms_correction():
     np.testing.assert_allclose(statistics.holm([0.01, 0.5], 10), [0.1, 1])
 
 
-def test_the_best_quarter():
-    scores = pd.Series([0.1, 0.9, 0.5, 0.7, 0.2], list("abcde"))
-    assert list(statistics.best_quarter(scores)) == ["b", "d"]
-    assert list(statistics.best_quarter(scores, text=True)) == ["a", "e"]
-
-
 # RESULTS.md
 
 
@@ -246,7 +240,7 @@ def test_runs_of_the_grid_replace_their_summary(tmp_path, monkeypatch):
     table = pd.DataFrame(
         [{**r, "test": i % 7, "validation 41": i % 5} for i, r in enumerate(make_grid())]
     )
-    names = ["lambda_last", "norm_last", "information"]
+    names = ["lyapunov leading 1", "jacobian spectral 1", "mutual_information information 0"]
     table[names] = np.random.default_rng(0).normal(size=(len(table), 3))
     table.to_csv(tmp_path / "results" / "psDigits_grid.csv", index=False)
     assert len(results.grid_differences()) == results.COMPARISONS

@@ -50,11 +50,12 @@ def with_constant_supervisor(units=H):
 
 def exponents(system, k, warm_up):
     """The k leading exponents of a system, (B, k)."""
-    found = lyapunov_exponents(
-        system.step, system.state, system.inputs, k, warm_up, advance=system.advance
-    )
-    assert found.shape == (len(system.state), k)
-    return found
+    return lyapunov_exponents(*system, k, warm_up)
+
+
+def step(system, now, state):
+    """The state of a system after a step."""
+    return system.advance(now, state, state.new_empty(*state.shape, 0))[0]
 
 
 def supervisor_log_determinants(layer, x, drive):
@@ -110,18 +111,19 @@ def test_a_linear_network_has_the_logarithms_of_its_eigenvalues(name):
 
 @pytest.mark.parametrize("name", ["adaptive", "frozen"])
 def test_the_tangents_of_a_system_are_those_of_its_step(name):
-    step, advance, state, inputs = systems(make_layer(), draw(T, B, 1), SIZES, ONSET)[name]
-    tangents = draw(*state.shape, 2)
-    for now in inputs:
-        expected = push(functools.partial(step, now), state, tangents)
-        torch.testing.assert_close(advance(now, state, tangents), expected)
+    system = systems(make_layer(), draw(T, B, 1), SIZES, ONSET)[name]
+    state, tangents = system.state, draw(*system.state.shape, 2)
+    for now in system.inputs:
+        expected = push(functools.partial(step, system, now), state, tangents)
+        torch.testing.assert_close(system.advance(now, state, tangents), expected)
         state = expected[0]
 
 
 def test_the_frozen_jacobian_is_the_slope_times_the_matrix():
     layer, h = make_layer(), draw(B, H)
     x_t, drive_t, n, s = draw(B, 1), draw(B), 3 + draw(B, H, seed=1), draw(B, H, seed=2)
-    found = jacobian(lambda h: frozen_step(layer)[0]((x_t, drive_t, n, s), h).sum(0), h)
+    none = torch.empty(B, H, 0, dtype=torch.float64)
+    found = jacobian(lambda h: frozen_step(layer, (x_t, drive_t, n, s), h, none)[0].sum(0), h)
     slope = gamma_prime(layer.preactivation(x_t, h, drive_t), n, s)
     for b in range(B):
         torch.testing.assert_close(found[:, b], slope[b].diag() @ layer.Whh.weight)
@@ -137,7 +139,7 @@ def test_the_frozen_network_holds_n_and_s_from_the_onset_on():
         h = outputs[ONSET - 1]
         for t in range(T):
             for name, system in found.items():
-                states[name] = system.step(system.inputs[t], states[name])
+                states[name] = step(system, system.inputs[t], states[name])
             adaptive, frozen = (states[k].view(len(SIZES), B, -1)[i, :, :H] for k in found)
             torch.testing.assert_close(adaptive, outputs[t])
             expected = outputs[t]

@@ -11,7 +11,7 @@ import torch
 
 import PTB_task
 import sMNIST_task
-from Postprocessing import analyse, diagram, plots, report, runs
+from Postprocessing import analyse, plots, report, runs
 from tests.conftest import TOY
 from Training import datasets
 from Training.run_directory import RunError
@@ -38,7 +38,7 @@ def table(tmp_path_factory):
             main = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}[script]
             assert main([*TOY[script], *flags, "--epochs", "2", "--save-dir", str(root)]) == 0
         assert analyse.main(["report", str(root), "--set", *FEW]) == 0
-        yield runs.load(root).set_index("network", drop=False)
+        yield runs.load(root).set_index("network", drop=False).rename_axis(None)
 
 
 @pytest.fixture(autouse=True)
@@ -186,9 +186,3 @@ def test_runs_that_do_not_fit_on_a_page_are_rejected(table, tmp_path, capsys):
         report.colours_of(["LSTM"] * (many + 1))
     same = report.colours_of(["LSTM"] * many)
     assert len(set(same)) == many and same[0] == plots.COLOURS["LSTM"]
-
-
-def test_the_diagram_is_drawn():
-    figure = diagram.draw()
-    assert [ax.get_title("left") for ax in figure.axes] == ["", "c", "d"]
-    assert min(ink(figure)) > 0.02
