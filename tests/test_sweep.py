@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import signal
-import subprocess
 import sys
 import threading
 from concurrent.futures import Future
@@ -37,9 +37,9 @@ def call(*words, script=SCRIPT):
     return sweep.main([script, *words])
 
 
-@contextlib.contextmanager
-def one_after_the_other(*_):
-    """Replaces `workers.processes`: trains the runs in this process."""
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Replaces `workers.processes`: trains one run after the other in this process."""
 
     def submit(words):
         future, out = Future(), io.StringIO()
@@ -48,13 +48,7 @@ def one_after_the_other(*_):
         future.set_result((code, out.getvalue()))
         return future
 
-    yield submit
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """For tests that are not about processes."""
-    monkeypatch.setattr(workers, "processes", one_after_the_other)
+    monkeypatch.setattr(workers, "processes", lambda *_: contextlib.nullcontext(submit))
     monkeypatch.setattr(sweep, "TICK", 0.01)
 
 
@@ -126,7 +120,6 @@ def test_other_data_make_another_run(folder, in_this_process, capsys):
     ("words", "message"),
     [
         (["--gain", "1", "0", "--", *ONE], "argument --n/--gain"),  # rejected by the script
-        (["--gian", "1", "--", *ONE], "--gian: did you mean --gain?"),
         (["--gain", "--", *ONE], "--gain: has no values"),
         (["--gain", "1", "--gain", "2"], "--gain: given twice"),
         (["--n", "1", "--gain=2"], "--gain: given twice"),
@@ -134,7 +127,6 @@ def test_other_data_make_another_run(folder, in_this_process, capsys):
         (["--note", "x", "y"], "--note x and --note y are the same run"),
         (["--seed", "1", "01"], "--seed 1 and --seed 01 are the same run"),
         (["--seed", "1", "-p"], "-p: put it after --"),
-        (["--jobs=0", "--gain", "1"], "--jobs"),
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
         (["--seed", "1", "--", "--test"], "--test and --resume do not train a new run"),
     ],
@@ -147,14 +139,11 @@ def test_a_mistake_is_a_one_line_error_before_any_run(folder, capsys, words, mes
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("script", ["README.md", "absent_task.py", "tests/conftest.py"])
-def test_a_file_that_is_not_a_script_is_rejected(capsys, script):
-    with pytest.raises(SystemExit):
-        call("--gain", "1", script=str(conftest.REPOSITORY / script))
-    assert f"{script} is not a task script" in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_written_is_named(folder, capsys):
+def test_a_file_that_is_no_script_and_a_folder_that_cannot_be_written(folder, capsys):
+    for script in ("README.md", "absent_task.py", "tests/conftest.py"):
+        with pytest.raises(SystemExit):
+            call("--gain", "1", script=str(conftest.REPOSITORY / script))
+        assert f"{script} is not a task script" in capsys.readouterr().err
     (folder / "file").touch()
     assert once.main([SCRIPT, *ONE, "--save-dir", "file/in the way"]) == 1
     assert capsys.readouterr().err == "once.py: error: file/in the way/.sweep: Not a directory\n"
@@ -166,8 +155,7 @@ def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
     assert call("--commands", "--seed", "1", "2", "--", *ONE, "--note", "it's new") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"python3 -m Training.once {SCRIPT} --seed 2 --dataset digits")
-    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)
-    words = words.stdout.splitlines()
+    words = shlex.split(line)
     assert words[-1] == "it's new" and once.main(words[3:]) == 0
     capsys.readouterr()
     assert call("--commands", "--seed", "1", "2", "--", *ONE) == 0
@@ -256,23 +244,17 @@ def test_each_run_has_its_own_gpu(folder, monkeypatch):
         return 0, ""
 
     monkeypatch.setattr(workers, "run_in_subprocess", run_in_subprocess)
-    seeds = ["--seed", *"1234", "--", *ONE]
-    together, pair = threading.Barrier(2), [("5", 3), ("GPU-7", 3)]
+    seeds, together = ["--seed", *"1234", "--", *ONE], threading.Barrier(2)
     assert call(*seeds) == 0
-    assert sorted(started[:2]) == sorted(started[2:]) == pair
-    together, started[:] = threading.Barrier(4), []
-    assert call("--jobs=4", *seeds) == 0  # two runs per GPU
-    assert sorted(started) == [("5", 1), ("5", 1), ("GPU-7", 1), ("GPU-7", 1)]
-    started.clear()
-    assert call(*seeds, "--no-cuda") == 0
-    assert started == [("none", 1)] * 4
+    assert sorted(started[:2]) == sorted(started[2:]) == [("5", 3), ("GPU-7", 3)]
+    together = threading.Barrier(4)
+    assert call("--jobs=4", *seeds) == call(*seeds, "--no-cuda") == 0
+    assert sorted(started[4:8]) == [*[("5", 1)] * 2, *[("GPU-7", 1)] * 2]  # two runs per GPU
+    assert started[8:] == [("none", 1)] * 4
 
 
 def is_free(run):
-    lock = take_lock(run.path / LOCK)
-    if lock is not None:
-        lock.release()
-    return lock is not None
+    return take_lock(run.path / LOCK) is not None  # which releases it at once
 
 
 def epochs_of(seed):
@@ -391,6 +373,6 @@ def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(cluster,
     code, out, err = process.finish()
     assert code == 0 and "4 runs: 4 finished" in out, err
     assert all(run.complete for run in saved().values())
-    assert "resumed after 1 epochs" in log(saved()[lost]) + log(saved()[other])
+    assert "resumed after" in log(saved()[lost]) + log(saved()[other])
     assert once.main([SCRIPT, "--seed", str(lost), *THREE, "--save-dir", "undisturbed"]) == 0
     assert without_times(saved("undisturbed")[lost]) == without_times(saved()[lost])

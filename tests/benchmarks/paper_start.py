@@ -23,6 +23,7 @@ from Training.output import progress
 from NetworkCreation.models import PixelClassifier
 from NetworkCreation.Networks import RNN
 from tests.conftest import DATA
+from Training.console import Progress
 from Training.datasets import load_pixels
 from Training.evaluation import evaluate_pixels
 
@@ -57,7 +58,7 @@ def main(argv=None):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     losses = []
     order = torch.arange(len(data.train)).split(BATCH)
-    for index in progress(order[: args.limit_batches], "training"):
+    for index in Progress(order[: args.limit_batches], desc="training"):
         x, labels = data.train.batch(index)
         loss = cross_entropy(model(x), labels)
         optimizer.zero_grad()
@@ -66,8 +67,8 @@ def main(argv=None):
         losses.append(loss.item())
     means = [np.mean(losses[k : k + REPORTED]) for k in range(0, len(losses), REPORTED)]
     print("first loss", f"{losses[0]:.3f}; means of", REPORTED, "batches:", *np.round(means, 3))
-    loss, accuracy = evaluate_pixels(model, data.validation, BATCH, limit=args.limit_batches)
-    print(f"validation: loss {loss:.4f}, accuracy {accuracy:.2%}")
+    scores = evaluate_pixels(model, data.validation, BATCH, limit=args.limit_batches)
+    print("validation: loss {loss:.4f}, accuracy {accuracy:.2%}".format(**scores))
 
 
 if __name__ == "__main__":
