@@ -1,10 +1,9 @@
-"""Data sets: splits, permutations, checksums, downloads and errors; scores over whole data sets."""
+"""Data sets: splits, permutations, checksums, downloads, and errors for missing files."""
 
 import argparse
 import gzip
 import hashlib
 import io
-import math
 import tarfile
 import urllib.error
 
@@ -17,7 +16,6 @@ from torchvision.datasets import MNIST
 from NetworkCreation.errors import UserError
 from Training import datasets
 from Training.datasets import checksums_of, columns, load_pixels, load_text, windows
-from Training.evaluation import evaluate_pixels, evaluate_text, text_scores
 
 
 def test_digits_are_permuted_and_split_by_seed():
@@ -190,7 +188,7 @@ def test_pennchar_is_downloaded_file_by_file_or_from_the_archive(tmp_path, monke
     assert text.vocabulary == ["x", "y", "<eos>", "z"] and text.validation.tolist() == [1, 3, 2]
 
 
-# Windows and scores
+# Windows
 
 
 def test_columns_run_side_by_side_and_windows_predict_every_symbol_once():
@@ -201,38 +199,3 @@ def test_columns_run_side_by_side_and_windows_predict_every_symbol_once():
     for rows, bptt in ((2, 5), (22, 7)):
         predicted = [t + 1 for start, end in windows(rows, bptt) for t in range(start, end)]
         assert predicted == list(range(1, rows))
-
-
-class Constant(torch.nn.Module):
-    """Returns the same logits for every sample, highest for class 0."""
-
-    def forward(self, x, drive=None):
-        return torch.tensor([2.0, 0.0, 0.0]).expand(x.shape[1], 3)
-
-
-def test_the_score_is_the_mean_over_samples_of_uneven_batches():
-    labels = torch.tensor([0, 1, 0, 2, 0, 0, 1])
-    data = datasets.PixelSet(torch.zeros(7, 4, dtype=torch.uint8), labels, 255)
-    scores = evaluate_pixels(Constant(), data, batch_size=3)
-    expected = math.log(math.exp(2) + 2) - 2 * 4 / 7
-    assert scores == {"loss": pytest.approx(expected, rel=1e-6), "accuracy": 4 / 7}
-    assert evaluate_pixels(Constant(), data, batch_size=3, limit=1)["accuracy"] == 2 / 3
-
-
-class Counter(torch.nn.Module):
-    """Predicts from the number of steps seen, so the state must be carried over."""
-
-    def forward(self, symbols, state=None, drive=None):
-        seen = torch.arange(1, len(symbols) + 1) + (0 if state is None else state)
-        logits = torch.stack([seen / 10.0, torch.zeros(len(seen))], dim=1)
-        return logits[:, None].expand(-1, symbols.shape[1], -1), seen[-1]
-
-
-def test_text_is_scored_over_all_symbols_for_any_window():
-    text = torch.randint(0, 2, (23, 4), generator=torch.Generator().manual_seed(0))
-    losses = [evaluate_text(Counter(), text, bptt)["loss"] for bptt in (1, 5, 22, 100)]
-    logits = torch.stack([torch.arange(1, 23) / 10.0, torch.zeros(22)], dim=1)
-    logits = logits[:, None].expand(-1, 4, -1).flatten(0, 1)
-    expected = torch.nn.functional.cross_entropy(logits, text[1:].flatten())
-    assert losses == pytest.approx([expected.item()] * 4, rel=1e-6)
-    assert text_scores(math.log(50))["bits_per_character"] == pytest.approx(math.log2(50))
