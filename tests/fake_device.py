@@ -33,7 +33,7 @@ class FakeOperations(Operations):
 
     def compute(self, function, args, kwargs):
         if function is torch.ops.aten._local_scalar_dense.default:
-            return True if args[0].dtype == torch.bool else 1.0
+            return args[0].dtype == torch.bool or 1.0
         return function(*args, **kwargs)
 
 
@@ -62,8 +62,8 @@ def move(model):
             for name, tensor in tensors.items():
                 if tensor is not None and tensor not in moved:
                     there = torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
-                    learns = tensors is module._parameters
-                    moved[tensor] = nn.Parameter(there) if learns else there
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    moved[tensor] = nn.Parameter(there) if is_parameter else there
                 tensors[name] = moved.get(tensor)
     return model
 
@@ -106,11 +106,8 @@ def walk(model):
         alam = None if model.rnn.penalty() is None else 1e-4
         trainer = make_trainer(root, model, torch.optim.Adam(model.parameters()), alam=alam)
         training, evaluation = step(model, trainer)
-    return {
-        "untrained": [k for k, p in model.named_parameters() if p.grad is None or p.grad.is_cpu],
-        "training": notes(training),
-        "evaluation": notes(evaluation),
-    }
+    untrained = [k for k, p in model.named_parameters() if p.grad is None or p.grad.is_cpu]
+    return {"untrained": untrained, "training": notes(training), "evaluation": notes(evaluation)}
 
 
 def notes(operations):
