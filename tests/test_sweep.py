@@ -311,6 +311,18 @@ def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder)
     assert len(submitted) == 4
 
 
+def test_runs_whose_scheduler_is_gone_are_not_counted_as_failed(folder, monkeypatch, capsys):
+    def submit(words):
+        future = Future()
+        future.cancel()
+        return future
+
+    monkeypatch.setattr(workers, "processes", lambda *_: contextlib.nullcontext(submit))
+    assert call("--seed", "1", "2", "--", *ONE) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "2 runs: 2 not trained to the end" and second.startswith("lost the connection")
+
+
 def test_without_distributed_a_one_line_error_says_what_to_install(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SystemExit) as exit:
