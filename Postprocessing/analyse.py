@@ -271,8 +271,8 @@ def main(argv=None):
             except FAILURES as error:
                 counts["failed"] += 1
                 tqdm.write(f"failed: {name} of {run.path}: {error}", file=sys.stderr)
-        said = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-        print(f"{name}: {said or 'no runs'}")
+        summary = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+        print(f"{name}: {summary or 'no runs'}")
         failed = failed or counts["failed"] > 0
     return 1 if failed else 0
 

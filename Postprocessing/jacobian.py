@@ -4,7 +4,6 @@ Saved, for E kept checkpoints, T' times, S test sequences:
     epochs (E,), times (T',)     t counts from 1; h_0 is the state before the first input
     spectral (E, T', S)          spectral norm of ∂h_t/∂h_{t−1}
 and of the first and the newest checkpoint:
-    ends (2,)                    their epochs
     matrix (2, H)                eigenvalues of the recurrent matrix, if the network has one
     times_of_eigenvalues (T",), eigenvalues (2, T", S", H)   of ∂h_t/∂h_{t−1}; EURNN: 2H, of the
                                  real and imaginary parts together
@@ -71,7 +70,6 @@ def compute(run, data, device, *, sequences=8, times=64, eigen_sequences=4, eige
         "epochs": np.array(epochs),
         "times": np.array(evenly(len(x), times)),
         "spectral": np.stack(norms),
-        "ends": np.unique([min(run.kept), max(run.kept)]),
         "times_of_eigenvalues": np.array(few),
         "eigenvalues": np.stack(eigenvalues),
     }

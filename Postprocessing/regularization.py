@@ -111,8 +111,8 @@ def leading_exponents(system, first, last, draws, desc=""):
     for draw in range(draws):
         bar = Progress(inputs[:last], desc=desc, leave=False, delay=2)
         generator = torch.Generator().manual_seed(draw)
-        found = lyapunov_exponents(advance, state, bar, 1, first, generator)
-        exponents.append(found[:, 0].cpu())
+        leading = lyapunov_exponents(advance, state, bar, 1, first, generator)
+        exponents.append(leading[:, 0].cpu())
     return torch.stack(exponents)
 
 

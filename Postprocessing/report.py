@@ -38,7 +38,7 @@ STYLES = {
 }
 
 
-class Shown(NamedTuple):
+class Entry(NamedTuple):
     """A run on the page: its row of the table of runs, {panel: data}, and its colour."""
 
     run: pd.Series
@@ -111,24 +111,24 @@ def gains(run, metrics, response):
     return panels
 
 
-# The panels: each draws the data called `name` of the runs that have it, a list of Shown
+# The panels: each draws the data called `name` of the runs that have it, a list of Entry
 
 
-def draw_curve(ax, shown, name):
+def draw_curve(ax, entries, name):
     """Validation, training and test against the epoch, in the styles of `STYLES`."""
-    for one in shown:
-        for part, line in one.panels[name].items():
-            ax.plot(*line, color=one.colour, **STYLES[part])
+    for entry in entries:
+        for part, line in entry.panels[name].items():
+            ax.plot(*line, color=entry.colour, **STYLES[part])
     if name != "loss":
-        plots.draw_reference(shown[0].run["chance"], ax, "chance")
+        plots.draw_reference(entries[0].run["chance"], ax, "chance")
     return by_epoch(ax)
 
 
-def draw_quantity(ax, shown, name):
+def draw_quantity(ax, entries, name):
     """A positive quantity against the epoch, on a logarithmic axis if it spans a factor of 5."""
-    for one in shown:
-        ax.plot(*one.panels[name], color=one.colour)
-    low, high = plots.limits_of(*(one.panels[name][1] for one in shown))
+    for entry in entries:
+        ax.plot(*entry.panels[name], color=entry.colour)
+    low, high = plots.limits_of(*(entry.panels[name][1] for entry in entries))
     if high > 5 * low > 0:
         ax.set_yscale("log")
     return by_epoch(ax)
@@ -141,20 +141,20 @@ def by_epoch(ax):
     return ax
 
 
-def draw_gain(ax, shown, name):
+def draw_gain(ax, entries, name):
     """n or s: mean and standard deviation over units; beside it, the units at the end."""
-    if any(one.panels[name][3] is not None for one in shown):
+    if any(entry.panels[name][3] is not None for entry in entries):
         halves = ax.get_subplotspec().subgridspec(1, 2, width_ratios=(4, 1))
         ax.set_subplotspec(halves[0])
         beside = ax.figure.add_subplot(halves[1], sharey=ax)
         beside.tick_params(labelleft=False)
         beside.xaxis.set_major_locator(MaxNLocator(1, integer=True, prune="lower"))
         beside.set_xlabel("units")
-    for one in shown:
-        epochs, mean, spread, units = one.panels[name]
-        plots.draw_band(epochs, mean, mean - spread, mean + spread, ax, one.colour, 0.15)
+    for entry in entries:
+        epochs, mean, spread, units = entry.panels[name]
+        plots.draw_band(epochs, mean, mean - spread, mean + spread, ax, entry.colour, 0.15)
         if units is not None:
-            beside.hist(units, 20, orientation="horizontal", color=one.colour, alpha=0.5)
+            beside.hist(units, 20, orientation="horizontal", color=entry.colour, alpha=0.5)
     ax.ticklabel_format(useOffset=False)
     return by_epoch(mark_unit_range(ax) if name == "s" else ax)
 
@@ -167,42 +167,42 @@ def mark_unit_range(ax):
     return ax
 
 
-def draw_checkpoints(ax, shown, name):
+def draw_checkpoints(ax, entries, name):
     """A quantity with its band, at the kept checkpoints, on the axis of log(1 + epoch)."""
-    for one in shown:
-        plots.draw_band(*one.panels[name], ax, one.colour, style=".-")
+    for entry in entries:
+        plots.draw_band(*entry.panels[name], ax, entry.colour, style=".-")
     plots.draw_reference(1 if name == "norm" else 0, ax)
     ax.set_xlabel("epoch")
-    return plots.log_axis(ax, np.concatenate([one.panels[name][0] for one in shown]))
+    return plots.log_axis(ax, np.concatenate([entry.panels[name][0] for entry in entries]))
 
 
-def draw_score(ax, shown, name):
+def draw_score(ax, entries, name):
     """The test score on changed inputs, on the axis of log(1 + size)."""
-    for one in shown:
-        ax.plot(*one.panels[name], ".-", color=one.colour)
-    plots.draw_reference(shown[0].run["chance"], ax, "chance")
+    for entry in entries:
+        ax.plot(*entry.panels[name], ".-", color=entry.colour)
+    plots.draw_reference(entries[0].run["chance"], ax, "chance")
     ax.set_xlabel({"sin": "amplitude of the sine", "step": "size of the step (a.u.)"}[name])
-    return plots.log_axis(ax, np.concatenate([one.panels[name][0] for one in shown]))
+    return plots.log_axis(ax, np.concatenate([entry.panels[name][0] for entry in entries]))
 
 
-def draw_steps(ax, shown, name):
+def draw_steps(ax, entries, name):
     """A mean over the units of ANRU around steps: larger is darker; dashed: no step."""
-    for one in shown:
-        lines, window = one.panels[name]
+    for entry in entries:
+        lines, window = entry.panels[name]
         ax.axvspan(*window, color="0.93", linewidth=0)
         for size, amount in zip(SIZES, (0.35, 0.65, 1.0), strict=True):
             if size in lines:
-                ax.plot(lines[size], color=one.colour, alpha=amount, linewidth=1)
+                ax.plot(lines[size], color=entry.colour, alpha=amount, linewidth=1)
         ax.plot(lines[0.0], "--", color="0.4", linewidth=0.7)
     ax.set_xlabel("step $t$")
     return mark_unit_range(ax) if name == "s_t" else ax
 
 
-def draw_spectrum(ax, shown, name):
+def draw_spectrum(ax, entries, name):
     """Initial (grey) and final eigenvalues, and the unit circle."""
-    for one in shown:
-        plots.draw_eigenvalues(one.panels[name][0], ax, color="0.7", s=12)
-        plots.draw_eigenvalues(one.panels[name][-1], ax, color=one.colour, s=5)
+    for entry in entries:
+        plots.draw_eigenvalues(entry.panels[name][0], ax, color="0.7", s=12)
+        plots.draw_eigenvalues(entry.panels[name][-1], ax, color=entry.colour, s=5)
     return ax
 
 
@@ -238,12 +238,12 @@ def draw(table):
     """The page of the runs of a table, a figure. Raises RunError for more runs than colours."""
     colours = colours_of(table["network"])
     rows = zip(table.iterrows(), colours, strict=True)
-    shown = [Shown(run, gather(run), colour) for (_, run), colour in rows]
-    having = {name: [one for one in shown if name in one.panels] for name in PANELS}
+    entries = [Entry(run, gather(run), colour) for (_, run), colour in rows]
+    having = {name: [entry for entry in entries if name in entry.panels] for name in PANELS}
     cells = [(name, group) for name, group in having.items() if group]
     sections = [(cells, 3)]  # cells, and the number of columns
     if len(having["spectrum"]) > 1:  # a circle for each run
-        sections = [(cells[:-1], 3), ([("spectrum", [one]) for one in having["spectrum"]], 4)]
+        sections = [(cells[:-1], 3), ([("spectrum", [entry]) for entry in having["spectrum"]], 4)]
     heights = [-(-len(cells) // columns) for cells, columns in sections]
     figure = plt.figure(figsize=(plots.PAGE, HEIGHT * sum(heights) + 0.9))
     parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -257,20 +257,20 @@ def draw(table):
             function(ax, group, name).set_ylabel(label)
             circles += [ax] if name == "spectrum" else []
     plots.share_limits(circles)
-    add_keys(parts[0], table, shown)
+    add_keys(parts[0], table, entries)
     caption = selection.caption(table, *(note for name, note in NOTES.items() if having[name]))
     parts[-1].supxlabel(caption, x=0.01, ha="left", fontsize=7, color="0.3")
     return figure
 
 
-def add_keys(figure, table, shown):
+def add_keys(figure, table, entries):
     """Adds a legend of the runs, if there are several, and of the line styles, with a title."""
     names, keys = labels(table), {}
     title = f"{table['task'].iloc[0]}: {names[0] if len(names) == 1 else f'{len(names)} runs'}"
     if len(names) > 1:
-        for name, one in zip(names, shown, strict=True):
-            keys[name] = Line2D([], [], color=one.colour, linewidth=3)
-    drawn = {part for one in shown for name in CURVES for part in one.panels.get(name, ())}
+        for name, entry in zip(names, entries, strict=True):
+            keys[name] = Line2D([], [], color=entry.colour, linewidth=3)
+    drawn = {part for entry in entries for name in CURVES for part in entry.panels.get(name, ())}
     for part, style in STYLES.items():
         if part in drawn:
             keys[part] = Line2D([], [], color="0.3", **style)

@@ -187,9 +187,7 @@ def caption(table, *more):
     """The lines below a figure: task, networks, units, epochs, runs and seeds, then `more`."""
     names = ("task", "network", "nhid", "epochs_done", "seed")
     listed = [", ".join(map(str, table[name].unique())) for name in names]
-    text = "{}: {}; {} units; {} epochs; {}, seed {}.".format(
-        *listed[:4], in_runs(len(table)), listed[4]
-    )
+    text = "{}: {}; {} units; {} epochs; seed {}; {}.".format(*listed, in_runs(len(table)))
     return textwrap.fill(" ".join([text, *more]), CAPTION)
 
 

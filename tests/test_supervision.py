@@ -13,11 +13,11 @@ from Postprocessing.supervisor import (
     exponential,
     fit,
     gain_and_saturation,
+    holds,
     plane,
     power,
     supervisor_states,
 )
-from Postprocessing.unit_plots import holds
 from tests.layers import build, randn, seeded
 from Training.run_directory import Run
 
