@@ -271,8 +271,9 @@ def main(argv=None):
             except FAILURES as error:
                 counts["failed"] += 1
                 tqdm.write(f"failed: {name} of {run.path}: {error}", file=sys.stderr)
-        summary = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-        print(f"{name}: {summary or 'no runs'}")
+        print(
+            f"{name}:", ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+        )
         failed = failed or counts["failed"] > 0
     return 1 if failed else 0
 

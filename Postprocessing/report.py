@@ -311,7 +311,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     table = analyse.table_of(args.runs, args.where, parser)
     if table["task"].nunique() != 1:
-        tasks = ", ".join(sorted(table["task"].unique())) or "no run"
+        tasks = ", ".join(sorted(table["task"].unique()))
         parser.error(f"argument RUN: a page has runs of one task, got {tasks}")
     if (command := analyse.missing(table, "report")) is not None:
         print(f"not all analyses are saved; compute them with\n  {command}", file=sys.stderr)

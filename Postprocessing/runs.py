@@ -174,16 +174,17 @@ def main(argv=None):
     table = load(args.root)
     if table.empty:
         parser.error(f"argument ROOT: no runs below {args.root}")
-    if args.where is not None:
-        table = select(table, args.where, parser)
+    table = table if args.where is None else select(table, args.where, parser)
     print(table.to_csv(index=False) if args.csv else in_words(table).to_string(index=False))
     return 0
 
 
 def select(table, where, parser):
-    """The rows for which an expression is true; ends the program if it is not an expression."""
+    """The rows for which an expression is true; ends the program if there are none, or it fails."""
     try:
-        return table.query(where)
+        if len(chosen := table.query(where)):
+            return chosen
+        return parser.error(f"argument --where: {where}: no run matches")
     except (ValueError, TypeError, NameError, SyntaxError, KeyError, AttributeError) as error:
         known = ", ".join(name for name in table if name not in ASIDE)
         return parser.error(f"argument --where: {where}: {error}; the columns are {known}")

@@ -176,7 +176,7 @@ def test_runs_that_do_not_fit_on_a_page_are_rejected(table, tmp_path, capsys):
     for words, reason in (
         ([root], "a page has runs of one task, got psDigits, pydoc"),
         ([tmp_path], "no runs at or below"),
-        ([root, "--where", "lr > 1"], "a page has runs of one task, got no run"),
+        ([root, "--where", "lr > 1"], "argument --where: lr > 1: no run matches"),
     ):
         with pytest.raises(SystemExit):
             report.main(list(map(str, words)))
