@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from Training.output import progress
 
 from NetworkCreation.models import PixelClassifier
 from NetworkCreation.Networks import RNN
