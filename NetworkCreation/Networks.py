@@ -11,12 +11,5 @@ from NetworkCreation.lstm import LSTM
 from NetworkCreation.nnrnn import NonNormalRNN
 from NetworkCreation.rnn import RNN
 
-NETWORKS = {
-    "RNN": RNN,
-    "ANRU": ANRU,
-    "LSTM": LSTM,
-    "GRU": GRU,
-    "expRNN": ExpRNN,
-    "nnRNN": NonNormalRNN,
-    "EURNN": EURNN,
-}
+NETWORKS = {"RNN": RNN, "ANRU": ANRU, "LSTM": LSTM, "GRU": GRU}
+NETWORKS |= {"expRNN": ExpRNN, "nnRNN": NonNormalRNN, "EURNN": EURNN}

@@ -16,20 +16,14 @@ import torch
 from torch import nn
 
 from NetworkCreation import gamma_function, initialization, time_loop
-from NetworkCreation.layer import (
-    RecurrentLayer,
-    check_sizes,
-    choose,
-    linear_map,
-    unsqueeze_drive,
-)
+from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, linear_map, unsqueeze_drive
 
 
 class ANRU(RecurrentLayer):
     """Adaptive nonlinearity recurrent unit: a supervisor sets n and s of every unit at each step.
 
-    Every main unit has a supervisor of M tanh units with its own state; all supervisors share
-    their weights. n_t and s_t are linear in g_t, neither squashed nor clamped.
+    A supervisor has M tanh units with their own state; all supervisors share their weights. n_t and
+    s_t are neither squashed nor clamped.
 
     supervisor_size: M. rinit: of Whh and Wgg. iinit: of Uxh and Uag. Their biases are initially 0.
     Wgn: xavier normal with gain 0.1, bias 5 + 2u with one u ~ U(0, 1); Wgs: xavier normal with gain
@@ -48,13 +42,12 @@ class ANRU(RecurrentLayer):
         recurrent = choose("rinit", rinit, initialization.RECURRENT)
         entry = choose("iinit", iinit, initialization.INPUT)
         like = {"generator": generator, "device": device, "dtype": dtype}
-        small, smaller = (partial(initialization.xavier, gain=gain) for gain in (0.1, 0.01))
         self.Uxh = linear_map(input_size, hidden_size, entry, **like)
         self.Whh = linear_map(hidden_size, hidden_size, recurrent, **like)
         self.Uag = linear_map(1, supervisor_size, entry, **like)
         self.Wgg = linear_map(supervisor_size, supervisor_size, recurrent, **like)
-        self.Wgn = linear_map(supervisor_size, 1, small, **like)
-        self.Wgs = linear_map(supervisor_size, 1, smaller, **like)
+        self.Wgn = linear_map(supervisor_size, 1, partial(initialization.xavier, gain=0.1), **like)
+        self.Wgs = linear_map(supervisor_size, 1, partial(initialization.xavier, gain=0.01), **like)
         for linear in (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgs):
             nn.init.zeros_(linear.bias)
         nn.init.constant_(self.Wgn.bias, 5 + 2 * torch.rand((), generator=generator).item())
@@ -121,10 +114,8 @@ class ANRU(RecurrentLayer):
         return f"supervisor_size={self.supervisor_size}"
 
 
-# Units of all samples whose supervisors a CPU works on together: 2 MB of them for M = 50.
-CHUNK = 10000
-# Every BLOCK-th state of the supervisors is kept; backward recomputes those in between.
-BLOCK = 14
+CHUNK = 10000  # units of all samples whose supervisors a CPU updates together: 2 MB for M = 50
+BLOCK = 14  # every BLOCK-th state of the supervisors is kept; backward recomputes the others
 
 
 def _chunks(h):

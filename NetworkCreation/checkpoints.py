@@ -16,8 +16,8 @@ from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
 # What zipfile and torch raise for a damaged file.
-DAMAGED = (RuntimeError, EOFError, IndexError, ValueError)
-DAMAGED += (struct.error, zipfile.BadZipFile, zlib.error)
+DAMAGED = (RuntimeError, EOFError, IndexError, ValueError, struct.error, zlib.error)
+DAMAGED += (zipfile.BadZipFile,)
 
 
 def read_checkpoint(path):
@@ -44,20 +44,19 @@ def read_checkpoint(path):
 
 
 def _check_file(path):
-    """Checks what torch does not: the kind of file; the sizes and checksums of an archive."""
+    """Checks what torch does not: the kind of file, and the parts of an archive."""
     if path.exists() and not path.is_file():
         raise OSError("not a file")
     if not zipfile.is_zipfile(path):  # written by torch before 1.6, or not a checkpoint
         return
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
-            # torch would leave the tensor of a directory (0x10 is its MS-DOS attribute) unset
+            # torch would leave the memory of a tensor unset if its part is a directory (0x10)
             directory = part.is_dir() or part.external_attr & 0x10
-            encrypted = part.flag_bits & 1
-            if directory or encrypted or part.compress_type != zipfile.ZIP_STORED:
-                raise zipfile.BadZipFile(f"{part.filename} is not a plain entry")
+            if directory or part.flag_bits & 1 or part.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile(f"{part.filename} is a directory, encrypted or compressed")
             if part.file_size != part.compress_size:
-                raise zipfile.BadZipFile("the declared sizes exceed the file")
+                raise zipfile.BadZipFile(f"{part.filename} has two sizes")
         if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
@@ -65,10 +64,9 @@ def _check_file(path):
 def load_model(path, config=None):
     """The trained model of a checkpoint, in eval mode on the CPU, and its config.
 
-    path: a checkpoint, or the directory of a run: the best model that the run saved or, if none,
-    the checkpoint of its last saved epoch, or else its newest state.
-    A checkpoint of this project contains its config. One of the paper's own code, {'state_dict',
-    'optimizer', 'epoch'}, has none: give {'model': spec}, with spec as for `build_model`.
+    path: a checkpoint, or the directory of a run: its best model if it saved one, else that of its
+    last saved epoch, else its newest state. config: {'model': spec}, with spec as for
+    `build_model`, for a file of the paper's own code, which contains none; ignored otherwise.
     Raises CheckpointError for a file that cannot be read or contains a different network.
     """
     path = _checkpoint_of(Path(path)) if Path(path).is_dir() else path
@@ -78,10 +76,9 @@ def load_model(path, config=None):
 def _checkpoint_of(run):
     """The file of a run's directory that `load_model` loads."""
     try:
-        best = json.loads((run / "config.json").read_text(encoding="utf-8"))["arguments"].get(
-            "save"
-        )
-    except (OSError, ValueError, KeyError) as error:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        best = config["arguments"].get("save")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: not the directory of a run ({error})") from error
     if best is not None and (run / best).is_file():
         return run / best
@@ -122,9 +119,8 @@ def _from_paper(state, model):
     """
     state = dict(state)
     for name in ("n", "s"):
-        inner = state.pop(f"rnn.nonlinearity.{name}", None)
-        if inner is not None:
-            state.setdefault(f"rnn.{name}", inner)
+        if f"rnn.nonlinearity.{name}" in state:
+            state.setdefault(f"rnn.{name}", state.pop(f"rnn.nonlinearity.{name}"))
     if isinstance(model.rnn, RNN):
         own = {f"rnn.{name}": value for name, value in model.rnn.state_dict().items()}
         for name in ("rnn.n", "rnn.s"):

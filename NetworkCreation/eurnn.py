@@ -18,7 +18,7 @@ import math
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad
 
 from NetworkCreation import initialization, time_loop
 from NetworkCreation.layer import (
@@ -26,17 +26,13 @@ from NetworkCreation.layer import (
     check_sizes,
     choose,
     linear_map,
+    modrelu,
     uniform_parameter,
     unsqueeze_drive,
 )
 
 
-def complex_modrelu(z, bias):
-    """z/|z| · max(|z| + bias, 0), and 0 where z = 0. Source: Arjovsky et al., arXiv 1511.06464."""
-    return z.sgn() * relu(z.abs() + bias)
-
-
-def complex_identity(z, bias):
+def _identity(z, bias):
     return z
 
 
@@ -53,7 +49,7 @@ class EURNN(RecurrentLayer):
     """
 
     training_flags: ClassVar = ("lr_orth",)
-    NONLINEARITIES: ClassVar = {"modrelu": complex_modrelu, "none": complex_identity}
+    NONLINEARITIES: ClassVar = {"modrelu": modrelu, "none": _identity}
 
     def __init__(
         self, input_size, hidden_size, capacity=2, nonlin="modrelu", iinit="kaiming",
@@ -84,15 +80,15 @@ class EURNN(RecurrentLayer):
 
     def rotations(self):
         """own, other and swaps, each (L, H): F_l h = own_l h + other_l h[swaps_l], D in F_L."""
-        one = self.theta.new_ones(self.capacity, self.hidden_size)
-        unit = torch.arange(self.hidden_size, device=one.device)
-        layer = torch.arange(self.capacity, device=one.device).unsqueeze(1)
+        ones = self.theta.new_ones(self.capacity, self.hidden_size)
+        unit = torch.arange(self.hidden_size, device=ones.device)
+        layer = torch.arange(self.capacity, device=ones.device).unsqueeze(1)
         first = ((unit - layer) % 2 == 0) & (unit < self.hidden_size - 1)  # a pair begins here
         second = first.roll(1, dims=1)
-        # The number of each unit's pair, counted from 1; 0, with no angle, for one without partner
+        # The number of each unit's pair, counted from 1; 0, with no angle, for a unit without one
         pair = first.flatten().cumsum(0).view(first.shape) * (first | second)
         theta, phi = (pad(angles, (1, 0))[pair] for angles in (self.theta, self.phi))  # (L, H)
-        turn = torch.polar(one, phi * first + self.omega * (layer == self.capacity - 1))
+        turn = torch.polar(ones, phi * first + self.omega * (layer == self.capacity - 1))
         swaps = unit + first.int() - second.int()
         return turn * theta.cos(), turn * theta.sin() * (unit - swaps), swaps
 

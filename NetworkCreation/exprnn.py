@@ -27,8 +27,7 @@ ORTHOGONAL_MAPS = {"exp": "matrix_exp", "cayley": "cayley"}
 class NewtonStep(nn.Module):
     """P (3 − PᵀP)/2: makes an almost orthogonal P (H, H) orthogonal to rounding.
 
-    In float32 the exponential of a large matrix is off by more than 1e-5. An orthogonal P is
-    unchanged, and gradients are projected onto the tangent space of the orthogonal matrices.
+    In float32 the error of the exponential of a large matrix exceeds 1e-5.
     Source: the Newton-Schulz iteration for the polar factor, Higham, Functions of Matrices, 2008.
     """
 
@@ -40,14 +39,11 @@ class ExpRNN(ElmanLayer):
     """expRNN: h_t = φ(U x_t + P h_{t−1} + drive_t), P orthogonal.
 
     A is initially 0. ostep_method: 'exp' or 'cayley', the map Q. rinit: a key of
-    `initialization.ROTATIONS`, which draws P₀; det P is always +1. iinit: a key of
-    `initialization.INPUT` (for U). U has a bias unless φ is modrelu, which has its own.
-    nonlin, n, s, learn_params: as for `RNN`. Raises OptionError for an unknown name,
-    a size below 1 or n = 0.
+    `initialization.ROTATIONS` (for P₀). iinit: a key of `initialization.INPUT` (for U). U has a
+    bias unless φ is modrelu, which has its own. nonlin, n, s, learn_params: as for `RNN`. Raises
+    OptionError for an unknown name, a size below 1 or n = 0.
 
-    `V` is the linear map whose `weight` is the recurrent matrix: here P.
-
-    State: h (B, H).
+    `V.weight` is P, of determinant +1. State: h (B, H).
     """
 
     training_flags: ClassVar = ("lr_orth",)
@@ -80,8 +76,8 @@ class ExpRNN(ElmanLayer):
 
     def parameter_groups(self):
         """'orthogonal': the parameter of A; 'gains' as for `RNN`."""
-        orthogonal_parameters = [self.V.parametrizations.weight.original]
-        return super().parameter_groups() | {"orthogonal": orthogonal_parameters}
+        skew = self.V.parametrizations.weight.original
+        return super().parameter_groups() | {"orthogonal": [skew]}
 
     def extra_repr(self):
         return f"nonlin={self.nonlin}, ostep_method={self.ostep_method}"

@@ -40,10 +40,7 @@ def slope(x, n, s):
 
 
 def terms(x, n, s):
-    """∂γ/∂x, and the terms n (x σ − p), x σ (1 − σ) and ∂γ/∂s = σ − p of the other derivatives.
-
-    The terms can be summed over all elements that share n and s before `combine` is called.
-    """
+    """∂γ/∂x, and the terms n (x σ − p), x σ (1 − σ) and ∂γ/∂s = σ − p of the other derivatives."""
     positive, minus_abs, small, sigma, dsigma = _sigmoid(x, n)
     rest = (-small).log1p_()  # −log(1 + e^{−|z|})
     entropy = minus_abs.mul_(small).add_(rest)  # n (x σ − p) without cancellation
@@ -52,7 +49,7 @@ def terms(x, n, s):
 
 
 def combine(n, s, terms):
-    """∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ) and ∂γ/∂s from the terms, or sums of them."""
+    """∂γ/∂n = (1 − s)/n · (x σ − p) + s x σ (1 − σ) and ∂γ/∂s from `terms`, or sums of them."""
     entropy, xdsigma, ds = terms
     # In this order neither 0 · ∞ nor an overflow arises where the result is finite.
     return torch.addcmul((1 - s) * (entropy / n) / n, xdsigma, s), ds
@@ -82,8 +79,8 @@ def _sigmoid(x, n):
 class _Gamma(torch.autograd.Function):
     """γ with the derivatives above; those of its parts are wrong at x = 0.
 
-    Differentiable any number of times in reverse mode, once in forward mode (over reverse mode or
-    under it; torch gives 0 for forward over forward), and under torch.func.vmap.
+    Differentiable any number of times in reverse mode, once in forward mode, and under vmap. (For
+    forward over forward mode torch gives 0.)
     """
 
     generate_vmap_rule = True

@@ -1,10 +1,10 @@
 """Initial values of the recurrent matrices (`RECURRENT`) and of the input maps (`INPUT`).
 
-`ROTATIONS` are those of `RECURRENT` that are orthogonal with determinant +1.
+`ROTATIONS` are the orthogonal matrices of determinant +1 among `RECURRENT`.
 
-Every function fills a weight in place and returns it, as those of `torch.nn.init` do. It draws
-from the CPU generator that it is given (torch's own if none), so that a seed gives the same numbers
-on every device. A tensor on the meta device has no numbers: it is returned as it is.
+Every function fills a weight in place and returns it, like those of `torch.nn.init`. It draws from
+a CPU generator (None: torch's own), so that a seed gives the same numbers on every device. A tensor
+on the meta device is returned unchanged.
 """
 
 import functools
@@ -30,10 +30,10 @@ def _in_place(draw):
 
 @_in_place
 def henaff(weight, generator=None):
-    """exp(A), A block-diagonal and skew-symmetric with angles θ ~ U(−π, 0).
+    """exp(A), A (H, H) block-diagonal and skew-symmetric with angles θ ~ U(−π, 0).
 
-    weight: (H, H); with H odd the last row and column are those of the identity. Each 2 × 2 block
-    of exp(A) is the rotation [[cos θ, sin θ], [−sin θ, cos θ]]. Raises ValueError if not square.
+    Each 2 × 2 block of exp(A) is the rotation [[cos θ, sin θ], [−sin θ, cos θ]]; the last unit of
+    an odd H is unchanged. Raises ValueError if not square.
     Source: Henaff, Szlam, LeCun (arXiv 1602.06662), with the angles of expRNN's code.
     """
     angles = torch.empty(weight.shape[0] // 2, dtype=weight.dtype)
@@ -44,7 +44,6 @@ def henaff(weight, generator=None):
 def cayley(weight, generator=None):
     """exp(A), A as for `henaff` with entries −√((1 − cos θ)/(1 + cos θ)), θ ~ U(0, π/2).
 
-    weight: (H, H). The entry is −tan(θ/2). Raises ValueError if not square.
     Source: Helfrich, Willmott, Ye (arXiv 1707.09520), with the exponential of expRNN's code.
     """
     theta = torch.empty(weight.shape[0] // 2, dtype=weight.dtype)
@@ -65,10 +64,7 @@ def _rotate_pairs(weight, angles):
 
 @_in_place
 def random_rotation(weight, generator=None):
-    """A rotation drawn uniformly from SO(H): orthogonal, determinant +1.
-
-    weight: (H, H). Raises ValueError if not square.
-    """
+    """A rotation drawn uniformly from SO(H). Raises ValueError if not square."""
     _check_square(weight)
     nn.init.orthogonal_(weight, generator=generator)
     if torch.linalg.det(weight) < 0:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from NetworkCreation import gamma_function, initialization
 from NetworkCreation.errors import OptionError
-from NetworkCreation.time_loop import Embedded, autocast_is_on, without_autocast
+from NetworkCreation.time_loop import Embedded, without_autocast
 
 
 def choose(name, value, choices):
@@ -32,16 +32,13 @@ def check_sizes(**sizes):
 class Activation:
     """φ(a; parameters), element by element, for a step of a layer and for its fused loop.
 
-    function(a, *parameters): φ, differentiable. It is all that an activation needs; what else is
-    given replaces autograd in the loop, and is faster there:
+    function(a, *parameters): φ, differentiable. Alone it is enough; the others are for speed:
     value(a, *parameters, out): writes φ(a) to `out`, if given, and returns it.
     slope(z, *parameters): φ′(a), a new tensor.
-    terms(z, *parameters): the slope, and a tuple of terms of the derivatives by the parameters,
-        of the shape of z.
-    combine(*parameters, sums): the derivatives by the parameters, from sums of the terms. By
-        default the terms are the derivatives.
+    terms(z, *parameters): the slope, and a tuple of terms of the derivatives by the parameters.
+    combine(*parameters, sums): these derivatives from sums of the terms (default: the sums).
     parameters: names of attributes of the layer, tensors of one shape.
-    from_a: whether z is a or, to save memory, φ(a); then `slope` must be given.
+    from_a: z is a; if False, it is φ(a), which saves memory and needs a `slope` or `terms`.
     """
 
     def __init__(
@@ -64,22 +61,12 @@ class Activation:
         inputs = [tensor.expand_as(a).detach().requires_grad_() for tensor in (a, *parameters)]
         h = self.function(*inputs)
         slope, *terms = torch.autograd.grad(h.sum(), inputs, materialize_grads=True)
-        return slope, tuple(terms)
-
-
-GAMMA = Activation(
-    gamma_function.gamma,
-    gamma_function.value,
-    gamma_function.slope,
-    gamma_function.terms,
-    gamma_function.combine,
-    parameters=("n", "s"),
-)
+        return slope.contiguous(), tuple(terms)
 
 
 def modrelu(a, bias, out=None):
-    """sign(a) · max(|a| + bias, 0) of a real a. Source: Arjovsky et al., arXiv 1511.06464."""
-    return torch.mul(a.sign(), a.abs().add_(bias).relu_(), out=out)
+    """a/|a| · max(|a| + bias, 0), and 0 for a = 0. Source: Arjovsky et al., arXiv 1511.06464."""
+    return torch.mul(a.sgn(), a.abs().add_(bias).relu_(), out=out)
 
 
 def _modrelu_terms(h, bias):
@@ -95,6 +82,14 @@ def _identity(a, out=None):
     return a if out is None else out.copy_(a)
 
 
+GAMMA = Activation(
+    gamma_function.gamma,
+    gamma_function.value,
+    gamma_function.slope,
+    gamma_function.terms,
+    gamma_function.combine,
+    parameters=("n", "s"),
+)
 NONLINEARITIES = {
     "gamma": GAMMA,
     "gamma2": GAMMA,
@@ -106,15 +101,11 @@ NONLINEARITIES = {
 }
 
 
-def empty_linear(inputs, outputs, bias=True, device=None, dtype=None):
-    """`torch.nn.Linear` without initial values."""
-    device = torch.get_default_device() if device is None else device
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=device, dtype=dtype)
-
-
 def linear_map(inputs, outputs, initialise, bias=True, *, generator=None, device=None, dtype=None):
     """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as in torch."""
-    linear = empty_linear(inputs, outputs, bias, device, dtype)
+    device = torch.get_default_device() if device is None else device
+    like = {"device": device, "dtype": dtype}
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, **like)
     initialise(linear.weight, generator)
     if bias:
         initialization.uniform(linear.bias, generator, bound=inputs**-0.5)
@@ -140,18 +131,17 @@ class RecurrentLayer(nn.Module):
     x is (T, B, I), or a `time_loop.Embedded`; outputs are (T, B, H). A state is one tensor or a
     tuple of tensors, the hidden state h (B, H) first; unlike torch's, it has no axis for stacked
     layers. drive is (T,), (T, B) or None: a current that is added to the pre-activation of every
-    unit. With batch_first=True, T and B are exchanged in x, outputs and a drive (B, T).
+    unit. With batch_first=True, T and B are exchanged in x, outputs and drive.
 
-    A layer computes in its own dtype; where autocast is enabled, it converts inputs in half
-    precision and is otherwise unaffected (`step` by itself follows autocast).
+    A layer computes in its own dtype, to which inputs in half precision are converted. Autocast has
+    no effect (but on `step` called by itself).
 
-    A network defines `state_shapes` and `step`; the rest has defaults. `_run` is the fused loop,
-    and `quantities` adds to what `trace` returns. The constructor has the keywords generator (of
-    the initial values; None: torch's own), device and dtype.
+    A network defines `state_shapes` and `step`; the rest has defaults. The constructors take a
+    generator (of the initial values; None: torch's own), device and dtype.
     Raises OptionError for a size below 1.
     """
 
-    # Flags of the optimiser or the loss that apply to the network, by name.
+    # Names of the flags of the optimiser or the loss that apply to the network.
     training_flags: ClassVar[tuple] = ()
 
     def __init__(self, input_size, hidden_size, batch_first=False):
@@ -163,21 +153,18 @@ class RecurrentLayer(nn.Module):
 
     def state_shapes(self, batch):
         """The shapes of the state's tensors for this batch size, a list."""
-        raise self._missing("state_shapes")
+        raise NotImplementedError(f"{type(self).__name__}.state_shapes")
 
     def step(self, x_t, state, drive_t=None):
         """The state after one step: x_t (B, I), drive_t (), (B,) or None."""
-        raise self._missing("step")
+        raise NotImplementedError(f"{type(self).__name__}.step")
 
     def recurrent_matrix(self):
-        """The matrix by which h_{t−1} enters the pre-activation, (H, H), detached.
+        """The matrix by which h_{t−1} enters a_t, (H, H), detached.
 
-        Raises NotImplementedError for a network that has several, such as the gated ones.
+        Raises NotImplementedError for a network with several, such as LSTM.
         """
-        raise self._missing("recurrent_matrix")
-
-    def _missing(self, method):
-        return NotImplementedError(f"{type(self).__name__} does not define {method}")
+        raise NotImplementedError(f"{type(self).__name__} has no single recurrent matrix")
 
     def quantities(self, x_t, before, after, drive_t=None):
         """The quantities of one step that analyses need, by name: h (B, H)."""
@@ -194,9 +181,9 @@ class RecurrentLayer(nn.Module):
     def parameter_groups(self):
         """The parameters that an optimiser treats differently, {name of the group: list}.
 
-        'gains': n and s, or their base values; exempt from weight decay. 'orthogonal': parameters
-        of an orthogonal matrix, with a learning rate of their own and no weight decay. 'T': the
-        non-normal part of the recurrent matrix, with a weight decay of its own.
+        'gains': n and s, or their base values, exempt from weight decay; 'orthogonal': parameters
+        of an orthogonal matrix, with their own learning rate and no weight decay; 'T': of nnRNN,
+        with its own weight decay.
         """
         return {}
 
@@ -209,10 +196,9 @@ class RecurrentLayer(nn.Module):
         """The outputs of all steps and the state after the last.
 
         x: (T, B, I), or `Embedded`. state: as the layer returns it, or None for zeros. drive:
-        (T,), (T, B) or None. Returns outputs (T, B, H) and the state. With batch_first, (B, T, ·).
-        Raises ValueError for another shape or dtype.
-        Differentiable once, in reverse mode; use `loop` for second derivatives, forward mode and
-        torch.func.
+        (T,), (T, B) or None. Returns outputs (T, B, H) and the state. Raises ValueError for
+        another shape or dtype. Differentiable once, in reverse mode; use `loop` for second
+        derivatives, forward mode and torch.func.
         """
         x, state, drive = self._prepare(x, state, drive)
         with without_autocast(hidden(state).device):
@@ -290,13 +276,11 @@ class RecurrentLayer(nn.Module):
         return x, state, drive
 
     def _in_own_dtype(self, name, tensor):
-        """The tensor in the layer's dtype; only autocast permits another one, half precision."""
+        """The tensor in the layer's dtype; raises ValueError for others than half precision."""
         own = next(self.parameters()).dtype
-        if tensor.dtype in (torch.float16, torch.bfloat16) and autocast_is_on(tensor.device):
-            return tensor.to(own)
-        if tensor.dtype != own:
+        if tensor.dtype not in (own, torch.float16, torch.bfloat16):
             raise ValueError(f"the {name} is {tensor.dtype}, but the layer is {own}")
-        return tensor
+        return tensor.to(own)
 
 
 def parts(state):

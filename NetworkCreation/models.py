@@ -1,11 +1,13 @@
 """The two models of the experiments: a recurrent layer with its read-out."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from NetworkCreation import initialization
 from NetworkCreation.errors import OptionError
-from NetworkCreation.layer import check_sizes, choose, empty_linear, hidden, linear_map
+from NetworkCreation.layer import check_sizes, choose, hidden, linear_map
 from NetworkCreation.Networks import NETWORKS
 from NetworkCreation.time_loop import Embedded
 
@@ -41,17 +43,16 @@ class CharacterModel(nn.Module):
         super().__init__()
         embedding_size = rnn.input_size
         if tied and embedding_size != rnn.hidden_size:
-            raise OptionError(
-                "tied",
-                "tied needs an embedding as large as the layer, "
-                f"got {embedding_size} and {rnn.hidden_size} units",
-            )
+            sizes = f"{embedding_size} and {rnn.hidden_size}"
+            raise OptionError("tied", f"tied needs an embedding as large as the layer, got {sizes}")
+        uniform = partial(initialization.uniform, bound=0.1)
         weight = torch.empty(vocabulary, embedding_size, device=device)
-        initialization.uniform(weight, generator, bound=0.1)
+        uniform(weight, generator)
         self.encoder = nn.Embedding(vocabulary, embedding_size, _weight=weight)
         self.rnn = rnn
-        self.decoder = empty_linear(rnn.hidden_size, vocabulary, device=device)
-        initialization.uniform(self.decoder.weight, generator, bound=0.1)
+        device = weight.device
+        self.decoder = nn.utils.skip_init(nn.Linear, rnn.hidden_size, vocabulary, device=device)
+        uniform(self.decoder.weight, generator)
         nn.init.zeros_(self.decoder.bias)
         if tied:
             self.decoder.weight = self.encoder.weight

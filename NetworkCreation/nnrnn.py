@@ -48,10 +48,8 @@ class Schur(nn.Module):
 class NonNormalRNN(ExpRNN):
     """nnRNN: h_t = φ(U x_t + V h_{t−1} + drive_t), V = P (Λ + T) Pᵀ: see `Schur`.
 
-    Arguments as for `ExpRNN`; rinit and ostep_method act on P. V is initially orthogonal. Raises
-    OptionError as `ExpRNN` does, and for an odd number of units.
-
-    State: h (B, H).
+    Arguments and errors as for `ExpRNN`, and OptionError for an odd number of units; rinit and
+    ostep_method act on P. V is initially orthogonal. State: h (B, H).
     """
 
     training_flags: ClassVar = ("lr_orth", "alam", "Tdecay")

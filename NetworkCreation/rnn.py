@@ -13,7 +13,7 @@ from torch import nn
 
 from NetworkCreation import initialization, time_loop
 from NetworkCreation.errors import OptionError
-from NetworkCreation.gamma_function import check_gain, register_gain_and_saturation
+from NetworkCreation.gamma_function import register_gain_and_saturation
 from NetworkCreation.layer import (
     NONLINEARITIES,
     RecurrentLayer,
@@ -33,21 +33,15 @@ class ElmanLayer(RecurrentLayer):
     """
 
     def _add_activation(self, nonlin, n, s, learn_params, generator, device, dtype):
-        """Sets φ, a key of `NONLINEARITIES`, and adds its parameters: n and s, b, or none.
-
-        n, s: initial values, of parameters (learn_params) or buffers; one each for the layer
-        (gamma) or for every unit (gamma2). b, of modrelu: initially U(−0.01, 0.01).
-        Raises OptionError for an unknown name or n = 0.
-        """
+        """Sets φ and adds its parameters: n and s, b, or none. Arguments and errors: see `RNN`."""
         choose("nonlin", nonlin, NONLINEARITIES)
         self.nonlin = nonlin
         if nonlin in ("gamma", "gamma2"):
+            units = self.hidden_size if nonlin == "gamma2" else 1
             try:
-                check_gain(n, dtype)
+                register_gain_and_saturation(self, units, n, s, learn_params, device, dtype)
             except ValueError as error:
                 raise OptionError("n", str(error)) from None
-            units = self.hidden_size if nonlin == "gamma2" else 1
-            register_gain_and_saturation(self, units, n, s, learn_params, device, dtype)
         if nonlin == "modrelu":
             like = {"generator": generator, "device": device, "dtype": dtype}
             self.b = uniform_parameter(self.hidden_size, 0.01, **like)

@@ -3,13 +3,9 @@
 Letters: T time, B batch, I input, H main units.
 
 `step` is the reference implementation of a layer. Its fused loop is one autograd function for a
-whole sequence, with the same values and gradients in less time and memory:
-
-- work that needs no recurrence (input products, weight gradients, derivatives of the activation)
-  is batched over several steps (`passes`): on a CPU few enough to stay in the cache, on a GPU all
-  of them, for the fewest kernel launches;
-- only what backward needs is saved; cheap terms are recomputed;
-- the input product of a text is computed once per distinct symbol (`Embedded`).
+whole sequence, with the same values and gradients in less time and memory: work that needs no
+recurrence is batched over several steps (`passes`); only what backward needs is saved, and cheap
+terms are recomputed; a text is multiplied once per distinct symbol (`Embedded`).
 """
 
 import contextlib
@@ -19,16 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import embedding, one_hot
 
-# Number of elements in a pass over several steps, on a CPU.
-PASS = 3 << 18
+PASS = 3 << 18  # elements in a pass over several steps, on a CPU
 
 
 @dataclass(frozen=True)
 class Embedded:
     """An input given as symbols: x[t, b] is table[symbols[t, b]].
 
-    symbols: (T, B), integers. table: (number of symbols, I). Layers accept it in place of
-    x (T, B, I), and are faster with it if there are fewer symbols than inputs.
+    symbols: (T, B), integers. table: (number of symbols, I). Layers accept it in place of x, and
+    are faster with it if there are fewer symbols than inputs.
     """
 
     symbols: torch.Tensor
@@ -76,32 +71,23 @@ def needs_backward(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def autocast_is_on(device):
-    """Whether autocast is enabled on this device."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
 def without_autocast(device):
     """A context in which autocast is disabled on this device."""
-    on = autocast_is_on(device)
-    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
 
 
 def differentiable_once(backward):
-    """Decorator of the `backward` of a fused loop, which cannot be differentiated itself.
+    """Decorator of the `backward` of a fused loop: no autocast, no second derivatives.
 
-    It runs without autocast, and raises RuntimeError where second derivatives are asked for. With
-    torch's `once_differentiable` these would be silently wrong in some cases.
+    Raises RuntimeError if they are asked for; with torch's `once_differentiable` some are wrong.
     """
 
     @functools.wraps(backward)
     def run(ctx, *gradients):
         if torch.is_grad_enabled():  # only with create_graph=True
-            raise RuntimeError(
-                "layers are differentiable once; for second derivatives call layer.loop(...) "
-                "in place of layer(...)"
-            )
+            raise RuntimeError("layers are differentiable once; use layer.loop for more")
         with without_autocast(ctx.saved_tensors[0].device):
             return backward(ctx, *gradients)
 
@@ -109,7 +95,10 @@ def differentiable_once(backward):
 
 
 def passes(sequence):
-    """(first, last + 1) of the steps of each pass over a sequence (T, ·, ·), in order."""
+    """(first, last + 1) of the steps of each pass over a sequence (T, ·, ·), in order.
+
+    On a CPU a pass stays in the cache; on a GPU one covers all steps, for the fewest kernels.
+    """
     steps = len(sequence)
     length = max(1, PASS // sequence[0].numel()) if sequence.is_cpu else steps
     return [(first, min(first + length, steps)) for first in range(0, steps, length)]
@@ -142,19 +131,15 @@ def hidden_gradient(t, da, W, doutputs, dstate, out):
     return torch.addmm(doutputs[t], da, W, out=out)
 
 
-SMALLEST_GRADIENT = {
-    dtype: torch.finfo(dtype).tiny * 1e8 for dtype in (torch.bfloat16, torch.float32, torch.float64)
-} | {torch.float16: 0.0}  # its whole range is smaller than the factor
-
-
 def flush(gradient):
     """Zeroes near-denormal values in place (CPU only); NaN and inf are unchanged.
 
     Gradients vanish backwards in time, and on a CPU a product of denormal numbers takes a hundred
-    times as long as one of normal numbers. The threshold is 1e-30 in float32.
+    times as long as one of normal numbers. The threshold is 1e-30 in float32, and 0 in float16,
+    whose range is too small for one.
     """
-    if gradient.is_cpu:
-        torch.hardshrink(gradient, SMALLEST_GRADIENT[gradient.dtype], out=gradient)
+    if gradient.is_cpu and gradient.dtype != torch.float16:
+        torch.hardshrink(gradient, 1e8 * torch.finfo(gradient.dtype).tiny, out=gradient)
     return gradient
 
 

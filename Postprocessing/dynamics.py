@@ -4,68 +4,17 @@ Letters: T time, B batch, I input, H main units, D size of a state, k directions
 """
 
 import functools
-import math
+import warnings
 
 import torch
-from torch.autograd import grad
-from torch.nn.utils import parametrize
+from torch.func import jvp, vmap
 
 from NetworkCreation.gamma_function import derivatives
 from NetworkCreation.Networks import ANRU, EURNN
 from NetworkCreation.rnn import ElmanLayer
-from Postprocessing import analysis
-from Postprocessing.load_runs import data_set, layer_input, load_run
-from Training.datasets import columns
 
-
-def trained_layers(run, sequences, data=None, device="cpu", least=0, ends=False):
-    """Yields (epoch, layer, x) for every kept checkpoint of a run.
-
-    The layer is frozen and in float64, on the device. x (T, B, I) is its input for the first
-    B = `sequences` test sequences. least: minimum T; shorter sequences are continued by further
-    test sequences, or by the text. ends: only the first and the last checkpoint. data and errors:
-    as for `layer_input`; also raises Unsuitable if the run has no kept checkpoint or its test set
-    is too small.
-    """
-    if not run.kept:
-        raise analysis.Unsuitable("has no kept checkpoint")
-    for epoch in sorted({min(run.kept), max(run.kept)}) if ends else run.kept:
-        model = load_run(run.path, epoch).model
-        x = layer_input(run, model, sequences, data)
-        if len(x) < least:
-            x = _long_input(run, model, sequences, data, least, len(x))
-        yield epoch, freeze(model.rnn.to(device)), x.to(device, torch.float64)
-
-
-@torch.no_grad()
-def _long_input(run, model, sequences, data, least, length):
-    """x (T, B, I), T ≥ least, of B chains of test sequences of this length, or columns of text."""
-    if run.config["model"]["task"] == "pixels":
-        count = math.ceil(least / length) * sequences
-        x = chains(layer_input(run, model, count, data), sequences)
-    else:
-        x = model.encoder(columns(data_set(run, data).test, sequences)[:least])
-    if len(x) < least:
-        raise analysis.Unsuitable(
-            f"the test set has only {len(x)} steps for each of {sequences} chains, "
-            f"{least} are needed"
-        )
-    return x
-
-
-def chains(x, count):
-    """Sequences x (T, N, I) as chains of N // count sequences each, (T N // count, count, I)."""
-    return torch.cat(x[:, : x.shape[1] // count * count].split(count, dim=1))
-
-
-def freeze(layer):
-    """Converts a layer to float64 in place, removes parametrizations and gradients; returns it."""
-    layer.double().requires_grad_(False)
-    for module in list(layer.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
-    return layer.requires_grad_(False)
+# Forward mode loads a module of torch that still uses torch.jit.script.
+warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
 
 
 def flatten(state):
@@ -86,22 +35,16 @@ def flat_step(layer):
     return step
 
 
-def push(step, x_t, state, tangents):
-    """The state after a step, and the step's Jacobian times tangents to the state before it.
+def push(step, state, tangents):
+    """step(state), and its Jacobian times tangents to the state, by forward-mode differentiation.
 
-    step: (x_t, state (B, D)) → state (B, D), twice differentiable in reverse mode and independent
-    across the batch. tangents: (B, D, k). Returns (B, D) and (B, D, k).
-
-    The pullback Jᵀ v is linear in v, and its own pullback is J. In torch this is several times
-    faster than forward mode.
+    step: state (B, D) → (B, D'), independent across the batch. tangents: (B, D, k). Returns
+    (B, D') and (B, D', k). Nothing is differentiated twice: the second derivative of the modulus
+    of a complex number, which EURNN takes, is NaN at 0.
     """
-    with torch.enable_grad():
-        before = state.detach().requires_grad_()
-        after = step(x_t, before)
-        v = torch.zeros_like(after, requires_grad=True)
-        (pulled,) = grad(after, before, v, create_graph=True)
-        (pushed,) = grad(pulled, v, tangents.movedim(-1, 0), is_grads_batched=True)
-    return after.detach(), pushed.movedim(0, -1)
+    after = step(state)
+    along = vmap(lambda tangent: jvp(step, (state,), (tangent,))[1], in_dims=-1, out_dims=-1)
+    return after, along(tangents)
 
 
 def tangent_step(layer):
@@ -109,14 +52,15 @@ def tangent_step(layer):
 
     Uses the closed form, which is faster, for ElmanLayer and ANRU.
     """
-    if isinstance(layer, ElmanLayer):
-        return functools.partial(_push_elman, layer)
-    if isinstance(layer, ANRU):
-        return functools.partial(_push_anru, layer)
-    return functools.partial(push, flat_step(layer))
+    for kind, closed_form in ((ElmanLayer, push_elman), (ANRU, push_anru)):
+        if isinstance(layer, kind):
+            return functools.partial(closed_form, layer)
+    step = flat_step(layer)
+    return lambda x_t, state, tangents: push(lambda s: step(x_t, s), state, tangents)
 
 
-def _push_elman(layer, x_t, h, tangents):
+def push_elman(layer, x_t, h, tangents):
+    """As `tangent_step(layer)` of an ElmanLayer."""
     a = layer.preactivation(x_t, h)  # (B, H)
     phi, parameters = layer.activation
     h = phi.value(a, *parameters)
@@ -124,13 +68,14 @@ def _push_elman(layer, x_t, h, tangents):
     return h, slope.unsqueeze(-1) * (layer.V.weight @ tangents)
 
 
-def _push_anru(layer, x_t, state, tangents):
+def push_anru(layer, x_t, state, tangents, drive_t=None):
+    """As `tangent_step(layer)` of an ANRU, with a drive () or (B,)."""
     size, shape = layer.hidden_size, (layer.hidden_size, layer.supervisor_size)
     h, g = state[:, :size], state[:, size:].unflatten(1, shape)
     tangents = tangents.mT  # (B, k, D): makes the products below several times faster
     dh, dg = tangents[..., :size], tangents[..., size:].unflatten(2, shape)
-    a = layer.preactivation(x_t, h)
-    h, g = layer.step(x_t, (h, g))
+    a = layer.preactivation(x_t, h, drive_t)
+    h, g = layer.step(x_t, (h, g), drive_t)
     into_a, into_n, into_s = derivatives(a, layer.gain(g), layer.saturation(g))
     into_g = into_n.unsqueeze(-1) * layer.Wgn.weight + into_s.unsqueeze(-1) * layer.Wgs.weight
     da = dh @ layer.Whh.weight.t()  # (B, k, H)
@@ -147,16 +92,16 @@ def step_jacobian(layer, x_t, state):
     is diag(∂h_t/∂a_t) V: diag(γ′(a_t)) V for the RNN; for ANRU V is Whh, and ∂h_t/∂a_t includes the
     dependence of n_t and s_t on a_t. EURNN: the Jacobian of real and imaginary parts, (B, 2H, 2H).
     """
-    step, size = flat_step(layer), layer.hidden_size
-    if isinstance(layer, (ElmanLayer, ANRU)):
-        V = (layer.Whh if isinstance(layer, ANRU) else layer.V).weight
-        still = state.new_zeros(len(state), 1)  # a drive, added to a_t of every unit
-        ones = torch.ones_like(still).unsqueeze(-1)
-        slope = push(lambda x, d: step(x, state, d.squeeze(1)), x_t, still, ones)[1]
-        return slope[:, :size] * V
+    size = layer.hidden_size
+    if isinstance(layer, ANRU):
+        step = flat_step(layer)
+        drive = state.new_zeros(len(state), 1)  # added to a_t of every unit
+        ones = torch.ones_like(drive).unsqueeze(-1)
+        slope = push(lambda d: step(x_t, state, d.squeeze(1)), drive, ones)[1]
+        return slope[:, :size] * layer.Whh.weight
     size *= 2 if isinstance(layer, EURNN) else 1
     basis = torch.eye(state.shape[1], size).to(state).expand(len(state), -1, -1)
-    return push(step, x_t, state, basis)[1][:, :size]
+    return tangent_step(layer)(x_t, state, basis)[1][:, :size]
 
 
 def jacobians(layer, state, inputs, times):

@@ -1,18 +1,19 @@
 """Style of the figures, and functions that draw data on axes.
 
 Every draw function takes data and `ax`, and returns `ax`. Widths are those of a printed page.
-Colours: Okabe & Ito, https://jfly.uni-koeln.de/color, safe for colour-blind readers.
+Colours: Okabe & Ito, https://jfly.uni-koeln.de/color, and Paul Tol's muted scheme for differences;
+both are safe for colour-blind readers. A colour means one thing in all figures.
 """
 
+import string
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from matplotlib.colors import to_rgb
-from matplotlib.ticker import MaxNLocator
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Circle
 
-from NetworkCreation.gamma_function import gamma, gamma_prime
+from Postprocessing import statistics
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 PAGE = 7.2  # width in inches
@@ -20,83 +21,51 @@ COLOURS = {
     "static": "#000000",
     "homogeneous": "#56B4E9",
     "heterogeneous": "#D55E00",
-    "heterogeneous − static": "#D55E00",
-    "homogeneous − static": "#56B4E9",
-    "heterogeneous − homogeneous": "#8C6BB1",
-    "gamma2-RNN": "#D55E00",  # the heterogeneous network, by another name
-    "static γ": "#000000",
+    "heterogeneous − static": "#882255",
+    "homogeneous − static": "#44AA99",
+    "heterogeneous − homogeneous": "#999933",
     "ANRU": "#0072B2",
-    "ReLU-RNN": "#009E73",
+    "ReLU": "#009E73",
     "LSTM": "#CC79A7",
     "GRU": "#E69F00",
 }
-MARKERS = {
-    "ANRU": "o",
-    "gamma2-RNN": "s",
-    "static γ": "x",
-    "ReLU-RNN": "^",
-    "LSTM": "D",
-    "GRU": "v",
-}
+PALETTE = ["#332288", "#661100", *COLOURS.values()]  # of networks without a colour of their own
 SCALE = "viridis"  # colour map
-GAIN, SATURATION = "gain $n$", "saturation $s$"
+XI = plt.cm.ScalarMappable(LogNorm(np.exp(-2), 30), "plasma_r")  # of currents ξ
+GAIN, SATURATION = "gain $n$ (1/a.u.)", "saturation $s$"
+EXPONENT, NORM = r"$\lambda_1$ (nats/step)", r"$\|\partial h_t / \partial h_{t-1}\|_2$"
 
 
 def use_style():
     """Sets matplotlib's defaults for all figures."""
-    plt.rcParams.update(
-        {
-            "font.size": 8,
-            "axes.titlesize": 8,
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "legend.fontsize": 7,
-            "lines.linewidth": 1.2,
-            "figure.constrained_layout.use": True,
-            "figure.dpi": 120,
-            "savefig.dpi": 250,
-            "pdf.fonttype": 42,
-        }
-    )
+    plt.style.use(FIGURES.parent / "figures.mplstyle")
 
 
-def tint(colour, amount):
-    """A colour mixed with white: amount 1 is the colour, 0 white."""
-    return tuple(1 - amount * (1 - np.array(to_rgb(colour))))
-
-
-def panels(rows, columns, width=PAGE, height=2.5, caption="", **options):
-    """A figure and its axes, labelled a, b, c, … from left to right and top to bottom."""
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * height), squeeze=False, **options
-    )
-    for letter, ax in zip("abcdefghij", axes.flat, strict=False):
-        ax.set_title(rf"$\mathbf{{{letter}}}$")
-    add_caption(figure, caption)
+def panels(titles, columns, height=2.4, caption="", **options):
+    """A figure and its axes (rows, columns); titles: one a panel, after a, b, c, …"""
+    rows = -(-len(titles) // columns)
+    options |= {"figsize": (PAGE, rows * height), "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, **options)
+    for letter, title, ax in zip(string.ascii_lowercase, titles, axes.flat, strict=False):
+        entitle(ax, letter, title)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color="0.3")
     return figure, axes
 
 
-def add_caption(figure, text):
-    """Adds lines below the axes, such as the number of runs and the meaning of the bands."""
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=6, color="0.3")
+def entitle(ax, letter, title):
+    """Sets the title of a panel, after its letter."""
+    return ax.set_title(rf"$\mathbf{{{letter}}}$  {title}")
 
 
-def add_legend(figure):
-    """Adds one legend above all panels, with each label once."""
-    labelled = {}
-    for ax in figure.axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            labelled.setdefault(label, handle)
-    style = {"ncols": len(labelled), "fontsize": 6, "handlelength": 1, "columnspacing": 1.2}
-    figure.legend(labelled.values(), labelled, loc="outside upper left", **style)
-
-
-def entitle(ax, text):
-    """Adds a title after the letter of a panel."""
-    ax.set_title(f"{ax.get_title(loc='left')}  {text}", fontsize=7)
-    return ax
+def add_legend(figure, axes=None, **options):
+    """Adds one legend above all panels, with each label of the axes (None: all) once."""
+    pairs = [ax.get_legend_handles_labels() for ax in (figure.axes if axes is None else axes)]
+    labelled = {
+        label: h for handles, labels in pairs for h, label in zip(handles, labels, strict=True)
+    }
+    style = {"ncols": min(len(labelled), 6), "handlelength": 1.5, "columnspacing": 1.2}
+    style |= {"loc": "outside upper left"} | options
+    return figure.legend(labelled.values(), labelled, **style)
 
 
 def save(figure, name, folder=FIGURES):
@@ -110,71 +79,32 @@ def save(figure, name, folder=FIGURES):
     return paths
 
 
-def draw_family(x, pairs, ax, derivative=False, shades=None, name="$n={:g}$, $s={:g}$"):
-    """γ(x; n, s) or its derivative for pairs (n, s), light to dark; name: of a pair. x: (N,)."""
-    function = gamma_prime if derivative else gamma
-    if shades is None:
-        shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(pairs)))
-    x = torch.as_tensor(x)
-    for (n, s), shade in zip(pairs, shades, strict=True):
-        ax.plot(x, function(x, n, s), color=shade, label=name.format(n, s))
-    label = r"$\partial\gamma/\partial x$" if derivative else r"$\gamma(x; n, s)$"
-    ax.set(xlabel="pre-activation $x$", ylabel=label)
-    ax.legend(handlelength=1)
-    return ax
-
-
 def limits_of(*values):
     """The minimum and maximum over several arrays, ignoring NaN: one scale for several panels."""
     values = np.concatenate([np.ravel(part) for part in values])
     return np.nanmin(values), np.nanmax(values)
 
 
-def draw_plane(n, s, values, ax, label, limits=None):
-    """Filled contours of values (S, N) over n (N,) and s (S,); NaN is blank.
-
-    Dots mark the measured points. Grids with fewer than two n or s, and equal values, are drawn as
-    points only. label: of the colour bar, None for no bar. limits: of the colours, those of the
-    values if None.
-    """
-    n_at, s_at = np.meshgrid(n, s)
-    there = np.isfinite(values)
-    edges = _levels(limits or limits_of(values))
-    if min(values.shape) > 1 and np.ptp(values[there]) > 0:
-        shown = ax.contourf(n, s, np.ma.masked_invalid(values), edges, cmap=SCALE)
-        dots = {"markersize": 3, "markeredgecolor": "0.2", "markeredgewidth": 0.3}
-        ax.plot(n_at[there], s_at[there], ".", color="white", clip_on=False, **dots)
-    else:
-        scale = {"cmap": SCALE, "vmin": edges[0], "vmax": edges[-1]}
-        shown = ax.scatter(n_at[there], s_at[there], c=values[there], **scale)
-    if label is not None:
-        ax.figure.colorbar(shown, ax=ax, label=label)
-    return _name_plane(ax)
+def draw_plane(plane, ax, limits):
+    """Squares of a plane, a DataFrame of s (rows) by n (columns); NaN is blank, with a cross."""
+    low, high = limits
+    values = np.ma.masked_invalid(plane.to_numpy())
+    squares = {"cmap": SCALE, "vmin": low, "vmax": high, "edgecolor": "white", "linewidth": 0.5}
+    ax.pcolormesh(values, **squares)
+    row, column = np.nonzero(np.ma.getmaskarray(values))
+    ax.plot(column + 0.5, row + 0.5, "x", color="0.8", markersize=4)
+    ax.set_xticks(np.arange(plane.shape[1]) + 0.5, [f"{n:g}" for n in plane.columns])
+    ax.set_yticks(np.arange(plane.shape[0]) + 0.5, [f"{s:g}" for s in plane.index])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel=GAIN, ylabel=SATURATION, aspect="equal")
+    return ax
 
 
-def draw_trajectories(paths, scores, ax, label, limits=None):
-    """Paths (epochs, 2) of (n, s), ends coloured by scores (R,); limits: as for `draw_plane`."""
-    for path in paths:
-        ax.plot(*path.T, color="0.6", linewidth=0.6, zorder=2)
-        ax.plot(*path[0], ".", color="0.6", markersize=2, zorder=2)
-    ends = np.array([path[-1] for path in paths])
-    edges = _levels(limits or limits_of(scores))
-    scale = {"c": scores, "cmap": SCALE, "vmin": edges[0], "vmax": edges[-1]}
-    shown = ax.scatter(*ends.T, **scale, s=12, edgecolor="0.2", linewidth=0.3, zorder=3)
-    ax.figure.colorbar(shown, ax=ax, label=label)
-    return _name_plane(ax)
-
-
-def draw_cloud(n, s, start, ax):
-    """The n and s (units,) of a network, initial value and mean, on axes of at least 2 by 0.1."""
-    ax.scatter(n, s, s=8, color=COLOURS["heterogeneous"], alpha=0.6, linewidth=0, label="units")
-    ax.plot(*start, "k+", markersize=8, label="start")
-    ax.plot(np.mean(n), np.mean(s), "kx", markersize=6, label="centre")
-    for limits, least in ((ax.set_xlim, 2.0), (ax.set_ylim, 0.1)):
-        low, high = limits()
-        margin = max(0, least - (high - low)) / 2
-        limits(low - margin, high + margin)
-    return _name_plane(ax)
+def add_bar(figure, axes, limits, label):
+    """Adds the colour bar of the values on these axes, in their limits."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(*limits), SCALE)
+    return figure.colorbar(scale, ax=axes, label=label, shrink=0.9)
 
 
 def draw_band(x, middle, low, high, ax, colour, alpha=0.2, style="-", **line):
@@ -184,10 +114,41 @@ def draw_band(x, middle, low, high, ax, colour, alpha=0.2, style="-", **line):
     return ax
 
 
-def draw_bars(x, middle, spread, ax, name):
-    """A curve with error bars of ± spread, each (len(x),), where bands would overlap."""
-    style = {"color": COLOURS[name], "elinewidth": 0.6, "capsize": 1.5}
-    ax.errorbar(x, middle, spread, label=name, **style)
+def draw_median(values, ax, name):
+    """Median and quartiles over runs of values, a DataFrame of runs by epochs."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+    return draw_band(values.columns, middle, low, high, ax, COLOURS[name], 0.15, label=name)
+
+
+def draw_difference(paired, ax, name):
+    """Mean and 95 % bootstrap interval over cells of paired differences, by epoch.
+
+    paired: a DataFrame of (n, s, seed) by epochs. With one or two seeds: a line for each.
+    """
+    mean, low, high = statistics.cell_interval(paired)
+    if np.isfinite(low).all():
+        return draw_band(paired.columns, mean, low, high, ax, COLOURS[name], label=name)
+    seeds = statistics.over_cells(paired)
+    for label, line in zip([name, *[None] * (len(seeds) - 1)], seeds.to_numpy(), strict=True):
+        ax.plot(paired.columns, line, ".-", color=COLOURS[name], linewidth=0.8, label=label)
+    return ax
+
+
+def draw_bars(values, ax, name, shift=0):
+    """Mean ± standard deviation over runs of values, a DataFrame of runs by epochs.
+
+    shift: to the right, so that the bars of several names stand side by side on a `log_axis`. With
+    one or two runs: their points.
+    """
+    at = (1 + np.array(values.columns)) * 1.07**shift - 1
+    style = {"color": COLOURS[name], "label": name}
+    if len(values) < statistics.LEAST:
+        for row in values.to_numpy():
+            ax.plot(at, row, "o", markersize=2.5, **style)
+            style.pop("label", None)
+        return ax
+    style |= {"elinewidth": 0.8, "capsize": 1.5, "fmt": ".", "markersize": 4}
+    ax.errorbar(at, values.mean(), values.std(ddof=0), **style)
     return ax
 
 
@@ -195,14 +156,6 @@ def draw_ecdf(values, ax, name):
     """The fraction of values (R,) at or below each value."""
     ax.ecdf(values, color=COLOURS[name], label=name)
     ax.set_ylabel("cumulative fraction")
-    return ax
-
-
-def draw_histogram(values, bins, ax, name):
-    """Outline of the histogram of values (R,) over runs, with the median as a dotted line."""
-    ax.hist(values, bins, histtype="step", color=COLOURS[name])
-    ax.axvline(np.median(values), color=COLOURS[name], linestyle=":", linewidth=1)
-    return ax
 
 
 def draw_reference(value, ax, label=None, vertical=False):
@@ -219,55 +172,52 @@ def leave_empty(ax, reason):
     return ax
 
 
-def true_scale(ax, values):
-    """A symlog x axis with ticks at values (A,), linear up to the smallest positive value."""
+def log_axis(ax, values):
+    """Makes the x axis that of log(1 + x), with ticks at the values ≥ 0 whose labels fit."""
     values = np.unique(values)
-    positive = np.abs(values[values != 0])
-    if len(positive):
-        ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
-    scale = ax.xaxis.get_transform()
-    at = scale.transform(values.astype(float))
-    shown, apart = [], np.ptp(at) / 7  # labels that do not touch
-    for value, place in zip(values[::-1], at[::-1], strict=True):
-        if not shown or shown[-1][1] - place >= apart:
-            shown.append((value, place))
-    ax.set_xticks([value for value, _ in shown], [f"{value:g}" for value, _ in shown])
+    ax.set_xscale("function", functions=(np.log1p, np.expm1))
+    places, ticks = np.log1p(values), []
+    apart = np.ptp(places) / 8
+    for value, place in zip(values, places, strict=True):
+        if not ticks or place - np.log1p(ticks[-1]) >= apart:
+            ticks.append(value)
+    ax.set_xticks(ticks, [f"{value:g}" for value in ticks])
     ax.set_xticks(values, minor=True)
-    ax.xaxis.set_minor_formatter("")
-    if apart > 0:
-        margin = 0.05 * np.ptp(at)
-        ax.set_xlim(scale.inverted().transform([at[0] - margin, at[-1] + margin]))
+    margin = 0.05 * np.ptp(places) or 0.1
+    ax.set_xlim(np.expm1([places[0] - margin, places[-1] + margin]))
     return ax
 
 
-def draw_robustness(amplitudes, scores, ax, name):
-    """Scores (R, A) against amplitudes (A,): mean and, if R > 1, range over runs."""
-    curves = scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
-    style = {"marker": MARKERS[name], "markersize": 3, "label": f"{name} ({len(scores)})"}
-    draw_band(amplitudes, *curves, ax, COLOURS[name], alpha=0.15, **style)
-    return true_scale(ax, amplitudes)
+def draw_eigenvalues(values, ax, **style):
+    """Eigenvalues in the complex plane, an array of any shape, and the unit circle."""
+    if not ax.patches:
+        ax.add_patch(Circle((0, 0), 1, fill=False, edgecolor="0.4", linewidth=0.6))
+    points = ax.scatter(values.real, values.imag, **{"s": 5, "linewidth": 0} | style)
+    ax.set(aspect="equal", xlabel="real part", ylabel="imaginary part")
+    return points
 
 
-def draw_response(driven, means, window, ax, label):
-    """A quantity of ANRU with a step drive: single units (thin), and the mean over all (thick).
-
-    driven: (T, units). means: without and with the drive, two (T,). window: the first driven step
-    and the first after it, shaded.
-    """
-    still, moved = means
-    ax.axvspan(*window, color="0.9", linewidth=0)
-    ax.plot(driven, color=COLOURS["ANRU"], linewidth=0.4, alpha=0.4)
-    ax.plot(moved, color=COLOURS["ANRU"], linewidth=1.5, label="drive, mean")
-    ax.plot(still, color="k", linewidth=1, linestyle="--", label="no drive, mean")
-    ax.set(xlabel="step $t$", ylabel=label)
-    return ax
+def colour_of(xi):
+    """The colour of a current ξ; grey for 0."""
+    return XI.to_rgba(xi) if xi > 0 else "0.6"
 
 
-def _levels(limits):
-    """About ten round levels that cover the limits."""
-    return MaxNLocator(10).tick_values(*limits)
+def add_scale(figure, axes, **place):
+    """Adds the colour bar of the currents beside the axes."""
+    place = {"aspect": 40, "pad": 0.01} | place
+    bar = figure.colorbar(XI, ax=axes, label=r"current $\xi$ (a.u.)", **place)
+    return bar.set_ticks([0.2, 1, 2.5, 5, 10, 30], labels=["0.2", "1", "2.5", "5", "10", "30"])
 
 
-def _name_plane(ax):
-    ax.set(xlabel=GAIN, ylabel=SATURATION)
-    return ax
+def share_y(axes):
+    """Gives axes the same limits of y, those that cover all of them."""
+    limits = [limit for ax in axes for limit in ax.get_ylim()]
+    for ax in axes:
+        ax.set_ylim(min(limits), max(limits))
+
+
+def share_limits(axes):
+    """Gives axes of the complex plane the same symmetric limits, at least ±1.1."""
+    far = max([1.1, *(abs(limit) for ax in axes for limit in (*ax.get_xlim(), *ax.get_ylim()))])
+    for ax in axes:
+        ax.set(xlim=(-far, far), ylim=(-far, far))

@@ -1,145 +1,193 @@
-"""Prints a table of the saved runs: python3 -m Postprocessing.runs [ROOT] [--csv]
+"""The table of the saved runs: python3 -m Postprocessing.runs [ROOT] [--where EXPRESSION] [--csv]
 
-One row per run: task, network, the arguments in which the runs of a task differ, epochs done and
-requested, the best validation score, the last test score (accuracy, or bits per character), hours
-of training, and the run's directory. Unfinished runs are included.
+Prints one row per run: task, network, the arguments in which the runs of a task differ, epochs
+done and requested, state (finished, unfinished or dry run), the best validation score and the last
+test score (accuracy, or bits per character), hours of training, and the run's directory.
+
+    python3 -m Postprocessing.runs --where "network == 'static' and n > 2"
+
+In Python, `load` returns the table as a pandas DataFrame, and `curves` the learning curves.
 """
 
-import csv
+import io
+import math
 import sys
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 
-from Postprocessing import grid
-from Postprocessing.load_runs import differing, metrics_of, network_name, task_of, tests_of
-from Training.flags import Parser, entry_point
-from Training.once import ASIDE
-from Training.output import printable, report, say
-from Training.run_directory import RunError, find_runs
+from Training.config import HOW, RunError, read_text
+from Training.console import entry_point
+from Training.parser import Parser
+from Training.run_directory import Run
 
-# Arguments that have a column of their own, or do not change what is learned.
-LEFT_OUT = ASIDE - {"note"} | {"net_type", "nonlin", "epochs", "random", "save_freq", "save_epochs"}
-
-
-def varied_within(runs):
-    """The names of the arguments in which runs of the same network differ."""
-    networks = {}
-    for run in runs:
-        networks.setdefault(network_name(run), []).append(run)
-    return {name for same in networks.values() for name in differing(same)}
+SETTINGS = ("static", "homogeneous", "heterogeneous")  # of the γ of an RNN
+# Columns of the table that are not arguments of the run.
+COLUMNS = ["task", "network", "setting", "epochs_done", "finished", "dry", "score", "chance"]
+COLUMNS += ["validation", "best_validation", "test", "hours", "started", "path"]
+# Arguments that do not affect what is trained.
+ASIDE = {*HOW, "save_freq", "save_epochs", "save", "transform"}
+KEYS = ["task", "network", "setting", "n", "s", "seed", "path"]  # by which runs are matched
 
 
-def varied(runs):
-    """The names of the arguments in which runs of one task differ.
+def load(root="SavedModels"):
+    """The runs below root, a DataFrame with one row per run, oldest first.
 
-    Arguments that do not apply to a network are None there. This counts as a difference only
-    between runs of the same network.
+    Columns, besides the saved arguments of the runs (n, s, seed, lr, nhid, epochs, …; lists as
+    text, missing where an argument does not apply to a network):
+        task                    psMNIST, psDigits, PTB, …
+        network                 static, homogeneous, heterogeneous, ReLU, ANRU, LSTM, GRU, …
+        setting                 static, homogeneous or heterogeneous; missing for other networks
+        epochs_done, finished   finished: all `epochs` are trained, and the test set is evaluated
+        dry                     whether --limit-batches was given
+        score                   "accuracy", in [0, 1], or "bits_per_character"
+        validation, best_validation, test    last, best and last score; NaN if there is none yet
+        chance                  score of a random guess
+        hours                   of training
+        started, path           ISO 8601; the run's directory
+    Directories that are not runs, or whose files are damaged, are reported on stderr and skipped.
     """
+    rows = []
+    for config in sorted(Path(root).rglob("config.json")):
+        try:
+            rows.append(_row(config.parent))
+        except (RunError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            named = reason if str(config.parent) in str(reason) else f"{config.parent}: {reason}"
+            print(f"skipped: {named}", file=sys.stderr)
+    table = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, "n", "s", "seed"])
+    for name in ("n", "s"):
+        table[name] = pd.to_numeric(table.get(name))
+    return table.sort_values("started", kind="stable", ignore_index=True)
 
-    def values(name):
-        return {str(v) for r in runs if (v := r.config["arguments"].get(name)) is not None}
 
-    within = varied_within(runs)
-    names = [name for name in differing(runs) if name not in LEFT_OUT]
-    return [name for name in names if name in within or len(values(name)) > 1]
+def curves(table):
+    """The learning curves of runs: metrics.csv with the columns `KEYS`, a row per run and epoch."""
+    parts = [
+        read_csv(Path(run["path"]) / "metrics.csv").assign(**run[KEYS])
+        for _, run in table.iterrows()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def summary(run):
-    """The columns of a run other than its arguments, {name: value}, None if not available yet."""
-    metrics, tests, name = metrics_of(run), tests_of(run), grid.metric(run)
-    best = np.min if grid.is_text(run) else np.max
-    return {
-        "task": task_of(run),
-        "network": network_name(run),
-        "epochs": len(metrics["epoch"]) if metrics else 0,
-        "of": run.config["arguments"]["epochs"],
-        "score": name,
-        "validation": float(best(metrics[f"validation_{name}"])) if metrics else None,
-        "test": float(tests[name][-1]) if tests else None,
-        "hours": float(metrics["seconds"].sum()) / 3600 if metrics else 0.0,
-        "path": str(run.path),
+def validation_curves(table):
+    """Validation scores of runs of one task, by (setting, n, s, seed) and epoch."""
+    name = f"validation_{table['score'].iloc[0]}"
+    return curves(table).pivot_table(name, ["setting", "n", "s", "seed"], "epoch")
+
+
+def read_csv(path):
+    """A CSV file of a run, a DataFrame; empty if there is no file; RunError if it is damaged."""
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str)
+        numbers = [name for name in table if name != "condition"]
+        return table.astype(dict.fromkeys(numbers, float))  # exact, as Python's float
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error})") from error
+
+
+def _row(path):
+    """The row of one run, {column: value}."""
+    metrics, tests = read_csv(path / "metrics.csv"), read_csv(path / "test_results.csv")
+    run = Run(path)
+    config, arguments, model = run.config, run.config["arguments"], run.config["model"]
+    network = network_name(arguments)
+    text = model["task"] == "characters"
+    score = "bits_per_character" if text else "accuracy"
+    validation = pd.Series(dtype=float)
+    if len(metrics):
+        validation = metrics[f"validation_{score}"]
+    test = pd.Series(dtype=float)
+    if len(tests):  # of the test set as it is
+        test = tests.loc[tests["condition"].isin(["as_is", "best"]), score]
+    plain = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in arguments.items()}
+    return plain | {
+        "task": config["task"],
+        "network": network,
+        "setting": network if network in SETTINGS else None,
+        "epochs_done": len(metrics),
+        "finished": run.complete,
+        "dry": arguments.get("limit_batches") is not None,
+        "score": score,
+        "chance": math.log2(len(model["vocabulary"])) if text else 1 / model["classes"],
+        "validation": validation.iloc[-1] if len(validation) else math.nan,
+        "best_validation": validation.min() if text else validation.max(),
+        "test": test.iloc[-1] if len(test) else math.nan,
+        "hours": metrics["seconds"].sum() / 3600 if len(metrics) else 0.0,
+        "started": str(config["started"]),
+        "path": str(path),
     }
 
 
-def table(root):
-    """The rows of the table, sorted by task, network and arguments, and the arguments' names.
-
-    A row is the `summary` of a run with its `varied` arguments. Damaged runs are reported on
-    stderr and skipped.
-    """
-    tasks = {}
-    for run in reversed(find_runs(root)):  # oldest first
-        try:
-            tasks.setdefault(task_of(run), []).append((run, summary(run)))
-        except RunError as error:
-            report(f"skipped: {printable(str(error))}")
-    rows, names = [], []
-    for found in tasks.values():
-        here = varied([run for run, _ in found])
-        names += [name for name in here if name not in names]
-        for run, row in found:
-            saved = run.config["arguments"]
-            rows.append(row | {name: saved.get(name) for name in here})
-
-    def order(value):
-        number = value if isinstance(value, (int, float)) else 0
-        return value is not None, number, str(value)
-
-    rows.sort(key=lambda row: [order(row.get(name)) for name in ("task", "network", *names)])
-    return rows, names
+def network_name(arguments):
+    """The name of a network in tables and legends, from the saved arguments of its run."""
+    net, nonlin = arguments["net_type"], arguments["nonlin"]
+    if net == "RNN":
+        if nonlin == "gamma":
+            return "homogeneous" if arguments["learn_params"] else "static"
+        if nonlin == "gamma2" and arguments["learn_params"]:
+            return "heterogeneous"
+        return "ReLU" if nonlin == "ReLU" else f"RNN {nonlin}"
+    return net if nonlin in (None, "modrelu") else f"{net} {nonlin}"
 
 
-def in_words(row, names):
-    """A row as printed, {column: text}."""
-    score = "{:.3f} bpc" if row["score"] == "bits_per_character" else "{:.1%}"
-    shown = {name: row.get(name) for name in ("task", "network", *names)}
-    shown["epochs"] = f"{row['epochs']}/{row['of']}"
-    for name in ("validation", "test"):
-        shown[name] = None if row[name] is None else score.format(row[name])
-    shown |= {"hours": f"{row['hours']:.2f}", "path": row["path"]}
-    return {name: printable(in_short(value)) for name, value in shown.items()}
+def varied(table):
+    """The arguments other than `ASIDE` in which runs of one task differ; missing values do not."""
+    left_out = {*COLUMNS, *ASIDE, "net_type", "nonlin", "learn_params", "epochs", "random"}
+    counts = table.drop(columns=left_out, errors="ignore").groupby(table["task"]).nunique()
+    return list(counts.columns[(counts > 1).any()])
 
 
-def in_short(value):
-    """A saved argument as text: no trailing zeros, empty for None."""
-    if isinstance(value, list):
-        return ",".join(map(in_short, value))
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def state(run):
+    """The state of a run, a row of the table: finished, unfinished or dry run."""
+    return "dry run" if run["dry"] else "finished" if run["finished"] else "unfinished"
 
 
-def print_table(rows):
-    """Prints rows {column: text}, numbers right-aligned, the last column unpadded."""
-    names = list(rows[0])
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names[:-1]}
-    for row in ({name: name for name in names}, *rows):
-        cells = [
-            row[name].ljust(width) if name in ("task", "network") else row[name].rjust(width)
-            for name, width in widths.items()
-        ]
-        say("  ".join([*cells, row[names[-1]]]))
+def in_words(table):
+    """The table as printed, sorted: selected columns, all of them text."""
+    names = varied(table)
+    table = table.sort_values(["task", "network", *names])
+    shown = table[["task", "network", *names]].copy()
+    for name in names:
+        form = "{:g}" if table[name].dtype == float else "{}"
+        shown[name] = table[name].map(form.format, na_action="ignore").fillna("")
+    shown["epochs"] = table["epochs_done"].map(str) + "/" + table["epochs"].map(str)
+    shown["state"] = table.apply(state, axis=1)
+    form = table["score"].map({"accuracy": "{:.1%}", "bits_per_character": "{:.3f} bpc"})
+    for name, column in (("validation", "best_validation"), ("test", "test")):
+        pairs = zip(form, table[column], strict=True)
+        shown[name] = ["" if pd.isna(score) else text.format(score) for text, score in pairs]
+    shown["hours"], shown["path"] = table["hours"].map("{:.2f}".format), table["path"]
+    return shown
 
 
 @entry_point
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.runs", __doc__)
-    parser.add_argument(
-        "root", type=Path, nargs="?", metavar="ROOT", default="SavedModels", help="folder of runs"
-    )
-    parser.add_argument("--csv", action="store_true", help="print CSV, with all digits")
+    flag = parser.add_argument
+    flag("root", type=Path, nargs="?", metavar="ROOT", default="SavedModels", help="folder of runs")
+    flag("--where", metavar="EXPRESSION", help="select runs, as in DataFrame.query; see `load`")
+    flag("--csv", action="store_true", help="print CSV, with all columns and digits")
     args = parser.parse_args(argv)
-    rows, names = table(args.root)
-    if not rows:
+    table = load(args.root)
+    if table.empty:
         parser.error(f"argument ROOT: no runs below {args.root}")
-    if args.csv:
-        columns = list(rows[0])[:9]
-        columns[2:2] = names
-        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        print_table([in_words(row, names) for row in rows])
+    table = table if args.where is None else select(table, args.where, parser)
+    print(table.to_csv(index=False) if args.csv else in_words(table).to_string(index=False))
     return 0
+
+
+def select(table, where, parser):
+    """The rows for which an expression is true; ends the program if there are none, or it fails."""
+    try:
+        if len(chosen := table.query(where)):
+            return chosen
+        return parser.error(f"argument --where: {where}: no run matches")
+    except (ValueError, TypeError, NameError, SyntaxError, KeyError, AttributeError) as error:
+        known = ", ".join(name for name in table if name not in ASIDE)
+        return parser.error(f"argument --where: {where}: {error}; the columns are {known}")
 
 
 if __name__ == "__main__":

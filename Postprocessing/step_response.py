@@ -1,34 +1,34 @@
-"""ANRU's n_t and s_t under a step of current: python3 -m Postprocessing.step_response RUN...
+"""ANRU under a step of current: n_t, s_t and h_t, with and without.
 
 A step of size ξ is added to every pre-activation while the network reads test sequences, in the
 step window of the test: 200 ≤ t < 400 of 784 steps, and in proportion otherwise.
 
-Writes analysis/step_response.npz to each run: xi (X,), window (2,), the first driven step and the
-first after it, and n, s (X, T), means of n_t and s_t over sequences and units.
+Saved, for X sizes ξ (0: no step), T steps, U recorded units:
+    xi (X,), window (2,)     the first driven step and the first after it
+    units (U,)               indices of the recorded units, evenly spaced
+    n, s, h (X, T)           means over sequences and units
+    n_units, s_units, h_units (X, T, U)    of the recorded units along the first sequence
+    epochs (E,), n_kept, s_kept (E, H)     without a step, at each kept checkpoint: means over
+                                           steps and sequences, of each unit
 
-Source: Geadah et al., PLOS Computational Biology 2024, figures 4a and 5b. The script of figure 5b
-starts the paths in the (n, s) plane one step after the onset, ends them at the mean over
-300 ≤ t < 380, and draws the contours of γ′ = 1 where γ′ + 0.013 = 1. Here paths start at the onset
-and end at the mean of the last quarter of the step, and contours are at γ′ = 1.
+Source: Geadah et al., PLOS Computational Biology 2024, figures 4a and 5b. Its script starts paths
+in the (n, s) plane one step after the onset, ends them at the mean over 300 ≤ t < 380, and draws
+contours where γ′ + 0.013 = 1; here at the onset, at the mean of the last quarter, and at γ′ = 1.
 """
-
-import sys
 
 import numpy as np
 import torch
 
-from Postprocessing import analysis
-from Postprocessing.load_runs import layer_input
-from Postprocessing.unit_responses import XI, trained_anru
-from Training.flags import positive_int
+from Postprocessing.networks import kept_model, layer_input, trained_anru
+from Postprocessing.unit_responses import XI
 from Training.transforms import step_drive, step_window
 
 
 @torch.no_grad()
-def mean_shape(layer, x, drive):
-    """n_t and s_t of an ANRU, mean over sequences and units, each (T,); x (T, B, I), drive (T,)."""
-    _, _, trace = layer.trace(x, drive=drive, keep=("n", "s"))
-    return [trace[name].mean((1, 2)).cpu().numpy() for name in ("n", "s")]
+def along(layer, x, drive, names=("n", "s", "h")):
+    """The trace of a layer along x (T, B, I), {name: (T, B, H) array}; drive: (T,) or None."""
+    trace = layer.trace(x, drive=drive, keep=names)[2]
+    return {name: values.cpu().numpy() for name, values in trace.items()}
 
 
 def ends(values, window):
@@ -40,23 +40,27 @@ def ends(values, window):
     return values[..., first], values[..., end - round((end - first) / 4) : end].mean(-1)
 
 
-def compute(run, args):
-    """The arrays of analysis/step_response.npz; raises Unsuitable if they cannot be computed."""
-    model, layer = trained_anru(run, args.device)
-    x = layer_input(run, model, args.sequences, args.data).to(args.device, torch.float64)
+def compute(run, data, device, *, sizes=XI, sequences=16, units=16):
+    """The arrays listed in the module docstring; units: the recorded ones, at most."""
+    model, layer = trained_anru(run, device)
+    x = layer_input(run, model, sequences, data).to(device, torch.float64)
     position, length = step_window(len(x))
-    drives = [step_drive(len(x), size, position, length) for size in XI]
-    n, s = np.array([mean_shape(layer, x, drive) for drive in drives]).swapaxes(0, 1)
-    return {"xi": np.array(XI), "window": np.array([position, position + length]), "n": n, "s": s}
-
-
-def main(argv=None):
-    parser = analysis.make_parser("step_response", __doc__)
-    parser.add_argument(
-        "--sequences", type=positive_int, default=32, metavar="B", help="test sequences"
-    )
-    return analysis.main("step_response", parser, compute, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    count = layer.hidden_size
+    recorded = np.linspace(0, count - 1, min(units, count)).round().astype(int)
+    traces = [along(layer, x, step_drive(len(x), size, position, length)) for size in sizes]
+    arrays = {
+        "xi": np.array(sizes),
+        "window": np.array([position, position + length]),
+        "units": recorded,
+        "epochs": np.array(list(run.kept)),
+    }
+    for name in ("n", "s", "h"):
+        arrays[name] = np.stack([trace[name].mean(axis=(1, 2)) for trace in traces])
+        arrays[f"{name}_units"] = np.stack([trace[name][:, 0, recorded] for trace in traces])
+    kept = []
+    for epoch in run.kept:
+        layer = kept_model(run, epoch).rnn.to(device)
+        kept.append(along(layer, x.float(), None, ("n", "s")))
+    for name in ("n", "s"):
+        arrays[f"{name}_kept"] = np.stack([trace[name].mean(axis=(0, 1)) for trace in kept])
+    return arrays

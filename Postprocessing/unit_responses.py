@@ -1,4 +1,4 @@
-"""Responses of ANRU's units to a step of current: python3 -m Postprocessing.unit_responses RUN...
+"""Responses of ANRU's units to a step of current, and their fractional order.
 
 Every unit i has an input of its own, and a step of size ξ drives the network for a while:
     a_t = u ∘ (x + ε_t) + b_xh + W h_{t−1} + b_hh + ξ_t,   u = Uxh[:, 0],   h_0 = g_0 = 0
@@ -9,8 +9,8 @@ are seeded with the run's seed, and are the same for connected and isolated unit
 There are two `PROTOCOLS`, short and long. The fractional order α of a response h is that of the
 D^α h nearest the step. There are two `FITS` of α: `paper` and `free`.
 
-Writes analysis/unit_responses.npz to each run: xi (X,), and, with H units and L steps, under names
-that begin with <protocol>_<connectivity>_
+Saved: xi (X,), and, with H units and L steps, under names that begin with
+<protocol>_<connectivity>_
     response (X, L)               h, averaged over trials and units
     units (H, L)                  h of every unit at the largest ξ, averaged over trials
     alpha_<fit> ()                α of the response, all ξ > 0 together
@@ -18,27 +18,21 @@ that begin with <protocol>_<connectivity>_
     alpha_units_<fit> (H,)        α of each unit at the largest ξ
     index (H,)                    adaptive index of each unit (short protocol only)
 
-Source: Geadah et al., PLOS Computational Biology 2024. `paper` is the fit in the scripts of its
-figures 3 and 4 and its appendix: without a free gain, so that a pure step of gain 2 has α = 0.188,
-and to a step that is not aligned with the drive: it ends a step early in the short protocol, and
-begins one step and ends two steps early in the long one. `free` adds a gain and aligns the step.
-Both use the paper's base c of the steps: 0 for the response, 0.8 for units. The free gain may be
-negative: a unit that rises throughout the step may be fitted best by its inverted integral, and its
-α near −1 means little.
+Source: Geadah et al., PLOS Computational Biology 2024. `paper` is the fit of its scripts: without a
+free gain, so that a pure step of gain 2 has α = 0.188, and to a step that is not aligned with the
+drive. `free` adds a gain and aligns the step. Both use the paper's base of the steps: 0 for the
+response, 0.8 for units. A negative gain fits the inverted integral of a unit that rises throughout
+the step; its α near −1 means little.
 """
 
 import copy
-import sys
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from NetworkCreation.Networks import ANRU
-from Postprocessing import analysis
-from Postprocessing.dynamics import freeze
-from Postprocessing.load_runs import load_run
+from Postprocessing.networks import Unsuitable, trained_anru
 
 XI = (0.0, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0)
 TRIALS = 5
@@ -69,31 +63,19 @@ PROTOCOLS = {
 FITS = {"paper": False, "free": True}  # whether a fit has a free gain
 
 
-def trained_anru(run, device="cpu"):
-    """The model of a run's newest checkpoint, and its layer, frozen, in float64, on the device.
-
-    Raises Unsuitable for networks other than ANRU.
-    """
-    model = load_run(run.path).model
-    if not isinstance(model.rnn, ANRU):
-        raise analysis.Unsuitable(f"needs an ANRU, got {type(model.rnn).__name__}")
-    return model, freeze(model.rnn).to(device)
-
-
 def with_weights(layer, Uxh, Whh=None):
     """A copy of an ANRU with new input weights (H, I') and, if given, recurrent weights (H, H)."""
-    found = copy.deepcopy(layer)
-    found.input_size = Uxh.shape[1]
-    found.Uxh.weight = nn.Parameter(Uxh, requires_grad=False)
+    changed = copy.deepcopy(layer)
+    changed.input_size = Uxh.shape[1]
+    changed.Uxh.weight = nn.Parameter(Uxh, requires_grad=False)
     if Whh is not None:
-        found.Whh.weight = nn.Parameter(Whh, requires_grad=False)
-    return found
+        changed.Whh.weight = nn.Parameter(Whh, requires_grad=False)
+    return changed
 
 
 def unit_layer(layer, isolated=False):
     """An ANRU of one input as one of H inputs, one per unit; isolated: with diagonal Whh."""
-    Whh = layer.Whh.weight
-    Whh = Whh.diag().diag() if isolated else Whh
+    Whh = layer.Whh.weight.diag().diag() if isolated else None
     return with_weights(layer, layer.Uxh.weight[:, 0].diag(), Whh)
 
 
@@ -137,10 +119,9 @@ def step_target(protocol, xi, base=0.0, aligned=False):
 
 
 def fit_errors(h, target, window, orders, free=False):
-    """Mean squared difference of D^α h − D^α h(25) and a target in the window, (A, ...).
+    """Mean squared difference of y = D^α h − D^α h(25) and a target T in the window, (A, ...).
 
-    h, target: (..., L). orders: the A values of α. free: y = D^α h − D^α h(25) is multiplied by its
-    least-squares gain ⟨y, T⟩/⟨y, y⟩ to the target T in the window.
+    h, target: (..., L). orders: A values of α. free: y has the least-squares gain ⟨y, T⟩/⟨y, y⟩.
     """
     errors = []
     for order in orders:
@@ -154,10 +135,9 @@ def fit_errors(h, target, window, orders, free=False):
 
 
 def response_orders(response, xi, protocol, free=False, orders=RESPONSE_ORDERS):
-    """α of the mean response to all ξ > 0 together, (), and to each, (X − 1,).
+    """α of the mean response (X, L) to all ξ > 0 together, (), and to each, (X − 1,).
 
-    response: (X, L), xi: (X,). The first α minimises the sum of the errors over ξ > 0. free: a gain
-    for each ξ and an aligned target; otherwise the paper's fit.
+    free: a gain for each ξ and an aligned target; otherwise the paper's fit.
     """
     positive = np.asarray(xi) > 0
     target = step_target(protocol, np.asarray(xi)[positive], aligned=free)
@@ -174,43 +154,33 @@ def unit_orders(units, xi, protocol, free=False, orders=UNIT_ORDERS):
 def adaptive_index(h):
     """(r_e − r_l)/(r_e + r_l) of responses h (..., 150) of the short protocol, (...).
 
-    r_e and r_l are the means of h over 100 ≤ t < 115 and 134 ≤ t < 149; 0 where their sum is below
-    1e-10. Both windows are the paper's; only step 100 is still driven, so that the index describes
-    the response to the end of the step.
+    r_e and r_l are the means of h over 100 ≤ t < 115 and 134 ≤ t < 149, the paper's windows, of
+    which only step 100 is driven; 0 where their sum is below 1e-10.
     """
     early, late = h[..., 100:115].mean(-1), h[..., 134:149].mean(-1)
     total = early + late
-    there = total >= 1e-10
-    return np.where(there, (early - late) / np.where(there, total, 1), 0.0)
+    defined = total >= 1e-10
+    return np.where(defined, (early - late) / np.where(defined, total, 1), 0.0)
 
 
-def compute(run, args):
-    """The arrays of analysis/unit_responses.npz; raises Unsuitable if they cannot be computed."""
-    _, layer = trained_anru(run, args.device)
+def compute(run, data, device):
+    """The arrays listed in the module docstring."""
+    _, layer = trained_anru(run, device)
     if layer.input_size != 1:
-        raise analysis.Unsuitable(f"needs a network of one input, got {layer.input_size}")
+        raise Unsuitable(f"needs a network of one input, got {layer.input_size}")
     arrays = {"xi": np.array(XI)}
     for name, protocol in PROTOCOLS.items():
         for connectivity in CONNECTIVITY:
+            key = f"{name}_{connectivity}_"
             generator = torch.Generator().manual_seed(run.config["arguments"]["seed"])
             units = unit_layer(layer, connectivity == "isolated")
             h = responses(units, protocol, generator=generator).mean(0)  # (X, H, L)
-            found = {"response": h.mean(1), "units": h[-1]}
+            mean = h.mean(1)
+            arrays |= {f"{key}response": mean, f"{key}units": h[-1]}
             for fit, free in FITS.items():
-                found[f"alpha_{fit}"], found[f"alpha_xi_{fit}"] = response_orders(
-                    found["response"], XI, protocol, free
-                )
-                found[f"alpha_units_{fit}"] = unit_orders(h[-1], XI[-1], protocol, free)
+                alpha, alpha_xi = response_orders(mean, XI, protocol, free)
+                arrays |= {f"{key}alpha_{fit}": alpha, f"{key}alpha_xi_{fit}": alpha_xi}
+                arrays[f"{key}alpha_units_{fit}"] = unit_orders(h[-1], XI[-1], protocol, free)
             if name == "short":
-                found["index"] = adaptive_index(h[-1])
-            arrays |= {f"{name}_{connectivity}_{key}": value for key, value in found.items()}
+                arrays[f"{key}index"] = adaptive_index(h[-1])
     return arrays
-
-
-def main(argv=None):
-    parser = analysis.make_parser("unit_responses", __doc__)
-    return analysis.main("unit_responses", parser, compute, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,1 +1,1 @@
-"""How it is trained: data sets, transforms, evaluation, arguments, and what a run leaves."""
+"""Data sets, flags, training loop and run directories."""

@@ -52,6 +52,8 @@ def entry_point(main):
                 return 1
             except Interrupted as interrupted:
                 return interrupted.code
+            except KeyboardInterrupt:  # where SIGINT has Python's own handler
+                return 128 + signal.SIGINT
 
     return run
 

@@ -56,7 +56,11 @@ class Events:
         Without an experiment's summary, which TensorBoard would take from one run alone, the page
         has the arguments and scores of all runs.
         """
-        plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in arguments.items()}
+        plain = {
+            name: value if isinstance(value, (int, float)) else str(value)
+            for name, value in arguments.items()
+            if value is not None
+        }
         _, start, end = self._summary.hparams(plain, {})
         self._write(0, summary=start)
         self._write(0, summary=end)

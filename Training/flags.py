@@ -153,7 +153,7 @@ def parse(parser, argv=None):
         if others := sorted(typed - {"resume", "epochs", *HOW}):
             flags = ", ".join(map(parser.option, others))
             parser.error(f"argument --resume: what is trained cannot be changed ({flags})")
-        saved = _arguments_of_run(parser, args)
+        saved = _arguments_of_run(parser, args, typed)
     else:
         saved = {} if args.config is None else _arguments_in_file(parser, args.config)
     saved = {name: value for name, value in saved.items() if value is not None}
@@ -183,13 +183,13 @@ def parse(parser, argv=None):
     return args, given
 
 
-def _arguments_of_run(parser, args):
+def _arguments_of_run(parser, args, typed):
     """The arguments of the run to resume."""
     config = read_config(args.resume)
     if config["script"] != parser.prog:
         raise UserError(f"{args.resume}: a run of {config['script']}")
     epochs = config["arguments"]["epochs"]
-    if args.epochs != parser.get_default("epochs") and args.epochs < epochs:
+    if "epochs" in typed and args.epochs < epochs:
         parser.error(f"argument --epochs: {args.epochs} is less than the run's {epochs}")
     return config["arguments"]
 
@@ -274,8 +274,9 @@ def tested_checkpoint(parser, args, given):
     try:
         script, saved = config["script"], config["arguments"]
         differing = [name for name, value in asked.items() if saved[name] != value]
-        within = f" and {checkpoint['batch']} batches" if checkpoint["batch"] else ""
-        epochs = f"{checkpoint['epoch']}{within} of {saved['epochs']} epochs"
+        epochs = f"{checkpoint['epoch']} of {saved['epochs']} epochs"
+        if checkpoint["batch"]:
+            epochs += f" and {checkpoint['batch']} batches, within an epoch"
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its config is not that of a run ({error!r})") from error
     if script != parser.prog:

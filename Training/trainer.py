@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from NetworkCreation.checkpoints import read_checkpoint
 from Training import nonfinite
-from Training.config import RunError, describe
+from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
 from Training.evaluation import epoch_line, gain_statistics, test_line
 from Training.events import Events, require_tensorboard
@@ -223,7 +223,7 @@ class Trainer:
         self.events.scalars({f"gain/{name}": value for name, value in spread.items()}, self.epoch)
         self.events.scalars({f"training/{k}": v for k, v in statistics.items()}, self.epoch)
         for condition, result in (tests or {}).items():
-            self.add_test(condition, result)
+            self._add_test(condition, result)
         checkpoint = self.checkpoint()
         if best is not None and improved:
             self.run.save(best, checkpoint)
@@ -242,7 +242,11 @@ class Trainer:
         return chosen or epoch == self.args.epochs
 
     def add_test(self, condition, result):
-        """Adds a row to test_results.csv and prints it. result: {score: number}."""
+        """Adds a row to test_results.csv after the last epoch. result: {score: number}."""
+        self._add_test(condition, result)
+        self.run.save(LAST, self.checkpoint())  # has the size of the table
+
+    def _add_test(self, condition, result):
         row = {"epoch": self.epoch, "condition": condition, **result}
         self.run.add_row("test_results.csv", row)
         self._chart({f"test_{condition}": result})
@@ -316,14 +320,13 @@ class Trainer:
             elif isinstance(error, TrainingStopped):
                 self.run.print(f"stopped: {error}; the last good state is {self.run.path / LAST}")
             elif error is None:
-                arguments = {**self.run.config["arguments"], "task": self.run.config["task"]}
-                self.events.hyperparameters(arguments)
-                self.run.save(LAST, self.checkpoint())  # with the sizes of all tables
+                arguments = self.run.config["arguments"].items()
+                self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"
                     f"a page of pictures: python3 -m Postprocessing.report {path}\n"
-                    f"curves: tensorboard --logdir {shlex.quote(str(self.args.save_dir))}"
+                    f"curves: tensorboard --logdir {shlex.quote(str(self.run.path.parents[2]))}"
                 )
         finally:
             self.events.close()

@@ -28,6 +28,7 @@ def test_anru_needs_its_supervisors_and_its_recurrence_to_learn_digits():
         for index in train[torch.randperm(len(train), generator=generator)].split(50):
             optimiser.zero_grad()
             cross_entropy(model(x[:, index]), labels[index]).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
 
     @torch.no_grad()

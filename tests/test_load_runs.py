@@ -1,98 +1,146 @@
-"""Finding and loading saved runs, and the common code of the analysis commands."""
+"""The table of saved runs, and the common code of the analyses."""
 
 import io
-import re
+import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import sMNIST_task
-from Postprocessing import analysis
-from Postprocessing.load_runs import (
-    FigureError,
-    layer_input,
-    load_run,
-    metrics_of,
-    select_runs,
-)
+from Postprocessing import analyse, runs
+from Postprocessing.networks import NotApplicable, Unsuitable, kept_model, layer_input
 from tests.conftest import TOY
 from Training.run_directory import Run, RunError
 
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
+RATES = {"1e-3": [], "1e-2": ["--net-type", "LSTM"]}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with two runs that differ in learning rate."""
+    """A folder with a heterogeneous RNN and an LSTM of another learning rate."""
     folder = tmp_path_factory.mktemp("trained")
-    for lr in ("1e-3", "1e-2"):
+    for lr, own in RATES.items():
+        own = own or ["--nonlin", "gamma2", "--n", "5", "--s", "0.5"]
         flags = ["--epochs", "2", "--save-freq", "1", "--lr", lr, "--save-dir", str(folder)]
-        assert sMNIST_task.main([*TOY[SMNIST], *flags]) == 0
+        assert sMNIST_task.main([*TOY[SMNIST], *flags, *own]) == 0
     return folder
 
 
 @pytest.fixture
 def two_runs(trained, tmp_path, monkeypatch):
-    """A copy of these runs, below SavedModels in an empty working directory."""
+    """The paths of a copy of these runs, below SavedModels in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "SavedModels")
-    return select_runs("SavedModels")
+    return list(runs.load("SavedModels")["path"].map(Path))
 
 
-def test_runs_are_found_by_their_arguments(two_runs):
-    newest, oldest = two_runs
-    assert (newest.config["arguments"]["lr"], oldest.config["arguments"]["lr"]) == (1e-2, 1e-3)
-    assert [run.path for run in select_runs("SavedModels", lr=1e-3)] == [oldest.path]
-    assert select_runs("SavedModels", PTB) == []
-    assert len(select_runs("SavedModels", SMNIST, net_type="RNN", nhid=8)) == 2
+# The table
 
 
-def test_an_unknown_argument_or_folder_is_an_error(two_runs):
-    with pytest.raises(RunError, match=r"no run below .* has an argument nihd"):
-        select_runs("SavedModels", nihd=8)
-    with pytest.raises(RunError, match="nowhere: no such directory"):
-        select_runs("nowhere")
+def test_the_table_has_the_arguments_and_scores_of_every_run(two_runs):
+    table = runs.load("SavedModels")
+    assert list(table["network"]) == ["heterogeneous", "LSTM"]
+    assert table["setting"][0] == "heterogeneous" and pd.isna(table["setting"][1])
+    assert list(table["lr"]) == [1e-3, 1e-2] and list(table["task"]) == ["sDigits"] * 2
+    assert table["n"][0] == 5 and np.isnan(table["n"][1])
+    assert table["finished"].all() and list(table["epochs_done"]) == [2, 2]
+    assert table["dry"].all()  # TOY has --limit-batches
+    for path, row in zip(two_runs, table.itertuples(), strict=True):
+        metrics = Run(path).rows("metrics.csv")
+        assert row.validation == float(metrics[-1]["validation_accuracy"])
+        assert row.hours == pytest.approx(sum(float(m["seconds"]) for m in metrics) / 3600)
+        tests = [r for r in Run(path).rows("test_results.csv") if r["condition"] == "as_is"]
+        assert row.test == float(tests[-1]["accuracy"])
+    curves = runs.curves(table)
+    assert list(curves["epoch"]) == [1, 2, 1, 2] and set(runs.KEYS) <= set(curves)
+    assert curves["n_mean"].isna().tolist() == [False, False, True, True]
 
 
-def test_half_written_and_foreign_directories_are_named_and_skipped(two_runs, capsys):
-    for path in two_runs[0].path.glob("*.pth.tar"):
-        path.unlink()
-    foreign = two_runs[0].path.parent / "foreign"
-    foreign.mkdir()
-    (foreign / "config.json").write_text('{"of": "something else"}')
-    capsys.readouterr()
-    assert [run.path for run in select_runs("SavedModels")] == [two_runs[1].path]
-    err = capsys.readouterr().err
-    assert f"skipped: {foreign}" in err and f"skipped: {two_runs[0].path}" in err
+def test_an_unfinished_run_is_listed_with_what_it_has(two_runs):
+    (two_runs[0] / "test_results.csv").unlink()
+    (two_runs[1] / "metrics.csv").unlink()
+    first, second = runs.load("SavedModels").itertuples()
+    assert not first.finished and np.isnan(first.test) and first.epochs_done == 2
+    assert second.epochs_done == 0 and np.isnan(second.validation)
 
 
-def test_a_run_is_loaded_as_config_metrics_and_model(two_runs):
-    run = two_runs[0]
-    config, metrics, model = load_run(run.path)
-    assert config == run.config
-    assert metrics["epoch"].tolist() == [1, 2] and metrics["lr"].tolist() == [1e-2, 1e-2]
-    assert not model.training
-    saved = torch.load(run.path / "e_1.pth.tar", weights_only=True)["state_dict"]
-    assert torch.equal(load_run(run.path, epoch=1).model.rnn.V.weight, saved["rnn.V.weight"])
-    assert not torch.equal(model.rnn.V.weight, saved["rnn.V.weight"])
-    with pytest.raises(RunError, match="epoch 7; kept epochs: 0, 1, 2"):
-        load_run(run.path, epoch=7)
-    with pytest.raises(RunError, match="not a run"):
-        load_run(run.path.parent)
+def foreign_config(path):
+    (path / "config.json").write_text('{"of": "something else"}')
 
 
-def test_a_network_without_n_and_s_has_nan_in_their_metrics(call, only_run):
-    assert call(SMNIST, *TOY[SMNIST], "--net-type", "GRU", "--epochs", 1)[0] == 0
-    assert np.isnan(metrics_of(Run(only_run()))["n_mean"]).all()
+def nested_config(path):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"arguments": {"net_type": ["RNN"]}}))
+
+
+def large_config(path):
+    with (path / "config.json").open("a") as file:
+        file.truncate(2**20 + 1)
+
+
+def foreign_metrics(path):
+    (path / "metrics.csv").write_text("a;b\n1;2;3\n")
+
+
+def metrics_without_numbers(path):
+    text = (path / "metrics.csv").read_text()
+    (path / "metrics.csv").write_text(text.splitlines()[0] + "\n" + "x," * 13 + "x\n")
+
+
+def large_metrics(path):
+    with (path / "metrics.csv").open("a") as file:
+        file.truncate(2**27)
+
+
+def a_pipe(path):
+    (path / "metrics.csv").unlink()
+    os.mkfifo(path / "metrics.csv")
+
+
+BREAK = (foreign_config, nested_config, large_config, foreign_metrics, metrics_without_numbers)
+BREAK += (large_metrics, a_pipe)
+
+
+@pytest.mark.parametrize("damage", BREAK)
+def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, damage, capsys):
+    damage(two_runs[0])
+    table = runs.load("SavedModels")
+    assert list(table["path"]) == [str(two_runs[1])]
+    said = capsys.readouterr().err
+    assert said.startswith("skipped: ") and str(two_runs[0]) in said and said.count("\n") == 1
+
+
+def test_the_command_prints_selected_runs(two_runs, capsys):
+    assert runs.main([]) == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    columns = ["task", "network", "n", "s", "lr", "epochs", "state", "validation", "test", "hours"]
+    assert [name for name in columns if name in header.split()] == header.split()[:-1]
+    assert first.split()[:2] == ["sDigits", "LSTM"] and "2/2 dry run" in first
+    assert second.endswith(str(two_runs[0]))
+    assert runs.main(["--where", "network == 'LSTM' and lr > 1e-3", "--csv"]) == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(rows["path"]) == [str(two_runs[1])] and set(runs.COLUMNS) <= set(rows)
+    for where in ("netwrk == 'LSTM'", "lr >", "lr > 'a'"):
+        with pytest.raises(SystemExit):
+            runs.main(["--where", where])
+        said = capsys.readouterr().err
+        assert f"argument --where: {where}: " in said and "the columns are" in said
+    with pytest.raises(SystemExit):
+        runs.main(["nowhere"])
+    assert "no runs below nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("script", "shape"), [(SMNIST, (64, 5, 1)), (PTB, (12, 5, 6))])
 def test_the_layer_input_comes_from_the_test_set(call, only_run, script, shape):
     assert call(script, *TOY[script], "--epochs", 1)[0] == 0
     run = Run(only_run())
-    x = layer_input(run, load_run(run.path).model, 5)
+    x = layer_input(run, kept_model(run), 5)
     assert x.shape == shape and not x.requires_grad
     if script == SMNIST:
         from sklearn.datasets import load_digits
@@ -100,129 +148,127 @@ def test_the_layer_input_comes_from_the_test_set(call, only_run, script, shape):
         order = np.random.RandomState(400).permutation(1797)
         first = load_digits().images[order[-250]].flatten() / 16
         np.testing.assert_allclose(x[:, 0, 0], first)
+    run.config["data"]["sha256"] = {}
+    with pytest.raises(RunError, match="was trained on other data"):
+        layer_input(run, kept_model(run), 5)
 
 
-# The common code of the commands, with an analysis that counts its calls.
+# The command of the analyses, with one that counts its calls
 
 
 @pytest.fixture
-def command():
+def counted(monkeypatch):
+    """An analysis called lyapunov, of the heterogeneous run only; returns its calls."""
     calls = []
 
-    def compute(run, args):
-        calls.append(run.path)
-        if args.size == 3:
-            raise analysis.Unsuitable("3 is too large")
-        return {"values": np.full(2, args.size)}
+    class Analysis:
+        @staticmethod
+        def compute(run, data, device, *, size=1, bad=1, sizes=(1.0,)):
+            calls.append(run.path)
+            if run.config["model"]["net_type"] != "RNN":
+                raise NotApplicable("needs an RNN")
+            if size == 3:
+                raise Unsuitable("3 is too large")
+            if size == 4:
+                torch.linalg.svd(torch.full((2, 2), torch.nan))
+            return {"values": np.array([size, np.nan if bad == 2 else 0.0])}
 
-    def run(*words):
-        parser = analysis.make_parser("sizes", "The requested size.")
-        parser.add_argument("--size", type=int, default=1)
-        return analysis.main("sizes", parser, compute, [str(word) for word in words])
-
-    run.calls = calls
-    return run
-
-
-def test_an_analysis_is_computed_once_and_recomputed_on_request(two_runs, command, capsys):
-    assert command("SavedModels") == 0 and len(command.calls) == 2
-    assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [1, 1]
-    assert command(*(run.path for run in two_runs)) == 0 and len(command.calls) == 2
-    assert "recomputed" not in capsys.readouterr().err
-    assert command(two_runs[0].path, "--recompute") == 0 and len(command.calls) == 3
+    monkeypatch.setitem(analyse.ANALYSES, "lyapunov", Analysis)
+    return calls
 
 
-def test_an_analysis_with_other_settings_is_recomputed(two_runs, command, capsys):
-    assert command("SavedModels") == 0 and len(command.calls) == 2
-    assert command(two_runs[0].path, "--size", 2) == 0 and len(command.calls) == 3
-    assert "sizes.npz: stale, computed with other settings (size 1, now 2)" in (
-        " ".join(capsys.readouterr().err.split())
+def compute(*words):
+    return analyse.main(["lyapunov", *map(str, words)])
+
+
+def test_an_analysis_is_computed_once_and_skips_other_networks(two_runs, counted, capsys):
+    assert compute("SavedModels") == 0 and len(counted) == 2
+    said = capsys.readouterr()
+    assert said.out == "lyapunov: 1 computed, 1 not applicable\n" and said.err == ""
+    assert compute("SavedModels") == 0
+    assert capsys.readouterr().out == "lyapunov: 1 up to date, 1 not applicable\n"
+    assert analyse.load(two_runs[0], "lyapunov")["values"].tolist() == [1, 0]
+    assert analyse.load(two_runs[1], "lyapunov") is None
+    before = len(counted)
+    assert compute(two_runs[0], "--recompute") == 0 and len(counted) == before + 1
+    assert compute("SavedModels", "--where", "network == 'LSTM'") == 0
+    assert counted[-1] == two_runs[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("size=3", "3 is too large"),
+        ("size=4", "linalg.svd"),
+        ("bad=2", "lyapunov: values is not finite"),
+    ],
+)
+def test_a_failed_run_is_named_and_nothing_is_saved(two_runs, counted, setting, reason, capsys):
+    assert compute("SavedModels", "--set", f"lyapunov.{setting}") == 1
+    said = capsys.readouterr()
+    assert f"failed: lyapunov of {two_runs[0]}: " in said.err and reason in said.err
+    assert said.out == "lyapunov: 1 not applicable, 1 failed\n"
+    assert not (two_runs[0] / "analysis").exists()
+
+
+def test_other_settings_and_checkpoints_make_an_analysis_stale(two_runs, counted, call, capsys):
+    path = two_runs[0]
+    assert compute(path) == 0 and compute(path, "--set", "lyapunov.size=2") == 0
+    assert analyse.load(path, "lyapunov")["values"].tolist() == [2, 0]
+    assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
+    with pytest.raises(RunError, match="stale, computed from other checkpoints") as error:
+        analyse.load(path, "lyapunov")
+    assert str(error.value).endswith(
+        f"run cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse lyapunov "
+        f"{os.path.abspath(path)}"
     )
-    assert analysis.load(two_runs[0], "sizes")["values"].tolist() == [2, 2]
-    assert analysis.load(two_runs[1], "sizes")["values"].tolist() == [1, 1]
-    with pytest.raises(FigureError) as error:  # one figure needs equal settings
-        analysis.load_all({"sizes": two_runs})
-    assert 'different settings:\n  1 runs: {"size": 2}\n  1 runs' in str(error.value)
+    assert compute(path, "--set", "lyapunov.size=2") == 0
+    assert analyse.load(path, "lyapunov")["values"].tolist() == [2, 0]
 
 
-def test_an_analysis_of_a_resumed_run_is_stale(two_runs, command, call, capsys):
-    assert command("SavedModels") == 0 and len(command.calls) == 2
-    run = two_runs[0]
-    assert call(SMNIST, "--resume", run.path, "--epochs", 3)[0] == 0
-    for load in (analysis.load, lambda run, name: analysis.load_all({name: two_runs})):
-        with pytest.raises(RunError) as error:
-            load(run, "sizes")
-        assert "stale, computed from other checkpoints (epochs [0, 1, 2], now [0, 1, 2, 3])" in (
-            str(error.value)
-        )
-        assert f"python3 -m Postprocessing.sizes {run.path}" in str(error.value)
-    assert command("SavedModels") == 0 and command.calls[2:] == [run.path]
-    assert "recomputed" in capsys.readouterr().err
-    assert len(analysis.load_all({"sizes": two_runs})["sizes"]) == 2
+def test_a_damaged_analysis_is_named_and_computed_again(two_runs, counted):
+    assert compute(two_runs[0]) == 0
+    file = analyse.file_of(two_runs[0], "lyapunov")
+    for data in (b"", b"PK\x03\x04", file.read_bytes()[:-30]):
+        file.write_bytes(data)
+        with pytest.raises(RunError, match=r"lyapunov\.npz: cannot be read"):
+            analyse.load(two_runs[0], "lyapunov")
+        assert compute(two_runs[0]) == 0
+        assert analyse.load(two_runs[0], "lyapunov")["values"].tolist() == [1, 0]
 
 
-def test_an_analysis_of_another_best_model_is_stale(call, only_run, command):
-    assert call(PTB, *TOY[PTB], "--epochs", 1)[0] == 0
-    run = Run(only_run())
-    assert command(run.path) == 0
-    (run.path / "model.pt").write_bytes(b"another")
-    with pytest.raises(RunError, match=r"stale, computed from other checkpoints \(model\.pt"):
-        analysis.load(run, "sizes")
-
-
-def test_one_command_computes_all_missing_analyses(two_runs, command):
-    assert command(two_runs[0].path) == 0
-    with pytest.raises(FigureError) as error:
-        analysis.load_all({"sizes": two_runs, "widths": two_runs})
-    said = str(error.value)
-    assert "sizes: missing or stale for 1 of 2 runs (about 0 s)" in said
-    assert "widths: missing or stale for 2 of 2 runs, such as" in said
-    folder = two_runs[0].path.parent.parent
-    assert said.endswith(
-        f"compute them with:\npython3 -m Postprocessing.sizes {two_runs[1].path} && \\\n"
-        f"python3 -m Postprocessing.widths {folder}"
+def test_one_command_computes_what_a_figure_lacks(two_runs, counted):
+    table = runs.load("SavedModels")[:1]
+    with pytest.raises(analyse.FigureError) as error:
+        analyse.load_all({"lyapunov": table, "jacobian": table}, "dynamics")
+    assert "lyapunov: missing or stale for 1 of 1 runs\njacobian: missing" in str(error.value)
+    assert str(error.value).endswith(
+        f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse dynamics "
+        f"{os.path.abspath(two_runs[0])}"
     )
+    assert compute(two_runs[0]) == 0
+    assert list(analyse.load_all({"lyapunov": table}, "dynamics")["lyapunov"]) == [str(two_runs[0])]
+    shutil.copytree(two_runs[0], two_runs[0].parent / "copy")
+    assert compute(two_runs[0].parent / "copy", "--set", "lyapunov.size=2") == 0
+    table = runs.load("SavedModels").query("network == 'heterogeneous'")
+    with pytest.raises(analyse.FigureError, match="computed with different settings"):
+        analyse.load_all({"lyapunov": table}, "dynamics")
 
 
-def test_the_command_for_autonomous_exponents(two_runs):
-    said = f"run python3 -m Postprocessing.lyapunov --autonomous {two_runs[0].path}"
-    with pytest.raises(RunError, match=re.escape(said)):
-        analysis.load(two_runs[0], "lyapunov_autonomous")
-    with pytest.raises(FigureError, match=r"python3 -m Postprocessing\.lyapunov --autonomous "):
-        analysis.load_all({"lyapunov_autonomous": two_runs})
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
-def test_an_unavailable_device_is_a_one_line_error(command, device, capsys):
-    with pytest.raises(SystemExit):
-        command("SavedModels", "--device", device)
-    said = capsys.readouterr().err
-    assert f"argument --device: cannot compute on {device}: " in said and said.count("\n") == 1
-
-
-def test_unsuitable_runs_are_named_and_skipped(two_runs, command, capsys):
-    assert command("SavedModels", "--size", 3) == 1 and len(command.calls) == 2
-    err = capsys.readouterr().err
-    assert all(f"skipped: {run.path}: 3 is too large" in err for run in two_runs)
-    with pytest.raises(RunError, match=r"python3 -m Postprocessing\.sizes"):
-        analysis.load(two_runs[0], "sizes")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["lyapunof", "SavedModels"], "argument NAME: must be one of dynamics"),
+        (["lyapunov"], "argument RUN: no run or folder is given"),
+        (["lyapunov", "nowhere"], "argument RUN: no runs at or below nowhere"),
+        (["lyapunov", "SavedModels", "--device", "nonsense"], "cannot compute on nonsense: "),
+        (["lyapunov", "SavedModels", "--set", "lyapunov.siz=2"], "must begin with one of"),
+        (["lyapunov", "SavedModels", "--set", "lyapunov.size=-1"], "argument --set: "),
+        (["lyapunov", "SavedModels", "--set", "lyapunov.sizes=[]"], "argument --set: "),
+    ],
+)
+def test_a_mistyped_command_is_a_one_line_error(two_runs, counted, words, reason, capsys):
     with pytest.raises(SystemExit) as exit:
-        command("nowhere")
-    assert exit.value.code == 2 and "nowhere" in capsys.readouterr().err
-
-
-def test_a_damaged_analysis_is_named_and_recomputed(two_runs, command, capsys):
-    run = two_runs[0]
-    assert command(run.path) == 0
-    path = run.path / "analysis" / "sizes.npz"
-    earlier = io.BytesIO()
-    np.savez(earlier, values=np.ones(2))
-    damaged = (b"", b"PK\x03\x04", path.read_bytes()[:-30], earlier.getvalue())
-    for number, data in enumerate(damaged, start=2):
-        path.write_bytes(data)
-        said = "of an earlier version" if data == damaged[-1] else "cannot be read"
-        with pytest.raises(RunError, match=rf"sizes\.npz: {said}.*python3 -m"):
-            analysis.load(run, "sizes")
-        assert command(run.path) == 0 and len(command.calls) == number
-        assert "recomputed" in capsys.readouterr().err
-        assert analysis.load(run, "sizes")["values"].tolist() == [1, 1]
+        analyse.main(words)
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and reason in said and said.count("\n") == 1

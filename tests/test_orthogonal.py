@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from NetworkCreation import initialization
-from NetworkCreation.eurnn import complex_modrelu
 from NetworkCreation.exprnn import ORTHOGONAL_MAPS
 from NetworkCreation.initialization import ROTATIONS
-from NetworkCreation.layer import parts
+from NetworkCreation.layer import modrelu, parts
 from tests import layers
 from tests.layers import build, randn, random_state, seeded
 
@@ -177,7 +176,7 @@ def test_zero_input_keeps_eurnn_at_zero_with_finite_gradients():
     outputs.sum().backward()
     assert all(p.grad.isfinite().all() for p in layer.parameters())
     z = torch.zeros(1, dtype=torch.complex128).requires_grad_()
-    value = complex_modrelu(z, torch.ones(1, dtype=torch.float64))
+    value = modrelu(z, torch.ones(1, dtype=torch.float64))
     assert value.item() == 0 and torch.autograd.grad(value.real, z)[0].item() == 0
 
 

@@ -254,6 +254,29 @@ def test_several_graphs_at_once(key):
         assert all(torch.equal(a, b) for a, b in zip(ours, right, strict=True))
 
 
+@every_layer
+@pytest.mark.parametrize("into", ["outputs", "state"])
+def test_results_do_not_depend_on_uninitialised_memory(key, into):
+    layer = build(key)
+    arguments = arguments_for(layer, drive=1)
+    expected = results(layer, layer, *arguments, into=(into,))
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert_close(results(layer, layer, *arguments, into=(into,)), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("key", ["RNN-gamma2", "RNN-ReLU"])
+def test_a_compiled_layer_has_the_same_gradients(key):
+    layer = build(key)
+    compiled = torch.compile(layer, backend="aot_eager")
+    arguments = arguments_for(layer, 3, state=False)
+    for into in ("outputs", "state"):
+        expected = results(layer, layer, *arguments, into=(into,))
+        assert_close(results(compiled, layer, *arguments, into=(into,)), expected)
+
+
 class Allocations(TorchDispatchMode):
     """Records the sizes of the tensors allocated by `torch.empty` and the like."""
 

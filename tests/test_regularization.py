@@ -1,5 +1,6 @@
 """Regularisation: adaptive and frozen exponents of hand-made ANRUs, and the command."""
 
+import functools
 import math
 
 import numpy as np
@@ -9,10 +10,18 @@ from torch.autograd.functional import jacobian
 
 from NetworkCreation.gamma_function import gamma, gamma_prime
 from NetworkCreation.Networks import ANRU
-from Postprocessing import analysis, regularization
-from Postprocessing.dynamics import freeze
+from Postprocessing import analyse
+from Postprocessing.dynamics import push
 from Postprocessing.lyapunov import lyapunov_exponents
-from Postprocessing.regularization import frozen_step, in_a_row, leading_exponents, systems
+from Postprocessing.networks import NotApplicable, Unsuitable, freeze
+from Postprocessing.regularization import (
+    KINDS,
+    concatenated,
+    frozen_step,
+    leading_exponents,
+    root_mean_square,
+    systems,
+)
 from tests.toy_runs import FEW
 from Training.run_directory import Run
 
@@ -39,6 +48,16 @@ def with_constant_supervisor(units=H):
     return layer
 
 
+def exponents(system, k, warm_up):
+    """The k leading exponents of a system, (B, k)."""
+    return lyapunov_exponents(*system, k, warm_up)
+
+
+def step(system, now, state):
+    """The state of a system after a step."""
+    return system.advance(now, state, state.new_empty(*state.shape, 0))[0]
+
+
 def supervisor_log_determinants(layer, x, drive):
     """Σ over units of log |det ∂g_t/∂g_{t−1}|, (T, B): g_t = tanh(Wgg g_{t−1} + …)."""
     _, _, trace = layer.trace(x, drive=drive, keep=("g",))
@@ -49,8 +68,8 @@ def supervisor_log_determinants(layer, x, drive):
 def test_freezing_a_constant_supervisor_removes_only_its_exponents():
     layer, x = with_constant_supervisor(), draw(T, B, 1)
     found = systems(layer, x, SIZES, ONSET)
-    adaptive = lyapunov_exponents(*found["adaptive"], H * (M + 1), ONSET).sum(1)
-    frozen = lyapunov_exponents(*found["frozen"], H, ONSET).sum(1)
+    adaptive = exponents(found["adaptive"], H * (M + 1), ONSET).sum(1)
+    frozen = exponents(found["frozen"], H, ONSET).sum(1)
     for i, size in enumerate(SIZES):
         drive = torch.zeros(T, B)
         drive[ONSET:] = size
@@ -71,7 +90,7 @@ def test_the_leading_exponents_agree_for_a_constant_and_faint_supervisor():
     layer = with_faint_supervisor()
     layer.Whh.weight.mul_(0.05).add_(0.2)  # a gap, so that any initial direction aligns in time
     found = systems(layer, draw(22, B, 1), SIZES, 16)
-    adaptive, frozen = (lyapunov_exponents(*found[name], 1, 16) for name in found)
+    adaptive, frozen = (exponents(system, 1, 16) for system in found.values())
     torch.testing.assert_close(adaptive, frozen, rtol=0, atol=1e-7)
     frozen = frozen.view(len(SIZES), B)
     assert frozen[0].ne(frozen[1]).all()  # ξ acts
@@ -85,16 +104,26 @@ def test_a_linear_network_has_the_logarithms_of_its_eigenvalues(name):
     layer.Wgs.bias.zero_()
     layer.Wgn.bias.fill_(1000.0)  # γ(a) = a to the last bit for a > 0.04
     system = systems(layer, draw(24, B, 1).abs() + 0.1, SIZES, 16)[name]
-    found = leading_exponents(system, 16, 24, 2, draws=2)
-    assert found.shape == (2, len(SIZES) * B, 2)
+    found = exponents(system, 2, 16)
     expected = torch.tensor([math.log(0.75), math.log(0.25)], dtype=torch.float64)
     torch.testing.assert_close(found, expected.expand_as(found), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "frozen"])
+def test_the_tangents_of_a_system_are_those_of_its_step(name):
+    system = systems(make_layer(), draw(T, B, 1), SIZES, ONSET)[name]
+    state, tangents = system.state, draw(*system.state.shape, 2)
+    for now in system.inputs:
+        expected = push(functools.partial(step, system, now), state, tangents)
+        torch.testing.assert_close(system.advance(now, state, tangents), expected)
+        state = expected[0]
 
 
 def test_the_frozen_jacobian_is_the_slope_times_the_matrix():
     layer, h = make_layer(), draw(B, H)
     x_t, drive_t, n, s = draw(B, 1), draw(B), 3 + draw(B, H, seed=1), draw(B, H, seed=2)
-    found = jacobian(lambda h: frozen_step(layer)((x_t, drive_t, n, s), h).sum(0), h)
+    none = torch.empty(B, H, 0, dtype=torch.float64)
+    found = jacobian(lambda h: frozen_step(layer, (x_t, drive_t, n, s), h, none)[0].sum(0), h)
     slope = gamma_prime(layer.preactivation(x_t, h, drive_t), n, s)
     for b in range(B):
         torch.testing.assert_close(found[:, b], slope[b].diag() @ layer.Whh.weight)
@@ -110,7 +139,7 @@ def test_the_frozen_network_holds_n_and_s_from_the_onset_on():
         h = outputs[ONSET - 1]
         for t in range(T):
             for name, system in found.items():
-                states[name] = system.step(system.inputs[t], states[name])
+                states[name] = step(system, system.inputs[t], states[name])
             adaptive, frozen = (states[k].view(len(SIZES), B, -1)[i, :, :H] for k in found)
             torch.testing.assert_close(adaptive, outputs[t])
             expected = outputs[t]
@@ -123,40 +152,40 @@ def test_the_frozen_network_holds_n_and_s_from_the_onset_on():
 
 def test_every_draw_has_its_own_directions():
     system = systems(make_layer(), draw(T, B, 1), SIZES, ONSET)["frozen"]
-    first, second = leading_exponents(system, ONSET, T, 1, draws=2)
+    first, second = leading_exponents(system, ONSET, T, draws=2)
     assert first.ne(second).all()
-    torch.testing.assert_close(leading_exponents(system, ONSET, T, 1, draws=1)[0], first)
+    torch.testing.assert_close(leading_exponents(system, ONSET, T, draws=1)[0], first)
 
 
 def test_streams_are_concatenated_sequences():
     x = torch.arange(12).view(2, 6, 1)  # sequence b is (b, b + 6)
     expected = [[0, 3], [6, 9], [1, 4], [7, 10], [2, 5], [8, 11]]
-    assert in_a_row(x, 2).squeeze(-1).tolist() == expected
+    assert concatenated(x, 2).squeeze(-1).tolist() == expected
 
 
-def test_the_command_saves_its_arrays(toy_runs, capsys):
+def test_the_root_mean_square_of_huge_values_is_finite():
+    h = torch.tensor([[3e200, 4e200], [0.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([math.sqrt(12.5) * 1e200, 0], dtype=torch.float64)
+    torch.testing.assert_close(root_mean_square(h), expected)
+
+
+def test_the_analysis_saves_its_arrays(toy_runs):
     (anru, relu) = (
         next((toy_runs / "runs/psDigits/400").glob(name)) for name in ("ANRU_*/*", "*_ReLU/*")
     )
-    found = analysis.load(Run(anru), "regularization")
+    found = analyse.load(anru, "regularization")
     assert found["since"].tolist() == [0, 4, 8, 12, 16] and found["onset"] == 16
-    for name in ("adaptive", "frozen"):
-        assert found[name].shape == (2, 1, 3, 2)  # (X, R, S, K)
+    for name in KINDS:
+        assert found[name].shape == (2, 1, 3)  # (X, R, S)
         assert found[f"{name}_since"].shape == (4, 2, 1, 6)  # 66 steps: 2 of 64 steps in a row
         assert found[f"{name}_h"].shape == (66, 2)
-        assert np.isfinite(found[name]).all() and np.isfinite(found[f"{name}_since"]).all()
         # ξ and sequences: all different
         assert len(np.unique(found[f"{name}_since"])) == found[f"{name}_since"].size
-        largest = found[name].max(-1)
-        np.testing.assert_allclose(found[f"{name}_mean"], largest.mean((1, 2)))
-        np.testing.assert_allclose(found[f"{name}_std"], largest.reshape(2, -1).std(1))
     adaptive, frozen = found["adaptive_h"], found["frozen_h"]
     np.testing.assert_allclose(adaptive[:16], frozen[:16])
     np.testing.assert_array_equal(adaptive[:16, 0], adaptive[:16, 1])
     assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
-
-    assert regularization.main([str(relu), *FEW]) == 1
-    assert f"{relu}: needs an ANRU, got RNN" in capsys.readouterr().err
-    copy = toy_runs / "seeds/psDigits/400/ANRU/run"
-    assert regularization.main([str(copy), *FEW, "--streams", "400", "--recompute"]) == 1
-    assert "400 streams need 800 test sequences, got" in capsys.readouterr().err
+    with pytest.raises(NotApplicable, match="needs an ANRU, got RNN"):
+        analyse.compute(Run(relu), "regularization", FEW)
+    with pytest.raises(Unsuitable, match="400 streams need 800 test sequences, got"):
+        analyse.compute(Run(anru), "regularization", FEW | {"streams": 400})

@@ -1,9 +1,8 @@
-"""The page of a run, the table of runs and the overview, on toy runs."""
+"""The page of a run and the overview, on toy runs."""
 
-import csv
 import functools
-import io
 import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,40 +11,34 @@ import torch
 
 import PTB_task
 import sMNIST_task
-from Postprocessing import diagram, jacobian_norm, plots, report, runs
-from Postprocessing.load_runs import metrics_of
+from Postprocessing import analyse, plots, report, runs
 from tests.conftest import TOY
 from Training import datasets
-from Training.run_directory import Run, RunError
+from Training.run_directory import RunError
 
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 TRAINED = {
-    "gamma2": (SMNIST, ["-p", "--nonlin", "gamma2", "--n", "5", "--s", "0.5", "--save-freq", "1"]),
+    "heterogeneous": (SMNIST, ["-p", "--n", "5", "--s", "0.5", "--save-freq", "1"]),
     "ANRU": (SMNIST, ["-p", "--net-type", "ANRU"]),
     "LSTM": (SMNIST, ["-p", "--net-type", "LSTM", "--seed", "401"]),
-    "text": (PTB, []),
+    "homogeneous": (PTB, ["--nonlin", "gamma"]),
 }
-LEARNING = ["loss", "accuracy", "gradient_norm", "lr"]
-DYNAMICS = ["lyapunov", "jacobian_norm", "spectrum"]
+TRAINED["heterogeneous"][1].extend(["--nonlin", "gamma2"])
+FEW = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
+FEW += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """The folder of the `TRAINED` runs, of two epochs each."""
+def table(tmp_path_factory):
+    """The table of the `TRAINED` runs, of two epochs each, indexed by network; analysed."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.TEXT_SETS, "pydoc", functools.cache(datasets.TEXT_SETS["pydoc"]))
         for script, flags in TRAINED.values():
             main = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}[script]
             assert main([*TOY[script], *flags, "--epochs", "2", "--save-dir", str(root)]) == 0
-        yield root
-
-
-@pytest.fixture(scope="module")
-def trained(root):
-    """{name: Run} of `TRAINED`."""
-    paths = sorted(root.rglob("config.json"), key=lambda path: path.stat().st_mtime)
-    return dict(zip(TRAINED, [Run(path.parent) for path in paths], strict=True))
+        assert analyse.main(["report", str(root), "--set", *FEW]) == 0
+        yield runs.load(root).set_index("network", drop=False).rename_axis(None)
 
 
 @pytest.fixture(autouse=True)
@@ -70,201 +63,126 @@ def ink(figure):
     return shares
 
 
-def letters(figure):
-    return [title for ax in figure.axes if (title := ax.get_title(loc="left"))]
+def titled(figure):
+    """The panels of a figure, {title: axes}."""
+    titles = {ax.get_title(loc="left").split("$  ")[-1]: ax for ax in figure.axes}
+    return {title: ax for title, ax in titles.items() if title}
 
 
-@pytest.fixture(scope="module")
-def analysed(trained):
-    """`trained`, with quick analyses of gamma2 and text."""
-    few = {"lyapunov": ["--chains", "2", "--steps", "64"], "jacobian_norm": ["--every", "8"]}
-    few["robustness"] = ["--amplitudes", "0", "1", "10", "--samples", "5"]
-    for name, module in report.ANALYSES.items():
-        runs = [str(trained[name].path) for name in ("gamma2", "text")]
-        assert module.main([*runs, *few[name]]) == 0
-    return trained
-
-
-FOUND = {
-    "gamma2": {*LEARNING, "n", "s", *DYNAMICS, "sin", "step"},
-    "ANRU": {*LEARNING, "n", "s", "spectrum", "n_t", "s_t", "h_t"},
-    "LSTM": {*LEARNING, "spectrum"},
-    "text": {"bits_per_character", "gradient_norm", "lr", "n", "s", *DYNAMICS, "step"},
+LEARNING = {"loss", "accuracy", "gradient_norm"}
+DYNAMICS = {"lyapunov", "norm", "spectrum"}
+PANELS = {
+    "heterogeneous": LEARNING | DYNAMICS | {"n", "s", "sin", "step"},
+    "ANRU": LEARNING | DYNAMICS | {"n", "s", "sin", "step", "n_t", "s_t", "h_t"},
+    "LSTM": LEARNING | DYNAMICS - {"spectrum"} | {"sin", "step"},  # no single recurrent matrix
+    "homogeneous": {"bits_per_character", "gradient_norm", "n", "s", "step"} | DYNAMICS,
 }
 
 
-@pytest.mark.parametrize("names", [["text"], ["gamma2", "ANRU", "LSTM"]])
-def test_every_applicable_panel_has_ink(analysed, names):
-    pictured = [report.gather(analysed[name]) for name in names]
-    assert [set(one.found) for one in pictured] == [FOUND[name] for name in names]
-    figure = report.draw(pictured)
-    count = len(set().union(*(one.found for one in pictured)))
-    count += len(names) - 1  # several spectra have a panel each
-    assert letters(figure) == list("abcdefghijklmnopqrst"[:count])
+@pytest.mark.parametrize("names", [["homogeneous"], ["heterogeneous", "ANRU", "LSTM"]])
+def test_every_applicable_panel_has_ink_and_a_title(table, names):
+    chosen = table.loc[names]
+    gathered = [report.gather(run) for _, run in chosen.iterrows()]
+    assert [set(panels) for panels in gathered] == [PANELS[name] for name in names]
+    figure = report.draw(chosen)
+    panels = titled(figure)
+    circles = sum("spectrum" in panels for panels in gathered)
+    assert len(panels) == len(set().union(*gathered)) - 1 + circles
     assert min(ink(figure)) > 0.002
-    caption, (legend,) = figure.get_supxlabel(), figure.legends
-    assert caption.startswith("pydoc: gamma-RNN" if names == ["text"] else "psDigits: gamma2-RNN, ")
-    assert f"8 units; 2 epochs; {len(names)} run" in caption
-    said = [text.get_text() for text in legend.get_texts()]
-    if len(names) > 1:
-        assert said == ["gamma2-RNN seed=400", "ANRU seed=400", "LSTM seed=401"]
-        colours = [handle.get_color() for handle in legend.get_lines()]
-        assert colours == [plots.COLOURS[name.split()[0]] for name in said]
+    caption = figure.subfigs[-1].get_supxlabel()
+    assert caption.count("\n") <= 2 and "8 units; 2 epochs; seed 40" in caption
+    (legend,) = figure.subfigs[0].legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[-4:] == ["validation", "training", "test", "chance"]
+    if len(names) == 1:
+        assert legend.get_title().get_text() == "pydoc: homogeneous, seed 400" and len(texts) == 4
+    else:
+        assert texts[:3] == ["heterogeneous, seed 400", "ANRU, seed 400", "LSTM, seed 401"]
+        colours = [handle.get_color() for handle in legend.get_lines()[:3]]
+        assert colours == [plots.COLOURS[name] for name in names]
+        limits = {ax.get_xlim() for title, ax in panels.items() if title in names}
+        assert len(limits) == 1  # equal circles
 
 
-def test_the_caption_names_what_the_legend_leaves_out(trained, monkeypatch):
-    runs = [trained["gamma2"], trained["LSTM"]]
-    monkeypatch.setitem(runs[1].config["arguments"], "lr", 0.5)
-    figure = report.draw([report.gather(run) for run in runs])
-    said = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert said == ["gamma2-RNN seed=400", "LSTM seed=401"]
-    assert "The networks also differ in lr." in " ".join(figure.get_supxlabel().split())
-
-
-def test_a_page_shows_the_numbers_of_the_run(analysed):
-    run = analysed["gamma2"]
-    figure = report.draw([report.gather(run)])
-    axes = {letter: ax for ax in figure.axes if (letter := ax.get_title(loc="left"))}
-    validation, training, test, _ = axes["b"].lines
-    metrics, rows = metrics_of(run), run.rows("test_results.csv")
+def test_a_page_shows_the_numbers_of_the_run(table):
+    run = table.loc["heterogeneous"]
+    panels = titled(report.draw(table.loc[["heterogeneous"]]))
+    path = Path(run["path"])
+    metrics, tests = (runs.read_csv(path / name) for name in ("metrics.csv", "test_results.csv"))
+    validation, training, test, _ = panels["accuracy"].lines
     np.testing.assert_array_equal(validation.get_ydata(), metrics["validation_accuracy"])
     np.testing.assert_array_equal(training.get_ydata(), metrics["train_accuracy"])
-    tested = [float(row["accuracy"]) for row in rows if row["condition"] == "as_is"]
-    np.testing.assert_array_equal(test.get_ydata(), tested)
-    model = torch.load(run.kept[2], weights_only=True)["state_dict"]
-    ends = [line.get_ydata()[-1] for line in axes["e"].lines[:8]]
-    np.testing.assert_array_equal(ends, model["rnn.n"])
-    assert axes["e"].get_ylim()[0] < 0 and axes["f"].get_ylim()[1] > 1
-    start, end = axes["i"].lines
+    expected = tests.loc[tests["condition"] == "as_is", "accuracy"]
+    np.testing.assert_array_equal(test.get_ydata(), expected)
+    line = panels["saturation"].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, *metrics["s_mean"]])
+    low, high = panels["saturation"].get_ylim()
+    assert high - low < 0.2  # fitted to what s does
+    assert list(panels["oscillating brightness"].lines[0].get_xdata()) == [0, 1, 10]
+    _, start, end = [None, *panels["recurrent matrix"].collections]
+    model = torch.load(path / "e_2.pth.tar", weights_only=True)["state_dict"]
     expected = np.linalg.eigvals(model["rnn.V.weight"].numpy())
-    np.testing.assert_allclose(np.sort(end.get_xdata()), np.sort(expected.real), atol=1e-5)
-    radius = np.hypot(start.get_xdata(), start.get_ydata())
-    np.testing.assert_allclose(radius, 1, atol=1e-5)  # orthogonal at the start
-    assert list(axes["j"].lines[0].get_xdata()) == [0, 1, 10]
-    assert [list(axes[k].lines[1].get_ydata()) for k in "jk"] == [[0.1, 0.1]] * 2  # chance
+    found = end.get_offsets()[:, 0]
+    np.testing.assert_allclose(np.sort(found), np.sort(expected.real), atol=1e-5)
+    np.testing.assert_allclose(np.hypot(*start.get_offsets().T), 1, atol=1e-5)  # orthogonal
 
 
-def test_steps_change_the_response_of_anru_from_their_onset(analysed):
-    found = report.responses(analysed["ANRU"])
-    for values in found.values():
-        assert list(values) == [0, 1, 5, 20]
-        for size in (1, 5, 20):
-            changed = np.flatnonzero(values[size] != values[0])
-            assert changed[0] == 16  # the window of 64 steps is 16 to 32
-    sizes = [found["h_t"][size][16] for size in (0, 1, 5, 20)]
-    assert sizes == sorted(sizes)
+def test_a_constant_has_no_panel(table):
+    metrics = runs.read_csv(Path(table.loc["heterogeneous", "path"]) / "metrics.csv")
+    run = table.loc["heterogeneous"].copy()
+    assert report.gains(run, metrics.assign(n_mean=5.0, s_mean=0.5), None) == {}
 
 
 @pytest.fixture
-def copied(trained, tmp_path):
-    """Copies the gamma2 run without some of its files; returns the copy."""
+def copied(table, tmp_path):
+    """Copies the heterogeneous run without some of its files; returns the path of the copy."""
 
     def copy(*without):
         path = tmp_path / "psDigits/400/RNN/copy"
-        ignored = shutil.ignore_patterns("analysis", "report.*", *without)
-        return Run(shutil.copytree(trained["gamma2"].path, path, ignore=ignored))
+        ignored = shutil.ignore_patterns("report.*", *without)
+        return shutil.copytree(table.loc["heterogeneous", "path"], path, ignore=ignored)
 
     return copy
 
 
-def test_the_command_computes_what_is_missing_and_saves_the_page(copied, monkeypatch, capsys):
-    run = copied()
-    monkeypatch.setattr(report, "ANALYSES", {"jacobian_norm": jacobian_norm})
-    monkeypatch.setattr(plots, "save", lambda figure, *where: [where])
-    assert report.main([str(run.path)]) == 0
+def test_the_command_names_what_is_not_computed_and_saves_the_page(copied, tmp_path, capsys):
+    path = copied("analysis")
+    flags = ["--output", str(tmp_path / "a.page.png")]
+    assert report.main([str(path), *flags]) == 0
     said = capsys.readouterr()
-    assert f"computing jacobian_norm of {run.path}" in said.err
-    assert said.out == f"{('report', run.path)}\n"
-    assert "jacobian_norm" in report.gather(run).found
-    report.compute([run])
-    assert "computing" not in capsys.readouterr().err
-
-
-def test_a_run_in_progress_shows_its_curves(copied, tmp_path, capsys, monkeypatch):
-    run = copied("e_1.*", "e_2.*", "test_results.csv")
-    report.compute([run])
-    assert not (run.path / "analysis").exists()
-    assert list(report.gather(run).found) == LEARNING
-    monkeypatch.setattr(report, "compute", None)
-    flags = ["--no-compute", "--output", str(tmp_path / "a.page.png")]
-    assert report.main([str(run.path), *flags]) == 0
+    assert said.err.endswith(
+        f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse report {path}\n"
+    )
     paths = [tmp_path / f"a.page.{kind}" for kind in ("png", "pdf")]
-    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    assert said.out.split() == [str(path) for path in paths]
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].is_file()
-    (run.path / "metrics.csv").unlink()
+    assert set(report.gather(runs.load(path).iloc[0])) == LEARNING | {"n", "s"}
+    (path / "metrics.csv").unlink()
     with pytest.raises(SystemExit):
-        report.main([str(run.path), *flags])
-    assert f"{run.path}: has no epoch yet" in capsys.readouterr().err
+        report.main([str(path), *flags])
+    assert f"{path}: has no epoch yet" in capsys.readouterr().err
 
 
 def test_a_stale_analysis_is_a_one_line_error(copied, capsys):
-    run = copied()
-    assert jacobian_norm.main([str(run.path), "--sequences", "1", "--every", "64"]) == 0
-    (run.path / "e_1.pth.tar").unlink()
-    capsys.readouterr()
+    path = copied("e_1.*")
     with pytest.raises(SystemExit):
-        report.main([str(run.path), "--no-compute"])
+        report.main([str(path)])
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "jacobian_norm.npz: stale, computed from other" in said
-    assert said.endswith(f"; run python3 -m Postprocessing.jacobian_norm {run.path}\n")
+    assert said.count("\n") == 1 and "lyapunov.npz: stale, computed from other" in said
 
 
-def test_runs_that_do_not_fit_on_a_page_are_rejected(root, trained, tmp_path):
-    with pytest.raises(RunError, match="of one task, got psDigits, pydoc"):
-        report.runs_at([root])
-    with pytest.raises(RunError, match="no runs found"):
-        report.runs_at([tmp_path])
-    with pytest.raises(RunError, match="at most 8 runs fit on a page, got 9"):
-        report.colours([trained["LSTM"]] * 9)
-    assert [run.path for run in report.runs_at([root], newest=True)] == [trained["text"].path]
-    same = report.colours([trained["LSTM"]] * 8)
-    assert len(set(same)) == 8 and same[0] == plots.COLOURS["LSTM"]
-
-
-def test_the_table_lists_the_runs_with_their_differences(
-    root, trained, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(root.parent)
-    assert runs.main([root.name]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    columns = ["task", "network", "seed", "epochs", "validation", "test", "hours", "path"]
-    assert header.split() == columns
-    assert [line.split()[:2] for line in lines] == [
-        ["psDigits", "ANRU"],
-        ["psDigits", "LSTM"],
-        ["psDigits", "gamma2-RNN"],
-        ["pydoc", "gamma-RNN"],
-    ]
-    assert all(line[header.index("path") :].startswith(f"{root.name}/p") for line in lines)
-    assert header.index("path") < 80 and " bpc " in lines[-1]
-
-    assert runs.main([str(root), "--csv"]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    for row, name in zip(rows, ("ANRU", "LSTM", "gamma2", "text"), strict=True):
-        run, metrics = trained[name], metrics_of(trained[name])
-        assert row["path"] == str(run.path) and row["epochs"] == row["of"] == "2"
-        kind, best = row["score"], max if row["score"] == "accuracy" else min
-        assert float(row["validation"]) == best(metrics[f"validation_{kind}"])
-        last = [r for r in run.rows("test_results.csv") if r["condition"] in ("as_is", "best")][-1]
-        assert float(row["test"]) == float(last[kind])
-        assert float(row["hours"]) == pytest.approx(metrics["seconds"].sum() / 3600)
-    assert [row["seed"] for row in rows] == ["400", "401", "400", ""]
-    with pytest.raises(SystemExit):
-        runs.main([str(tmp_path)])
-    assert f"no runs below {tmp_path}" in capsys.readouterr().err
-
-
-def test_a_run_that_has_just_started_is_listed(trained, tmp_path, capsys):
-    path = tmp_path / "psDigits/400/RNN/copy"
-    path.mkdir(parents=True)
-    shutil.copy(trained["LSTM"].path / "config.json", path)
-    assert runs.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == [
-        *("psDigits", "LSTM", "0/2", "0.00", str(path))
-    ]
-
-
-def test_the_diagram_is_drawn():
-    figure = diagram.draw()
-    assert [ax.get_title("left") for ax in figure.axes] == ["", "c", "d"]
-    assert min(ink(figure)) > 0.02
+def test_runs_that_do_not_fit_on_a_page_are_rejected(table, tmp_path, capsys):
+    root = Path(table["path"].iloc[0]).parents[3]
+    for words, reason in (
+        ([root], "a page has runs of one task, got psDigits, pydoc"),
+        ([tmp_path], "no runs at or below"),
+        ([root, "--where", "lr > 1"], "argument --where: lr > 1: no run matches"),
+    ):
+        with pytest.raises(SystemExit):
+            report.main(list(map(str, words)))
+        assert reason in capsys.readouterr().err
+    many = len(plots.PALETTE)
+    with pytest.raises(RunError, match=f"at most {many} runs fit on a page, got {many + 1}"):
+        report.colours_of(["LSTM"] * (many + 1))
+    same = report.colours_of(["LSTM"] * many)
+    assert len(set(same)) == many and same[0] == plots.COLOURS["LSTM"]

@@ -1,30 +1,25 @@
 """ANRU's supervisors under noise, under a step and alone, and the commands that save them."""
 
-import argparse
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from NetworkCreation.models import PixelClassifier
 from NetworkCreation.Networks import ANRU
-from Postprocessing import analysis, gain_scaling, step_response, supervisor_plane, unit_responses
-from Postprocessing.dynamics import chains
-from Postprocessing.gain_scaling import (
+from Postprocessing import analyse
+from Postprocessing.networks import NotApplicable, Unsuitable, chains
+from Postprocessing.step_response import along, ends
+from Postprocessing.supervisor import (
+    NOISE,
     exponential,
     fit,
     gain_and_saturation,
+    holds,
+    plane,
     power,
+    supervisor_states,
 )
-from Postprocessing.grid import t_interval
-from Postprocessing.load_runs import LoadedRun
-from Postprocessing.step_response import ends, mean_shape
-from Postprocessing.supervisor_plane import plane, supervisor_states
 from tests.layers import build, randn, seeded
 from Training.run_directory import Run
-
-COMMANDS = (unit_responses, gain_scaling, step_response, supervisor_plane)
 
 
 @torch.no_grad()
@@ -40,9 +35,9 @@ def test_a_gain_that_does_not_read_the_supervisor_is_its_bias():
     n, s = gain_and_saturation(layer, randn(200, 2, 1), (1.0, 30.0), seeded(0))
     np.testing.assert_allclose(n, layer.Wgn.bias.item())
     assert s[0] != s[1]
-    n, s = mean_shape(layer, randn(20, 2, 1), torch.linspace(-1, 1, 20))
-    np.testing.assert_allclose(n, layer.Wgn.bias.item())
-    assert len(set(s)) == 20
+    found = along(layer, randn(20, 2, 1), torch.linspace(-1, 1, 20))
+    np.testing.assert_allclose(found["n"], layer.Wgn.bias.item())
+    assert len(np.unique(found["s"].mean(axis=(1, 2)))) == 20
 
 
 def test_without_memory_n_and_s_are_expectations_over_the_noise():
@@ -85,7 +80,7 @@ def test_the_noise_differs_between_units_and_steps(monkeypatch):
     ("curve", "true"), [(power, (0.36, 0.4, 5.7)), (exponential, (-0.15, 0.26, 0.02))]
 )
 def test_the_fits_recover_the_parameters_and_their_errors(curve, true):
-    xi = np.array(gain_scaling.XI)
+    xi = np.array(NOISE)
     np.testing.assert_allclose(fit(curve, xi, curve(xi, *true))[0], true, rtol=1e-5)
     rng = np.random.default_rng(0)
     noisy = [fit(curve, xi, curve(xi, *true) + rng.normal(size=7) * 1e-3) for _ in range(100)]
@@ -96,7 +91,7 @@ def test_the_fits_recover_the_parameters_and_their_errors(curve, true):
 @pytest.mark.parametrize("b", [-2.0, -0.8, -0.05, 0.05, 0.2, 1.5])
 @pytest.mark.parametrize("curve", [power, exponential])
 def test_the_fit_finds_the_global_minimum(curve, b):
-    rng, xi = np.random.default_rng(1), np.array(gain_scaling.XI)
+    rng, xi = np.random.default_rng(1), np.array(NOISE)
     b = b if curve is power else b / 10
     for _ in range(5):
         values = curve(xi, rng.normal(), b, 6) + 0.01 * rng.normal(size=7)
@@ -120,7 +115,7 @@ def test_means_are_over_steps_110_to_199(monkeypatch):
 
 
 def test_a_logarithm_is_a_power_near_0():
-    (_, b, _), _ = fit(power, gain_scaling.XI, 6 - 0.08 * np.log(gain_scaling.XI))
+    (_, b, _), _ = fit(power, NOISE, 6 - 0.08 * np.log(NOISE))
     assert abs(b) < 1e-3
 
 
@@ -131,16 +126,9 @@ def test_chains_are_concatenated_sequences():
     torch.testing.assert_close(found[:, 1, 0], torch.cat([x[:, 1, 0], x[:, 3, 0], x[:, 5, 0]]))
 
 
-def test_the_mean_shape_matches_the_steps_of_the_layer():
-    layer = build("ANRU")
-    x, drive = randn(6, 3, layer.input_size), randn(6, seed=1)
-    state = layer.initial_state(3)
-    n, s = mean_shape(layer, x, drive)
-    with torch.no_grad():
-        for t in range(6):
-            state = layer.step(x[t], state, drive[t])
-            assert n[t] == pytest.approx(layer.gain(state[1]).mean().item())
-            assert s[t] == pytest.approx(layer.saturation(state[1]).mean().item())
+def test_a_fit_holds_if_it_is_larger_than_two_standard_errors():
+    assert holds(np.array([1.0, -0.5, 0]), np.array([0.4, 0.2, 9]))
+    assert not holds(np.array([0.877, 0.04, 6]), np.array([3.0, 0.1, 3]))
 
 
 def test_ends_are_the_onset_and_the_last_quarter_of_the_step():
@@ -182,9 +170,9 @@ def test_the_plane_has_the_largest_variance():
     )
 
 
-def test_the_commands_save_their_arrays(toy_runs):
-    run = Run(next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*")))
-    units = analysis.load(run, "unit_responses")
+def test_the_analyses_save_their_arrays(toy_runs):
+    path = next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*"))
+    units = analyse.load(path, "unit_responses")
     for name, steps in (("short", 150), ("long", 300)):
         for connectivity in ("connected", "isolated"):
             key = f"{name}_{connectivity}"
@@ -196,36 +184,21 @@ def test_the_commands_save_their_arrays(toy_runs):
                 assert units[f"{key}_alpha_xi_{fitted}"].shape == (7,)
                 assert units[f"{key}_alpha_units_{fitted}"].shape == (8,)
     assert units["short_isolated_index"].shape == (8,)
-    scaling = analysis.load(run, "gain_scaling")
-    assert scaling["n"].shape == scaling["s"].shape == scaling["xi"].shape == (7,)
-    assert scaling["n_fit"].shape == scaling["s_fit"].shape == (2, 3)
-    step = analysis.load(run, "step_response")
-    assert step["window"].tolist() == [16, 32] and step["n"].shape == step["s"].shape == (8, 64)
-    assert (step["n"][0, :16] == step["n"][-1, :16]).all()
-    assert step["n"][0, 16] != step["n"][-1, 16]
-    plane_found = analysis.load(run, "supervisor_plane")
-    assert plane_found["path"].shape == (10, 400, 2)
-    np.testing.assert_allclose(plane_found["path"][0, :201], plane_found["path"][-1, :201])
-    assert abs(plane_found["path"][0, 201] - plane_found["path"][-1, 201]).max() > 0.01
+    found = analyse.load(path, "supervisor")
+    assert found["n"].shape == found["s"].shape == found["xi"].shape == (7,)
+    assert found["path"].shape == (10, 400, 2)
+    np.testing.assert_allclose(found["path"][0, :201], found["path"][-1, :201])
+    assert abs(found["path"][0, 201] - found["path"][-1, 201]).max() > 0.01
 
 
-def test_the_interval_over_runs_uses_students_t():
-    mean, half = t_interval(np.array([[1.0, 4], [2, 4], [6, 4]]))
-    np.testing.assert_allclose(mean, [3, 4])
-    np.testing.assert_allclose(half, [4.302652729911275 * math.sqrt(7 / 3), 0])  # 2 degrees
-    assert np.isnan(t_interval(np.array([[1.0], [2]]))[1]).all()  # too few
-
-
-def test_other_networks_are_rejected(monkeypatch):
-    def load(layer):
-        model = PixelClassifier(layer, generator=seeded(0))
-        monkeypatch.setattr(unit_responses, "load_run", lambda path: LoadedRun({}, {}, model))
-
-    run, args = argparse.Namespace(path="run"), argparse.Namespace(device="cpu")
-    load(build("ANRU", inputs=2))
-    with pytest.raises(analysis.Unsuitable, match="needs a network of one input, got 2"):
-        unit_responses.compute(run, args)
-    load(build("LSTM"))
-    for command in COMMANDS:
-        with pytest.raises(analysis.Unsuitable, match="needs an ANRU, got LSTM"):
-            command.compute(run, args)
+def test_other_networks_are_rejected(toy_runs, monkeypatch):
+    lstm, anru = (
+        Run(next((toy_runs / "runs/psDigits/400").glob(name))) for name in ("LSTM_*/*", "ANRU_*/*")
+    )
+    for name in ("unit_responses", "supervisor", "step_response"):
+        with pytest.raises(NotApplicable, match="needs an ANRU, got LSTM"):
+            analyse.compute(lstm, name, {})
+    module = analyse.ANALYSES["unit_responses"]
+    monkeypatch.setattr(module, "trained_anru", lambda run, device: (None, build("ANRU", inputs=2)))
+    with pytest.raises(Unsuitable, match="needs a network of one input, got 2"):
+        analyse.compute(anru, "unit_responses", {}, recompute=True)

@@ -217,7 +217,7 @@ def test_a_run_ends_with_the_commands_that_show_it(tmp_path, capsys):
     train(trainer)
     out = capsys.readouterr().out
     assert f"Postprocessing.report '{trainer.run.path}'" in out
-    assert f"tensorboard --logdir '{tmp_path / 'with space'}'" in out
+    assert f"tensorboard --logdir '{tmp_path / 'with space' / 'task'}'" in out
     assert "test as_is: loss 1.0000, accuracy 50.00%" in out
 
 

@@ -9,19 +9,7 @@ import pytest
 
 import PTB_task
 import sMNIST_task
-from Postprocessing import (
-    adaptation,
-    gain_scaling,
-    jacobian_norm,
-    lyapunov,
-    mutual_information,
-    regularization,
-    robustness,
-    spectra,
-    step_response,
-    supervisor_plane,
-    unit_responses,
-)
+from Postprocessing import analyse
 from Training import datasets
 
 COMMON = ["--nhid", "8", "--lr", "1e-2", "--epochs", "2", "--save-freq", "2"]
@@ -33,27 +21,15 @@ TASKS = {
     ),
 }
 SETTINGS = [["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]]
-# Small settings of regularization.
-FEW = ["--steps", "50", "--directions", "2", "--streams", "3", "--draws", "1", "--sizes", "0", "5"]
-COMMANDS = {
-    "pydoc": [
-        (adaptation, "ANRU_*", []),
-        (robustness, "*", ["--amplitudes", "0", "1", "--samples", "50"]),
-    ]
-}
-COMMANDS["psDigits"] = [
-    *COMMANDS["pydoc"],
-    (lyapunov, "RNN_*_gamma*", ["--steps", "16"]),
-    (jacobian_norm, "RNN_*_gamma*", ["--sequences", "1", "--every", "32"]),
-    (mutual_information, "RNN_*_gamma*", ["--samples", "50", "--times", "8"]),
-    (regularization, "ANRU_*", FEW),
-    (spectra, "ANRU_*", []),
-    (spectra, "RNN_*_ReLU", []),
-    (unit_responses, "ANRU_*", []),
-    (gain_scaling, "ANRU_*", ["--sequences", "2"]),
-    (step_response, "ANRU_*", ["--sequences", "2"]),
-    (supervisor_plane, "ANRU_*", []),
-]
+# Small settings of regularization, and of the analyses.
+FEW = {"steps": 50, "streams": 3, "draws": 1, "sizes": [0, 5]}
+SMALL = ["robustness.amplitudes=[0,1]", "robustness.samples=50", "lyapunov.steps=16"]
+SMALL += ["jacobian.sequences=1", "jacobian.times=2", "mutual_information.samples=50"]
+SMALL += ["mutual_information.times=1", "supervisor.sequences=2", "step_response.sequences=2"]
+SMALL += ["regularization.streams=3", "regularization.sizes=[0,5]", "regularization.draws=1"]
+SMALL += ["regularization.steps=50"]
+NEEDED = {"psDigits": ("dynamics", "robustness", "adaptation", "regularization")}
+NEEDED["pydoc"] = ("robustness",)
 
 
 def few_images(load):
@@ -89,8 +65,7 @@ def make_toy_runs(task, root):
     runs += [["--net-type", "ANRU"], ["--net-type", "LSTM"], ["--nonlin", "ReLU"]]
     for own in runs:
         assert script.main([*COMMON, *flags, "--save-dir", str(root), *own]) == 0
-    for command, pattern, few in COMMANDS[task]:
-        assert command.main([*map(str, (root / task / "400").glob(pattern)), *few]) == 0
+    assert analyse.main([*NEEDED[task], str(root / task), "--set", *SMALL]) == 0
 
 
 def make(folder):
