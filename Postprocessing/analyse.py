@@ -1,7 +1,7 @@
 """Computes the analyses of trained runs: python3 -m Postprocessing.analyse NAME... RUN...
 
-NAME is a notebook or page, for all analyses that it needs (`NOTEBOOKS`), or one analysis (a key of
-`ANALYSES`). RUN is a run's directory, or a folder of runs.
+NAME is a notebook or the page, for all analyses that it needs, or one analysis. RUN is a run's
+directory, or a folder of runs.
 
     python3 -m Postprocessing.analyse dynamics SavedModels/psDigits
     python3 -m Postprocessing.analyse report SavedModels --where "network == 'ANRU' and seed == 400"
@@ -49,6 +49,7 @@ NOTEBOOKS = {
     "regularization": ("regularization", "jacobian"),
     "report": ("lyapunov", "jacobian", "robustness", "step_response"),
 }
+KNOWN = ", ".join(NOTEBOOKS | ANALYSES)
 FAILURES = (Unsuitable, UserError, np.linalg.LinAlgError, torch.linalg.LinAlgError)
 
 
@@ -65,8 +66,8 @@ def compute(run, name, settings, data=None, device="cpu", recompute=False):
     settings: those that are not the defaults, {name: value}. Raises Unsuitable if it cannot be
     computed, or a result is not finite.
     """
-    identity = {"settings": defaults(name) | settings, "source": source(run)}
-    identity = {key: json.dumps(value) for key, value in identity.items()}
+    identity = {"settings": json.dumps(defaults(name) | settings)}
+    identity["source"] = json.dumps(source(run))
     path = file_of(run.path, name)
     if not recompute and path.exists():
         with contextlib.suppress(RunError):  # a damaged file is computed again
@@ -224,9 +225,8 @@ def names_and_paths(words, parser):
             names |= dict.fromkeys(NOTEBOOKS.get(word, (word,)))
         else:
             paths.append(Path(word))
-    known = ", ".join(NOTEBOOKS | ANALYSES)
     if not names:
-        parser.error(f"argument NAME: must be one of {known}, got {words[0]}")
+        parser.error(f"argument NAME: must be one of {KNOWN}, got {words[0]}")
     if not paths:
         parser.error("argument RUN: no run or folder is given")
     return list(names), paths
@@ -247,7 +247,7 @@ def table_of(paths, where, parser):
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.analyse", __doc__)
     flag = parser.add_argument
-    flag("words", nargs="+", metavar="NAME RUN", help="names, then run directories or folders")
+    flag("words", nargs="+", metavar="NAME RUN", help=f"{KNOWN}; then runs or folders of runs")
     flag("--where", metavar="EXPRESSION", help="select runs, as in Postprocessing.runs")
     flag("--set", type=setting, nargs="+", default=[], metavar="S", help="as lyapunov.chains=2")
     flag("--recompute", action="store_true", help="compute again what is up to date")

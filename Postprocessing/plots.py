@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Circle
 
-from Postprocessing import statistics
+from Postprocessing import comparison
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 PAGE = 7.2  # width in inches
@@ -125,10 +125,10 @@ def draw_difference(paired, ax, name):
 
     paired: a DataFrame of (n, s, seed) by epochs. With one or two seeds: a line for each.
     """
-    mean, low, high = statistics.cell_interval(paired)
+    mean, low, high = comparison.cell_interval(paired)
     if np.isfinite(low).all():
         return draw_band(paired.columns, mean, low, high, ax, COLOURS[name], label=name)
-    seeds = statistics.over_cells(paired)
+    seeds = comparison.over_cells(paired)
     for label, line in zip([name, *[None] * (len(seeds) - 1)], seeds.to_numpy(), strict=True):
         ax.plot(paired.columns, line, ".-", color=COLOURS[name], linewidth=0.8, label=label)
     return ax
@@ -142,7 +142,7 @@ def draw_bars(values, ax, name, shift=0):
     """
     at = (1 + np.array(values.columns)) * 1.07**shift - 1
     style = {"color": COLOURS[name], "label": name}
-    if len(values) < statistics.LEAST:
+    if len(values) < comparison.LEAST:
         for row in values.to_numpy():
             ax.plot(at, row, "o", markersize=2.5, **style)
             style.pop("label", None)

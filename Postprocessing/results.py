@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from Postprocessing import analyse, runs, statistics
+from Postprocessing import analyse, comparison, runs
 from Training.console import entry_point
 from Training.parser import Parser
 
@@ -100,14 +100,14 @@ def interval(row):
 
 
 def grid_differences():
-    """The comparisons of the grid, as from `statistics.compare`."""
+    """The comparisons of the grid, as from `comparison.compare`."""
     if not (FOLDER / "results" / "psDigits_grid.csv").exists():
         table = read("psDigits_grid_summary")
-        p = statistics.p_value(table["mean"], table["half"], table["seeds"])
-        return table.assign(p=p, p_holm=statistics.holm(p, COMPARISONS))
+        p = comparison.p_value(table["mean"], table["half"], table["seeds"])
+        return table.assign(p=p, p_holm=comparison.holm(p, COMPARISONS))
     table = read("psDigits_grid").set_index(["setting", "n", "s", "seed"])
     curves = table.filter(regex=r"^validation \d+$")
-    return statistics.compare(
+    return comparison.compare(
         {
             "test accuracy": table["test"],
             "validation accuracy at epoch 41": curves["validation 41"],
@@ -125,7 +125,7 @@ def claims():
         "the paper": table["quantity"].map(CLAIMS).fillna("no claim"),
         "measured": table["quantity"] + ", " + table["difference"],
         "n": table.apply("{0[cells]:.0f} cells × {0[seeds]:.0f} seeds".format, axis=1),
-        "mean [over cells] ± over seeds": table.apply(statistics.in_words, axis=1),
+        "mean [over cells] ± over seeds": table.apply(comparison.in_words, axis=1),
         "p": table["p"].map("{:.3f}".format),
         "p (Holm)": table["p_holm"].map("{:.2f}".format),
         "verdict": (table["p_holm"] < 0.05).map({True: "resolved", False: "not resolved"}),
@@ -147,10 +147,10 @@ def correction():
 
 def anru():
     table = read("psDigits_ANRU_summary").set_index("quantity")
-    p = statistics.p_value(table["mean"], table["half"], table["seeds"])
+    p = comparison.p_value(table["mean"], table["half"], table["seeds"])
     p = pd.Series(p, table.index)[table.index.str.contains(" − ")]  # α is not compared with 0
     text = pd.DataFrame({"mean ± half the 95 % t interval": table.apply(interval, axis=1)})
-    text["p (Holm)"] = pd.Series(statistics.holm(p), p.index).map("{:.2f}".format)
+    text["p (Holm)"] = pd.Series(comparison.holm(p), p.index).map("{:.2f}".format)
     return markdown(text.fillna("").rename_axis("ANRU, five seeds"))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from Postprocessing import plots, results, runs, selection, statistics
+from Postprocessing import comparison, plots, results, runs, selection
 from Postprocessing.analyse import FigureError
 
 N, S, SEEDS = (1.0, 5.0), (0.0, 0.5, 1.0), (400, 401, 402)
@@ -162,7 +162,7 @@ def values(seeds=SEEDS, shape=()):
 def test_differences_are_paired_by_cell_and_seed():
     scores = values()
     shuffled = scores.sample(frac=1, random_state=1).drop(("static", 5.0, 1.0, 400))
-    paired = statistics.differences(shuffled)["heterogeneous − static"]
+    paired = comparison.differences(shuffled)["heterogeneous − static"]
     assert len(paired) == 17 and ("5.0", 1.0, 400) not in paired.index
     for n, s, seed in paired.index:
         expected = scores["heterogeneous", n, s, seed] - scores["static", n, s, seed]
@@ -171,7 +171,7 @@ def test_differences_are_paired_by_cell_and_seed():
 
 def test_the_comparison_has_both_intervals_and_corrected_p():
     scores = values()
-    table = statistics.compare({"score": scores, "twice": 2 * scores})
+    table = comparison.compare({"score": scores, "twice": 2 * scores})
     first = table.iloc[0]
     paired = (scores["heterogeneous"] - scores["static"]).unstack("seed")
     assert first["mean"] == pytest.approx(paired.to_numpy().mean())
@@ -186,25 +186,25 @@ def test_the_comparison_has_both_intervals_and_corrected_p():
 
 def test_one_or_two_seeds_have_no_interval():
     for seeds in ((400,), (400, 401)):
-        table = statistics.compare({"score": values(seeds)})
+        table = comparison.compare({"score": values(seeds)})
         assert table[["low", "high", "half", "p", "p_holm"]].isna().all().all()
-        text = statistics.in_words(table.iloc[0])
+        text = comparison.in_words(table.iloc[0])
         assert "±" not in text and "[" not in text and f"({len(seeds)} seeds: no interval)" in text
-        paired = statistics.differences(values(seeds, (4,)))["heterogeneous − static"]
+        paired = comparison.differences(values(seeds, (4,)))["heterogeneous − static"]
         ax = plt.figure().add_subplot()
         plots.draw_difference(paired, ax, "heterogeneous − static")
         assert len(ax.lines) == len(seeds) and not ax.collections
         plots.draw_bars(paired[: len(seeds)], ax, "static")
         assert not ax.containers  # points, without error bars
     plt.close("all")
-    assert np.isnan(statistics.t_interval(np.array([[1.0], [2]]))[1]).all()
+    assert np.isnan(comparison.t_interval(np.array([[1.0], [2]]))[1]).all()
 
 
 def test_the_interval_over_cells_is_that_of_their_mean():
     index = pd.MultiIndex.from_product([range(200), [0], SEEDS], names=INDEX[1:])
     cells = np.random.default_rng(0).normal(0.3, 1, size=(200, 3))
     drawn = pd.DataFrame(np.repeat(cells, 3, axis=0), index)
-    mean, low, high = statistics.cell_interval(drawn)
+    mean, low, high = comparison.cell_interval(drawn)
     error = cells.std(axis=0, ddof=1) / np.sqrt(200)
     np.testing.assert_allclose(mean, cells.mean(axis=0))
     np.testing.assert_allclose(low, mean - 1.96 * error, atol=0.03)
@@ -213,9 +213,9 @@ def test_the_interval_over_cells_is_that_of_their_mean():
 
 def test_holms_correction():
     np.testing.assert_allclose(
-        statistics.holm([0.01, np.nan, 0.04, 0.03, 0.005]), [0.03, np.nan, 0.06, 0.06, 0.02]
+        comparison.holm([0.01, np.nan, 0.04, 0.03, 0.005]), [0.03, np.nan, 0.06, 0.06, 0.02]
     )
-    np.testing.assert_allclose(statistics.holm([0.01, 0.5], 10), [0.1, 1])
+    np.testing.assert_allclose(comparison.holm([0.01, 0.5], 10), [0.1, 1])
 
 
 # RESULTS.md

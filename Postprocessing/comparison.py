@@ -8,17 +8,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-# Settings whose runs are compared in pairs of the same n, s and seed.
+# Settings that are compared.
 PAIRS = (("heterogeneous", "static"), ("homogeneous", "static"), ("heterogeneous", "homogeneous"))
 LEAST = 3  # seeds of an interval
 
 
 def differences(values):
     """Differences between two settings with the same n, s and seed, {"a − b": differences}."""
-    return {
-        f"{first} − {second}": (values.loc[first] - values.loc[second]).dropna()
-        for first, second in PAIRS
-    }
+    return {f"{a} − {b}": (values.loc[a] - values.loc[b]).dropna() for a, b in PAIRS}
 
 
 def over_seeds(values):
