@@ -144,7 +144,7 @@ def test_one_seed_has_no_interval(executed):
     _, books = executed
     for name in ("performance", "learning_speed", "dynamics"):
         shown = [o.data for o in outputs(books[name, "psDigits"], "display_data")]
-        (table,) = [data["text/html"] for data in shown if "p_holm" in data.get("text/html", "")]
+        table, *_ = [data["text/html"] for data in shown if "p_holm" in data.get("text/html", "")]
         header, *rows = re.findall(r"<tr.*?</tr>", table, re.DOTALL)
         cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in (header, *rows)]
         half = [row[cells[0].index("half")] for row in cells[1:]]
