@@ -1,7 +1,4 @@
-"""Maps each `--net-type` to its layer class.
-
-`step` implements the equations; calling the layer gives the same result, faster. See layer.py.
-"""
+"""Maps each `--net-type` to its layer class."""
 
 from NetworkCreation.anru import ANRU
 from NetworkCreation.eurnn import EURNN

@@ -5,7 +5,6 @@
     n_t = Wgn g_t + b_n,  s_t = Wgs g_t + b_s            (B, H)
     h_t = γ(a_t; n_t, s_t)                               (B, H)
 
-Letters: T time, B batch, I input, H main units, M supervisor units.
 Source: Geadah et al., arXiv 2006.12253.
 """
 
@@ -15,21 +14,18 @@ from functools import partial
 import torch
 from torch import nn
 
-from NetworkCreation import gamma_function, initialization, time_loop
-from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, linear_map, unsqueeze_drive
+from NetworkCreation import gamma_function, time_loop
+from NetworkCreation.initialization import INPUT, RECURRENT, linear_map, xavier
+from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, unsqueeze_drive
 
 
 class ANRU(RecurrentLayer):
-    """Adaptive nonlinearity recurrent unit: a supervisor sets n and s of every unit at each step.
-
-    A supervisor has M tanh units with their own state; all supervisors share their weights. n_t and
-    s_t are neither squashed nor clamped.
+    """The adaptive nonlinearity recurrent unit. All supervisors share their weights.
 
     supervisor_size: M. rinit: of Whh and Wgg. iinit: of Uxh and Uag. Their biases are initially 0.
     Wgn: xavier normal with gain 0.1, bias 5 + 2u with one u ~ U(0, 1); Wgs: xavier normal with gain
-    0.01, bias 0. Raises OptionError for an unknown name or a size below 1.
-
-    State: (h, g), h (B, H) and g (B, H, M).
+    0.01, bias 0. n and s are neither squashed nor clamped. State: (h, g), h (B, H), g (B, H, M).
+    Raises OptionError for an unknown name or a size below 1.
     """
 
     def __init__(
@@ -39,15 +35,15 @@ class ANRU(RecurrentLayer):
         super().__init__(input_size, hidden_size, batch_first)
         check_sizes(supervisor_size=supervisor_size)
         self.supervisor_size = supervisor_size
-        recurrent = choose("rinit", rinit, initialization.RECURRENT)
-        entry = choose("iinit", iinit, initialization.INPUT)
+        recurrent = choose("rinit", rinit, RECURRENT)
+        entry = choose("iinit", iinit, INPUT)
         like = {"generator": generator, "device": device, "dtype": dtype}
         self.Uxh = linear_map(input_size, hidden_size, entry, **like)
         self.Whh = linear_map(hidden_size, hidden_size, recurrent, **like)
         self.Uag = linear_map(1, supervisor_size, entry, **like)
         self.Wgg = linear_map(supervisor_size, supervisor_size, recurrent, **like)
-        self.Wgn = linear_map(supervisor_size, 1, partial(initialization.xavier, gain=0.1), **like)
-        self.Wgs = linear_map(supervisor_size, 1, partial(initialization.xavier, gain=0.01), **like)
+        self.Wgn = linear_map(supervisor_size, 1, partial(xavier, gain=0.1), **like)
+        self.Wgs = linear_map(supervisor_size, 1, partial(xavier, gain=0.01), **like)
         for linear in (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgs):
             nn.init.zeros_(linear.bias)
         nn.init.constant_(self.Wgn.bias, 5 + 2 * torch.rand((), generator=generator).item())
@@ -109,9 +105,6 @@ class ANRU(RecurrentLayer):
         weight = torch.cat([self.Wgn.weight, self.Wgs.weight])
         bias = (torch.cat([self.Wgn.bias, self.Wgs.bias]) - weight.sum(1)).unsqueeze(1)
         return E, torch.cat([2 * weight, torch.zeros_like(bias), bias], dim=1)
-
-    def extra_repr(self):
-        return f"supervisor_size={self.supervisor_size}"
 
 
 CHUNK = 10000  # units of all samples whose supervisors a CPU updates together: 2 MB for M = 50

@@ -15,7 +15,7 @@ from NetworkCreation.errors import CheckpointError, OptionError
 from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
-# What zipfile and torch raise for a damaged file.
+# What torch and zipfile raise for a damaged file.
 DAMAGED = (RuntimeError, EOFError, IndexError, ValueError, struct.error, zlib.error)
 DAMAGED += (zipfile.BadZipFile,)
 
@@ -26,14 +26,16 @@ def read_checkpoint(path):
     Raises CheckpointError, with the file's name, for a file that is missing, damaged, not a
     checkpoint, or contains anything but tensors and plain values.
     """
+    if Path(path).exists() and not Path(path).is_file():  # reading a device may never end
+        raise CheckpointError(f"{path}: not a file")
     try:
-        _check_file(Path(path))
+        _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says what is wrong
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # its message advises to execute the file's code
         raise CheckpointError(f"{path}: damaged, or more than tensors and plain values") from error
     except DAMAGED as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -43,20 +45,15 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def _check_file(path):
-    """Checks what torch does not: the kind of file, and the parts of an archive."""
-    if path.exists() and not path.is_file():
-        raise OSError("not a file")
+def _check_archive(path):
+    """Checks what torch does not: the checksums of an archive, and the entries of its directory."""
     if not zipfile.is_zipfile(path):  # written by torch before 1.6, or not a checkpoint
         return
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             # torch would leave the memory of a tensor unset if its part is a directory (0x10)
-            directory = part.is_dir() or part.external_attr & 0x10
-            if directory or part.flag_bits & 1 or part.compress_type != zipfile.ZIP_STORED:
-                raise zipfile.BadZipFile(f"{part.filename} is a directory, encrypted or compressed")
-            if part.file_size != part.compress_size:
-                raise zipfile.BadZipFile(f"{part.filename} has two sizes")
+            if part.external_attr & 0x10 or part.file_size != part.compress_size:
+                raise zipfile.BadZipFile(f"{part.filename} is a directory or compressed")
         if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
@@ -69,12 +66,12 @@ def load_model(path, config=None):
     `build_model`, for a file of the paper's own code, which contains none; ignored otherwise.
     Raises CheckpointError for a file that cannot be read or contains a different network.
     """
-    path = _checkpoint_of(Path(path)) if Path(path).is_dir() else path
+    if Path(path).is_dir():
+        path = _checkpoint_of(Path(path))
     return model_of(read_checkpoint(path), path, config)
 
 
 def _checkpoint_of(run):
-    """The file of a run's directory that `load_model` loads."""
     try:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         best = config["arguments"].get("save")
@@ -89,19 +86,17 @@ def _checkpoint_of(run):
 
 def model_of(checkpoint, path, config=None):
     """As `load_model`, for a checkpoint that has been read already from this path."""
-    saved, state = checkpoint.get("config"), checkpoint["state_dict"]
-    if saved is None and config is None:
-        raise CheckpointError(f"{path}: has no config; give one")
+    state, saved = checkpoint["state_dict"], checkpoint.get("config")
     config = config if saved is None else saved
+    if config is None:
+        raise CheckpointError(f"{path}: has no config; give one")
     try:
         spec = config["model"]
         model = build_model(spec)
     except (OptionError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: describes no valid network ({error})") from error
-    if saved is None:
-        state = _from_paper(state, model)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(_from_paper(state, model) if saved is None else state)
     except RuntimeError as error:
         reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise CheckpointError(
@@ -114,22 +109,17 @@ def model_of(checkpoint, path, config=None):
 def _from_paper(state, model):
     """The state_dict of the paper's own code in this project's names and shapes.
 
-    Its RNN may have n and s twice (the second time in the activation's module) or, if fixed, not at
-    all, as single numbers even for gamma2, and may lack a bias.
+    Only its RNN differs. n and s are single numbers, for gamma2 too, and saved with the layer, with
+    its activation, with both or, if fixed, with neither, even if φ is ReLU. Biases may be missing.
     """
-    state = dict(state)
-    for name in ("n", "s"):
-        if f"rnn.nonlinearity.{name}" in state:
-            state.setdefault(f"rnn.{name}", state.pop(f"rnn.nonlinearity.{name}"))
-    if isinstance(model.rnn, RNN):
-        own = {f"rnn.{name}": value for name, value in model.rnn.state_dict().items()}
-        for name in ("rnn.n", "rnn.s"):
-            if name not in own:
-                state.pop(name, None)  # γ is not this network's activation
-            elif name not in state:
-                state[name] = own[name]
-            elif state[name].numel() == 1:
-                state[name] = state[name].reshape(1).expand_as(own[name])
-        for name in ("rnn.U.bias", "rnn.V.bias"):
-            state.setdefault(name, torch.zeros_like(own[name]))  # a map without a bias
+    if not isinstance(model.rnn, RNN):
+        return state
+    state, own = dict(state), model.state_dict()
+    for name, nested in (("rnn.n", "rnn.nonlinearity.n"), ("rnn.s", "rnn.nonlinearity.s")):
+        value = state.pop(nested, own.get(name))
+        value = state.pop(name, value)
+        if name in own:
+            state[name] = value.expand_as(own[name]) if value.numel() == 1 else value
+    for name in ("rnn.U.bias", "rnn.V.bias"):
+        state.setdefault(name, torch.zeros_like(own[name]))
     return state

@@ -10,46 +10,38 @@ pair by its own matrix
 
 a unit without a partner is unchanged. D is diagonal with the phases e^{iω}.
 
-Letters: T time, B batch, I input, H units, L layers of rotations.
 Source: Jing et al., arXiv 1612.05231 (tunable-space implementation).
 """
 
 import math
-from typing import ClassVar
 
 import torch
 from torch.nn.functional import pad
 
-from NetworkCreation import initialization, time_loop
-from NetworkCreation.layer import (
-    RecurrentLayer,
-    check_sizes,
-    choose,
-    linear_map,
-    modrelu,
-    uniform_parameter,
-    unsqueeze_drive,
-)
+from NetworkCreation import time_loop
+from NetworkCreation.initialization import INPUT, linear_map, uniform_parameter
+from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, modrelu, unsqueeze_drive
 
 
 def _identity(z, bias):
     return z
 
 
+NONLINEARITIES = {"modrelu": modrelu, "none": _identity}
+
+
 class EURNN(RecurrentLayer):
-    """The efficient unitary network: h_t = φ(U x_t + W h_{t−1} + drive_t), W unitary.
+    """The efficient unitary network.
 
     capacity: L. θ and φ (one per pair, layer by layer) and ω (H,) are initially U(0, 2π).
     U x = Ure x + i Uim x; the drive is real. nonlin: 'modrelu' (complex, with a bias b as in `RNN`)
     or 'none' (Ure then has a bias, as in torch). iinit: a key of `initialization.INPUT` (for Ure
     and Uim). Raises OptionError for an unknown name, or a size or capacity below 1.
 
-    The outputs are Re h, so that a read-out has one input per unit, as elsewhere.
-    State: (Re h, Im h), each (B, H).
+    The outputs are Re h. State: (Re h, Im h), each (B, H).
     """
 
-    training_flags: ClassVar = ("lr_orth",)
-    NONLINEARITIES: ClassVar = {"modrelu": modrelu, "none": _identity}
+    training_flags = ("lr_orth",)
 
     def __init__(
         self, input_size, hidden_size, capacity=2, nonlin="modrelu", iinit="kaiming",
@@ -58,14 +50,13 @@ class EURNN(RecurrentLayer):
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
         check_sizes(capacity=capacity)
-        self._phi = choose("nonlin", nonlin, self.NONLINEARITIES)
+        self._phi = choose("nonlin", nonlin, NONLINEARITIES)
         self.capacity = capacity
         self.nonlin = nonlin
-        entry = choose("iinit", iinit, initialization.INPUT)
+        entry = choose("iinit", iinit, INPUT)
         self.Ure = linear_map(input_size, hidden_size, entry, bias=nonlin != "modrelu", **like)
         self.Uim = linear_map(input_size, hidden_size, entry, bias=False, **like)
-        even_layers, odd_layers = capacity // 2, (capacity + 1) // 2  # counted from 1
-        pairs = odd_layers * (hidden_size // 2) + even_layers * ((hidden_size - 1) // 2)
+        pairs = sum((hidden_size - layer % 2) // 2 for layer in range(capacity))
         self.theta = uniform_parameter(pairs, math.pi, math.pi, **like)  # U(0, 2π)
         self.phi = uniform_parameter(pairs, math.pi, math.pi, **like)
         self.omega = uniform_parameter(hidden_size, math.pi, math.pi, **like)

@@ -3,21 +3,17 @@
     h_t = φ(U x_t + P h_{t−1} + drive_t)                 (B, H)
     P = P₀ Q(A),  Q(A) = exp(A) or (1 + A/2)(1 − A/2)⁻¹  (H, H), A skew-symmetric and learned
 
-P is computed, and differentiated, once per sequence. On a GPU this synchronises about a dozen times
-for exp and once for the Cayley map.
+P is computed, and differentiated, once per sequence; on a GPU the host waits for it.
 
-Source: Lezcano-Casado & Martínez-Rubio, arXiv 1901.08428; P₀ is the base of their dynamic
-trivializations, arXiv 1909.09501, and is not updated.
+Source: Lezcano-Casado & Martínez-Rubio, arXiv 1901.08428; P₀: arXiv 1909.09501, not updated.
 """
-
-from typing import ClassVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal
 
-from NetworkCreation import initialization
-from NetworkCreation.layer import choose, linear_map
+from NetworkCreation.initialization import INPUT, ROTATIONS, linear_map
+from NetworkCreation.layer import choose
 from NetworkCreation.rnn import ElmanLayer
 
 # Q(A): our name and torch's.
@@ -36,17 +32,14 @@ class NewtonStep(nn.Module):
 
 
 class ExpRNN(ElmanLayer):
-    """expRNN: h_t = φ(U x_t + P h_{t−1} + drive_t), P orthogonal.
+    """expRNN; `V.weight` is P, of determinant +1.
 
     A is initially 0. ostep_method: 'exp' or 'cayley', the map Q. rinit: a key of
-    `initialization.ROTATIONS` (for P₀). iinit: a key of `initialization.INPUT` (for U). U has a
-    bias unless φ is modrelu, which has its own. nonlin, n, s, learn_params: as for `RNN`. Raises
-    OptionError for an unknown name, a size below 1 or n = 0.
-
-    `V.weight` is P, of determinant +1. State: h (B, H).
+    `initialization.ROTATIONS` (for P₀). U has a bias unless φ is modrelu, which has its own. Other
+    arguments, errors and state: as for `RNN`.
     """
 
-    training_flags: ClassVar = ("lr_orth",)
+    training_flags = ("lr_orth",)
 
     def __init__(
         self, input_size, hidden_size, nonlin="modrelu", n=5.0, s=0.0, learn_params=True,
@@ -55,18 +48,18 @@ class ExpRNN(ElmanLayer):
     ):  # fmt: skip
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
-        start = choose("rinit", rinit, initialization.ROTATIONS)
-        entry = choose("iinit", iinit, initialization.INPUT)
+        start = choose("rinit", rinit, ROTATIONS)
+        entry = choose("iinit", iinit, INPUT)
         orthogonal_map = choose("ostep_method", ostep_method, ORTHOGONAL_MAPS)
-        self.ostep_method = ostep_method
         self.U = linear_map(input_size, hidden_size, entry, bias=nonlin != "modrelu", **like)
         self.V = linear_map(hidden_size, hidden_size, start, bias=False, **like)
-        if self.V.weight.is_meta:  # `orthogonal` needs values
-            parametrize.register_parametrization(self.V, "weight", nn.Identity(), unsafe=True)
-        else:
-            orthogonal(self.V, "weight", orthogonal_map)
+        orthogonal(self.V, "weight", orthogonal_map)
         parametrize.register_parametrization(self.V, "weight", NewtonStep(), unsafe=True)
         self._add_activation(nonlin, n, s, learn_params, **like)
+        self._extend_parametrization(**like)
+
+    def _extend_parametrization(self, generator, device, dtype):
+        """Hook for a subclass whose V is a function of P."""
 
     @property
     def P(self):
@@ -78,6 +71,3 @@ class ExpRNN(ElmanLayer):
         """'orthogonal': the parameter of A; 'gains' as for `RNN`."""
         skew = self.V.parametrizations.weight.original
         return super().parameter_groups() | {"orthogonal": [skew]}
-
-    def extra_repr(self):
-        return f"nonlin={self.nonlin}, ostep_method={self.ostep_method}"

@@ -146,22 +146,19 @@ class Gamma(nn.Module):
     num_parameters: 1 (one n and one s for all features) or the number of features. n, s: initial
     values. learnable: whether n and s are parameters or buffers; both are in the state_dict.
     Input and output: (..., num_parameters), or any shape if num_parameters is 1.
-    Raises ValueError for n = 0, num_parameters < 1 or an input with another number of features.
+    Raises ValueError for n = 0 or an input with another number of features.
     """
 
     def __init__(self, num_parameters=1, n=5.0, s=0.0, learnable=True, device=None, dtype=None):
         super().__init__()
-        if num_parameters < 1:
-            raise ValueError(f"num_parameters must be at least 1, got {num_parameters}")
         register_gain_and_saturation(self, num_parameters, n, s, learnable, device, dtype)
         self.num_parameters = num_parameters
         self.learnable = learnable
 
     def forward(self, x):
         if self.num_parameters > 1 and x.shape[-1:] != self.n.shape:
-            raise ValueError(
-                f"the input must be (..., {self.num_parameters}), got {tuple(x.shape)}"
-            )
+            shape = tuple(x.shape)
+            raise ValueError(f"the input must be (..., {self.num_parameters}), got {shape}")
         return gamma(x, self.n, self.s)
 
     def extra_repr(self):
@@ -179,18 +176,13 @@ def register_gain_and_saturation(module, num_parameters, n, s, learnable, device
             module.register_buffer(name, tensor)
 
 
-def check_gradients():
-    """Compares first and second derivatives with finite differences; raises if they differ."""
+def main():
+    """Compares the gradients with finite differences and prints the distance from the limits."""
     s, x = torch.linspace(-1, 2, 4).double(), torch.linspace(-3, 3, 12).double().view(3, 4)
     for n in (s + 1.5, -s - 1.5):
         inputs = tuple(tensor.clone().requires_grad_() for tensor in (x, n, s))
         torch.autograd.gradcheck(gamma, inputs, check_forward_ad=True)
         torch.autograd.gradgradcheck(gamma, inputs)
-
-
-def main():
-    """Checks the gradients and prints the distance from the limits."""
-    check_gradients()
     print("gradients: equal to finite differences (first and second order, n of both signs)")
     print("largest distance of γ from its limits, −5 ≤ x ≤ 5:")
     print(f"{'n':>7}  {'|γ(x; n, 0) − ReLU|':>20}  {'|γ(x; n, 1) − step|, |x| ≥ 0.01':>32}")

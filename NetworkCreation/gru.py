@@ -9,17 +9,15 @@ Source: Cho et al., arXiv 1406.1078, with the reset gate after the recurrent pro
 
 import torch
 
-from NetworkCreation import initialization, time_loop
-from NetworkCreation.layer import RecurrentLayer, linear_map, unsqueeze_drive
+from NetworkCreation import time_loop
+from NetworkCreation.initialization import linear_map, torch_default
+from NetworkCreation.layer import RecurrentLayer, unsqueeze_drive
 
 
 class GRU(RecurrentLayer):
     """The gated recurrent unit; a drive is added to the candidate.
 
-    Weights and biases are initially those of `torch.nn.Linear`: U(±1/√I) for the maps of x,
-    U(±1/√H) for those of h.
-
-    State: h (B, H).
+    Weights and biases are initially those of `torch.nn.Linear`. State: h (B, H).
     """
 
     def __init__(
@@ -29,11 +27,8 @@ class GRU(RecurrentLayer):
         like = {"generator": generator, "device": device, "dtype": dtype}
         for gate in "rzn":
             for source, size in (("i", input_size), ("h", hidden_size)):
-                linear = linear_map(size, hidden_size, initialization.torch_default, **like)
+                linear = linear_map(size, hidden_size, torch_default, **like)
                 self.add_module(f"W{source}{gate}", linear)
-
-    def state_shapes(self, batch):
-        return [(batch, self.hidden_size)]
 
     def preactivation(self, x, h, drive=None):
         """a = Win x + b + r ∘ (Whn h + b) + drive, of the candidate, (..., B, H)."""

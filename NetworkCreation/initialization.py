@@ -2,9 +2,8 @@
 
 `ROTATIONS` are the orthogonal matrices of determinant +1 among `RECURRENT`.
 
-Every function fills a weight in place and returns it, like those of `torch.nn.init`. It draws from
-a CPU generator (None: torch's own), so that a seed gives the same numbers on every device. A tensor
-on the meta device is returned unchanged.
+They fill a weight in place and return it, like the functions of `torch.nn.init`, and draw from a
+CPU generator (None: torch's own), so that a seed gives the same numbers on every device.
 """
 
 import functools
@@ -19,8 +18,6 @@ def _in_place(draw):
 
     @functools.wraps(draw)
     def fill(weight, generator=None, **options):
-        if weight.is_meta:
-            return weight
         drawn = draw(torch.empty(weight.shape, dtype=weight.dtype), generator, **options)
         with torch.no_grad():
             return weight.copy_(drawn)
@@ -104,6 +101,23 @@ def uniform(weight, generator=None, bound=1.0):
 def torch_default(weight, generator=None):
     """U(−1/√fan_in, 1/√fan_in), the default of `torch.nn.Linear`."""
     return uniform(weight, generator, bound=weight.shape[1] ** -0.5)
+
+
+def linear_map(inputs, outputs, initialise, bias=True, *, generator=None, device=None, dtype=None):
+    """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as in torch."""
+    device = torch.get_default_device() if device is None else device
+    like = {"device": device, "dtype": dtype}
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, **like)
+    initialise(linear.weight, generator)
+    if bias:
+        uniform(linear.bias, generator, bound=inputs**-0.5)
+    return linear
+
+
+def uniform_parameter(size, bound, shift=0.0, *, generator=None, device=None, dtype=None):
+    """A parameter (size,), initially U(−bound, bound) + shift."""
+    values = torch.empty(size, device=device, dtype=dtype)
+    return nn.Parameter(uniform(values, generator, bound=bound).add_(shift))
 
 
 ROTATIONS = {"henaff": henaff, "cayley": cayley, "random": random_rotation}

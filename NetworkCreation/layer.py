@@ -1,17 +1,14 @@
 """Base class of the recurrent layers, and what their constructors share.
 
-Letters: T time, B batch, I input, H main units.
+Letters, in all files: T time, B batch, I input, H main units, M supervisor units.
 """
-
-from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import PackedSequence
 
-from NetworkCreation import gamma_function, initialization
 from NetworkCreation.errors import OptionError
+from NetworkCreation.gamma_function import combine, gamma, slope, terms, value
 from NetworkCreation.time_loop import Embedded, without_autocast
 
 
@@ -24,9 +21,9 @@ def choose(name, value, choices):
 
 def check_sizes(**sizes):
     """Raises OptionError for the first size below 1."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise OptionError(name, f"{name} must be at least 1, got {value}")
+    for name, size in sizes.items():
+        if size < 1:
+            raise OptionError(name, f"{name} must be at least 1, got {size}")
 
 
 class Activation:
@@ -82,14 +79,7 @@ def _identity(a, out=None):
     return a if out is None else out.copy_(a)
 
 
-GAMMA = Activation(
-    gamma_function.gamma,
-    gamma_function.value,
-    gamma_function.slope,
-    gamma_function.terms,
-    gamma_function.combine,
-    parameters=("n", "s"),
-)
+GAMMA = Activation(gamma, value, slope, terms, combine, parameters=("n", "s"))
 NONLINEARITIES = {
     "gamma": GAMMA,
     "gamma2": GAMMA,
@@ -99,23 +89,6 @@ NONLINEARITIES = {
     "modrelu": Activation(modrelu, modrelu, terms=_modrelu_terms, parameters=("b",), from_a=False),
     "none": Activation(_identity, _identity, torch.ones_like, from_a=False),
 }
-
-
-def linear_map(inputs, outputs, initialise, bias=True, *, generator=None, device=None, dtype=None):
-    """A linear map: weight (outputs, inputs) by `initialise`, bias U(±1/√inputs) as in torch."""
-    device = torch.get_default_device() if device is None else device
-    like = {"device": device, "dtype": dtype}
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, **like)
-    initialise(linear.weight, generator)
-    if bias:
-        initialization.uniform(linear.bias, generator, bound=inputs**-0.5)
-    return linear
-
-
-def uniform_parameter(size, bound, shift=0.0, *, generator=None, device=None, dtype=None):
-    """A parameter (size,), initially U(−bound, bound) + shift."""
-    values = torch.empty(size, device=device, dtype=dtype)
-    return nn.Parameter(initialization.uniform(values, generator, bound=bound).add_(shift))
 
 
 def unsqueeze_drive(drive):
@@ -129,20 +102,18 @@ class RecurrentLayer(nn.Module):
         outputs, state = layer(x, state=None, drive=None)
 
     x is (T, B, I), or a `time_loop.Embedded`; outputs are (T, B, H). A state is one tensor or a
-    tuple of tensors, the hidden state h (B, H) first; unlike torch's, it has no axis for stacked
-    layers. drive is (T,), (T, B) or None: a current that is added to the pre-activation of every
-    unit. With batch_first=True, T and B are exchanged in x, outputs and drive.
+    tuple of tensors, the hidden state h (B, H) first; None stands for zeros. Unlike torch's, it has
+    no axis for stacked layers. drive is (T,), (T, B) or None: a current that is added to the
+    pre-activation of every unit. With batch_first=True, T and B are exchanged in x, outputs, drive.
 
     A layer computes in its own dtype, to which inputs in half precision are converted. Autocast has
     no effect (but on `step` called by itself).
 
-    A network defines `state_shapes` and `step`; the rest has defaults. The constructors take a
-    generator (of the initial values; None: torch's own), device and dtype.
-    Raises OptionError for a size below 1.
+    A network defines `step`; the rest has defaults. The constructors take a generator (of the
+    initial values; None: torch's own), device and dtype. Raises OptionError for a size below 1.
     """
 
-    # Names of the flags of the optimiser or the loss that apply to the network.
-    training_flags: ClassVar[tuple] = ()
+    training_flags = ()  # names of flags of the optimiser or the loss that apply to the network
 
     def __init__(self, input_size, hidden_size, batch_first=False):
         super().__init__()
@@ -152,18 +123,15 @@ class RecurrentLayer(nn.Module):
         self.batch_first = batch_first
 
     def state_shapes(self, batch):
-        """The shapes of the state's tensors for this batch size, a list."""
-        raise NotImplementedError(f"{type(self).__name__}.state_shapes")
+        """The shapes of the state's tensors, a list; by default the state is h."""
+        return [(batch, self.hidden_size)]
 
     def step(self, x_t, state, drive_t=None):
         """The state after one step: x_t (B, I), drive_t (), (B,) or None."""
         raise NotImplementedError(f"{type(self).__name__}.step")
 
     def recurrent_matrix(self):
-        """The matrix by which h_{t−1} enters a_t, (H, H), detached.
-
-        Raises NotImplementedError for a network with several, such as LSTM.
-        """
+        """The recurrent matrix (H, H), detached; raises NotImplementedError for LSTM and GRU."""
         raise NotImplementedError(f"{type(self).__name__} has no single recurrent matrix")
 
     def quantities(self, x_t, before, after, drive_t=None):
@@ -181,9 +149,7 @@ class RecurrentLayer(nn.Module):
     def parameter_groups(self):
         """The parameters that an optimiser treats differently, {name of the group: list}.
 
-        'gains': n and s, or their base values, exempt from weight decay; 'orthogonal': parameters
-        of an orthogonal matrix, with their own learning rate and no weight decay; 'T': of nnRNN,
-        with its own weight decay.
+        'gains': n and s, or their base values; 'orthogonal': of orthogonal matrices; 'T': of nnRNN.
         """
         return {}
 
@@ -193,25 +159,20 @@ class RecurrentLayer(nn.Module):
         return _joined([like.new_zeros(shape) for shape in self.state_shapes(batch)])
 
     def forward(self, x, state=None, drive=None):
-        """The outputs of all steps and the state after the last.
+        """The outputs of all steps and the state after the last; see the class.
 
-        x: (T, B, I), or `Embedded`. state: as the layer returns it, or None for zeros. drive:
-        (T,), (T, B) or None. Returns outputs (T, B, H) and the state. Raises ValueError for
-        another shape or dtype. Differentiable once, in reverse mode; use `loop` for second
-        derivatives, forward mode and torch.func.
+        Raises ValueError for another shape or dtype. Differentiable once, in reverse mode; use
+        `loop` for second derivatives, forward mode and torch.func.
         """
         x, state, drive = self._prepare(x, state, drive)
         with without_autocast(hidden(state).device):
-            if x.shape[1] > 0:
-                outputs, state = self._run(x, state, drive)
-            else:  # the fused loops need a sample
-                outputs, state, _ = self._steps(x, state, drive)
+            run = self._run if x.shape[1] > 0 else self._steps  # the fused loops need a sample
+            outputs, state, *_ = run(x, state, drive)
         return self._arrange(outputs), state
 
     def loop(self, x, state=None, drive=None):
         """As `forward`, but step by step: the definition, and slower."""
-        outputs, state, _ = self.trace(x, state, drive, keep=())
-        return outputs, state
+        return self.trace(x, state, drive, keep=())[:2]
 
     def trace(self, x, state=None, drive=None, keep=None):
         """As `loop`, with the quantities of every step: outputs, state, {name: (T, B, ...)}.
@@ -225,8 +186,8 @@ class RecurrentLayer(nn.Module):
         return self._arrange(outputs), state, {k: self._arrange(v) for k, v in traced.items()}
 
     def _run(self, x, state, drive):
-        """`forward` after the checks, T first. A network may replace the loop by a faster one."""
-        return self._steps(x, state, drive)[:2]
+        """`forward` after the checks, T first. A network may replace it by a faster loop."""
+        return self._steps(x, state, drive)
 
     def _steps(self, x, state, drive, keep=()):
         x = x.dense() if isinstance(x, Embedded) else x
@@ -248,14 +209,11 @@ class RecurrentLayer(nn.Module):
 
     def _prepare(self, x, state, drive):
         """x and drive with T first, and the state, in the layer's dtype; checks all of them."""
-        if isinstance(x, PackedSequence):
-            raise TypeError(f"{type(self).__name__} takes a padded tensor, got a PackedSequence")
         given, axes = tuple(x.shape), "B, T" if self.batch_first else "T, B"
         x = x.transpose(0, 1) if self.batch_first and len(given) == 3 else x
         if len(given) != 3 or x.shape[0] < 1 or given[2] != self.input_size:
-            raise ValueError(
-                f"the input must be ({axes}, {self.input_size}) with T ≥ 1, got {given}"
-            )
+            expected = f"({axes}, {self.input_size}) with T ≥ 1"
+            raise ValueError(f"the input must be {expected}, got {given}")
         steps, batch = x.shape[:2]
         if isinstance(x, Embedded):
             self._in_own_dtype("input", x.table)
@@ -267,10 +225,8 @@ class RecurrentLayer(nn.Module):
             raise ValueError(f"the state must have the shapes {expected}, got {shapes}")
         state = _joined([self._in_own_dtype("state", part) for part in state])
         if drive is not None:
-            if tuple(drive.shape) not in ((steps,), given[:2]):
-                raise ValueError(
-                    f"the drive must be ({steps},) or {given[:2]}, got {tuple(drive.shape)}"
-                )
+            if (shape := tuple(drive.shape)) not in ((steps,), given[:2]):
+                raise ValueError(f"the drive must be ({steps},) or {given[:2]}, got {shape}")
             drive = drive.t() if self.batch_first and drive.ndim == 2 else drive
             drive = drive.to(hidden(state))
         return x, state, drive
@@ -289,7 +245,7 @@ def parts(state):
 
 
 def _joined(state):
-    """The state of these tensors."""
+    """The inverse of `parts`."""
     return tuple(state) if len(state) > 1 else state[0]
 
 

@@ -9,16 +9,15 @@ Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
 import torch
 
-from NetworkCreation import initialization, time_loop
-from NetworkCreation.layer import RecurrentLayer, linear_map, unsqueeze_drive
+from NetworkCreation import time_loop
+from NetworkCreation.initialization import linear_map, xavier
+from NetworkCreation.layer import RecurrentLayer, unsqueeze_drive
 
 
 class LSTM(RecurrentLayer):
     """The long short-term memory; a drive is added to the output gate.
 
-    Each gate is a linear map of [h, x]: weights xavier normal, biases as in `torch.nn.Linear`.
-
-    State: (h, c), each (B, H).
+    Weights are initially xavier normal, biases as in `torch.nn.Linear`. State: (h, c), each (B, H).
     """
 
     def __init__(
@@ -27,10 +26,8 @@ class LSTM(RecurrentLayer):
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
         for gate in "fiog":
-            linear = linear_map(
-                hidden_size + input_size, hidden_size, initialization.xavier, **like
-            )
-            self.add_module(f"W{gate}", linear)
+            gate_map = linear_map(hidden_size + input_size, hidden_size, xavier, **like)
+            self.add_module(f"W{gate}", gate_map)
 
     def state_shapes(self, batch):
         return [(batch, self.hidden_size)] * 2

@@ -1,13 +1,11 @@
 """The two models of the experiments: a recurrent layer with its read-out."""
 
-from functools import partial
-
 import torch
 from torch import nn
 
-from NetworkCreation import initialization
 from NetworkCreation.errors import OptionError
-from NetworkCreation.layer import check_sizes, choose, hidden, linear_map
+from NetworkCreation.initialization import linear_map, torch_default, uniform
+from NetworkCreation.layer import choose, hidden
 from NetworkCreation.Networks import NETWORKS
 from NetworkCreation.time_loop import Embedded
 
@@ -15,16 +13,14 @@ from NetworkCreation.time_loop import Embedded
 class PixelClassifier(nn.Module):
     """A recurrent layer that reads an image pixel by pixel, and a read-out of its last state.
 
-    `lin` maps h_T to the classes; its initial values are those of `torch.nn.Linear`. Raises
-    OptionError for classes < 1.
+    `lin` maps h_T to the classes; its initial values are those of `torch.nn.Linear`.
     """
 
     def __init__(self, rnn, classes=10, generator=None, device=None):
         super().__init__()
-        check_sizes(classes=classes)
         self.rnn = rnn
         like = {"generator": generator, "device": device}
-        self.lin = linear_map(rnn.hidden_size, classes, initialization.torch_default, **like)
+        self.lin = linear_map(rnn.hidden_size, classes, torch_default, **like)
 
     def forward(self, x, drive=None):
         """x (T, B, I), drive as for the layer; returns logits (B, classes)."""
@@ -45,14 +41,13 @@ class CharacterModel(nn.Module):
         if tied and embedding_size != rnn.hidden_size:
             sizes = f"{embedding_size} and {rnn.hidden_size}"
             raise OptionError("tied", f"tied needs an embedding as large as the layer, got {sizes}")
-        uniform = partial(initialization.uniform, bound=0.1)
         weight = torch.empty(vocabulary, embedding_size, device=device)
-        uniform(weight, generator)
+        uniform(weight, generator, bound=0.1)
         self.encoder = nn.Embedding(vocabulary, embedding_size, _weight=weight)
         self.rnn = rnn
         device = weight.device
         self.decoder = nn.utils.skip_init(nn.Linear, rnn.hidden_size, vocabulary, device=device)
-        uniform(self.decoder.weight, generator)
+        uniform(self.decoder.weight, generator, bound=0.1)
         nn.init.zeros_(self.decoder.bias)
         if tied:
             self.decoder.weight = self.encoder.weight
@@ -72,31 +67,13 @@ def build_model(spec, generator=None, device=None):
     spec: `task` ('pixels' or 'characters'), `net_type` (a key of `NETWORKS`), `hidden_size`,
     `layer` (further arguments of that layer), and for pixels `classes`, for characters
     `embedding_size`, `vocabulary` (the list of symbols) and `tied`.
-    device: the CPU if None. On 'meta' a model has shapes only, and takes no memory.
     Raises OptionError for a value that is not allowed.
     """
     network = choose("net_type", spec["net_type"], NETWORKS)
-    input_size = choose(
-        "task", spec["task"], {"pixels": 1, "characters": spec.get("embedding_size")}
-    )
+    input_sizes = {"pixels": 1, "characters": spec.get("embedding_size")}
+    input_size = choose("task", spec["task"], input_sizes)
     like = {"generator": generator, "device": device}
     rnn = network(input_size, spec["hidden_size"], **spec["layer"], **like)
     if spec["task"] == "pixels":
         return PixelClassifier(rnn, spec["classes"], **like)
     return CharacterModel(rnn, len(spec["vocabulary"]), spec["tied"], **like)
-
-
-@torch.no_grad()
-def gain_statistics(rnn, x):
-    """Mean and standard deviation of n and s over units and, for ANRU, over steps and samples of x.
-
-    x: (T, B, I), a few sequences. Returns {'n_mean', 'n_std', 's_mean', 's_std'} of floats, each
-    None for a layer without n and s.
-    """
-    gains = rnn.gains(x)
-    statistics = {}
-    for name in ("n", "s"):
-        values = gains[name].cpu().double() if name in gains else None
-        statistics[f"{name}_mean"] = None if values is None else values.mean().item()
-        statistics[f"{name}_std"] = None if values is None else values.std(correction=0).item()
-    return statistics

@@ -10,7 +10,6 @@ Source: Kerg et al., arXiv 1905.12080.
 """
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from NetworkCreation.errors import OptionError
 from NetworkCreation.exprnn import ExpRNN
-from NetworkCreation.layer import uniform_parameter
+from NetworkCreation.initialization import uniform_parameter
 
 
 class Schur(nn.Module):
@@ -46,25 +45,17 @@ class Schur(nn.Module):
 
 
 class NonNormalRNN(ExpRNN):
-    """nnRNN: h_t = φ(U x_t + V h_{t−1} + drive_t), V = P (Λ + T) Pᵀ: see `Schur`.
+    """nnRNN. V is initially orthogonal; rinit and ostep_method act on P.
 
-    Arguments and errors as for `ExpRNN`, and OptionError for an odd number of units; rinit and
-    ostep_method act on P. V is initially orthogonal. State: h (B, H).
+    Arguments and errors as for `ExpRNN`, and OptionError for an odd number of units.
     """
 
-    training_flags: ClassVar = ("lr_orth", "alam", "Tdecay")
+    training_flags = ("lr_orth", "alam", "Tdecay")
 
-    def __init__(
-        self, input_size, hidden_size, nonlin="modrelu", n=5.0, s=0.0, learn_params=True,
-        rinit="henaff", iinit="kaiming", ostep_method="exp",
-        *, batch_first=False, generator=None, device=None, dtype=None,
-    ):  # fmt: skip
-        if hidden_size % 2:
-            raise OptionError("hidden_size", f"hidden_size must be even, got {hidden_size}")
-        like = {"generator": generator, "device": device, "dtype": dtype}
-        options = (nonlin, n, s, learn_params, rinit, iinit, ostep_method)
-        super().__init__(input_size, hidden_size, *options, batch_first=batch_first, **like)
-        schur = Schur(hidden_size, **like)
+    def _extend_parametrization(self, generator, device, dtype):
+        if self.hidden_size % 2:
+            raise OptionError("hidden_size", f"hidden_size must be even, got {self.hidden_size}")
+        schur = Schur(self.hidden_size, generator, device, dtype)
         parametrize.register_parametrization(self.V, "weight", schur, unsafe=True)
 
     @property

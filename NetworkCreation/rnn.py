@@ -1,35 +1,23 @@
 """RNN: an Elman network whose activation may learn.
 
-    a_t = U x_t + b_U + V h_{t−1} + b_V + drive_t        (B, H)
-    h_t = φ(a_t)                                         (B, H)
-
-`ElmanLayer` is the base class of RNN, expRNN and nnRNN, which differ in V.
-
-Letters: T time, B batch, I input, H units.
+a_t = U x_t + b_U + V h_{t−1} + b_V + drive_t        (B, H)
+h_t = φ(a_t)                                         (B, H)
 """
 
 import torch
 from torch import nn
 
-from NetworkCreation import initialization, time_loop
+from NetworkCreation import time_loop
 from NetworkCreation.errors import OptionError
 from NetworkCreation.gamma_function import register_gain_and_saturation
-from NetworkCreation.layer import (
-    NONLINEARITIES,
-    RecurrentLayer,
-    choose,
-    linear_map,
-    uniform_parameter,
-    unsqueeze_drive,
-)
+from NetworkCreation.initialization import INPUT, RECURRENT, linear_map, uniform_parameter
+from NetworkCreation.layer import NONLINEARITIES, RecurrentLayer, choose, unsqueeze_drive
 
 
 class ElmanLayer(RecurrentLayer):
-    """h_t = φ(U x_t + V h_{t−1} + drive_t): base class of the layers with one recurrent matrix.
+    """Base class of RNN, expRNN and nnRNN, which differ in V. State: h (B, H).
 
     A subclass creates the linear maps U and V, in this order, and then calls `_add_activation`.
-
-    State: h (B, H).
     """
 
     def _add_activation(self, nonlin, n, s, learn_params, generator, device, dtype):
@@ -51,9 +39,6 @@ class ElmanLayer(RecurrentLayer):
         """φ, an `Activation`, and the list of its parameters."""
         phi = NONLINEARITIES[self.nonlin]
         return phi, [getattr(self, name) for name in phi.parameters]
-
-    def state_shapes(self, batch):
-        return [(batch, self.hidden_size)]
 
     def preactivation(self, x, h, drive=None):
         """a = U x + V h + drive, with the biases that U and V have, (..., B, H)."""
@@ -94,7 +79,7 @@ class ElmanLayer(RecurrentLayer):
 
 
 class RNN(ElmanLayer):
-    """h_t = φ(U x_t + V h_{t−1} + drive_t).
+    """The Elman network; state: h (B, H).
 
     nonlin: φ, a key of `NONLINEARITIES`. `gamma` has one n and s for the layer, `gamma2` one pair
     per unit; n and s are the initial values, of parameters (learn_params) or buffers. `modrelu` has
@@ -102,8 +87,6 @@ class RNN(ElmanLayer):
     rinit, iinit: keys of `initialization.RECURRENT` (for V) and `initialization.INPUT` (for U).
     Biases are initially U(±1/√I) for U and U(±1/√H) for V, as in torch. Raises OptionError for an
     unknown name, a size below 1 or n = 0.
-
-    State: h (B, H).
     """
 
     def __init__(
@@ -113,8 +96,8 @@ class RNN(ElmanLayer):
     ):  # fmt: skip
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
-        recurrent = choose("rinit", rinit, initialization.RECURRENT)
-        entry = choose("iinit", iinit, initialization.INPUT)
+        recurrent = choose("rinit", rinit, RECURRENT)
+        entry = choose("iinit", iinit, INPUT)
         self.U = linear_map(input_size, hidden_size, entry, **like)
         self.V = linear_map(hidden_size, hidden_size, recurrent, **like)
         self._add_activation(nonlin, n, s, learn_params, **like)

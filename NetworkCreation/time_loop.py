@@ -1,11 +1,8 @@
-"""Helpers for the fused loops over time.
-
-Letters: T time, B batch, I input, H main units.
+"""What the fused loops over time share.
 
 `step` is the reference implementation of a layer. Its fused loop is one autograd function for a
-whole sequence, with the same values and gradients in less time and memory: work that needs no
-recurrence is batched over several steps (`passes`); only what backward needs is saved, and cheap
-terms are recomputed; a text is multiplied once per distinct symbol (`Embedded`).
+whole sequence: work that needs no recurrence is batched over several steps (`passes`), only what
+backward needs is saved, and a text is multiplied once per distinct symbol (`Embedded`).
 """
 
 import contextlib

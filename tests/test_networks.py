@@ -9,7 +9,6 @@ import re
 import pytest
 import torch
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from NetworkCreation import initialization
 from NetworkCreation.errors import OptionError, UserError
@@ -79,12 +78,7 @@ def plain_activation(nonlin, weights, a, unit):
         return plain_gamma(a, weights["n"][own], weights["s"][own])
     if nonlin == "modrelu":
         return math.copysign(max(abs(a) + weights["b"][unit], 0.0), a)
-    return {
-        "ReLU": max(a, 0.0),
-        "tanh": math.tanh(a),
-        "sigmoid": sigma(a),
-        "none": a,
-    }[nonlin]
+    return {"ReLU": max(a, 0.0), "tanh": math.tanh(a), "sigmoid": sigma(a), "none": a}[nonlin]
 
 
 def plain_rnn(weights, x, state, drive, nonlin):
@@ -92,13 +86,11 @@ def plain_rnn(weights, x, state, drive, nonlin):
     u, v = affine(weights, "U", x), affine(weights, "V", h)
     a = [u[i] + v[i] + drive for i in range(H)]
     h = [plain_activation(nonlin, weights, a[i], i) for i in range(H)]
-    found = {"a": a, "h": h}
+    quantities = {"a": a, "h": h}
     if nonlin in ("gamma", "gamma2"):
-        found |= {
-            name: [weights[name][i if nonlin == "gamma2" else 0] for i in range(H)]
-            for name in ("n", "s")
-        }
-    return (h,), found
+        own = range(H) if nonlin == "gamma2" else [0] * H
+        quantities |= {name: [weights[name][i] for i in own] for name in ("n", "s")}
+    return (h,), quantities
 
 
 def plain_anru(weights, x, state, drive):
@@ -145,7 +137,7 @@ def plain_run(key, layer, x, state, drive):
     state = parts(layer.initial_state(B) if state is None else state)
     drive = torch.zeros(T) if drive is None else drive
     drive = drive if drive.ndim == 2 else drive.unsqueeze(1).expand(T, B)
-    last, found = [], []
+    last, samples = [], []
     for sample in range(B):
         current, steps = tuple(part[sample].tolist() for part in state), []
         for t in range(T):
@@ -154,10 +146,10 @@ def plain_run(key, layer, x, state, drive):
             )
             steps.append(quantities)
         last.append(current)
-        found.append(steps)
+        samples.append(steps)
     traced = {
-        name: float64([[found[b][t][name] for b in range(B)] for t in range(T)])
-        for name in found[0][0]
+        name: float64([[steps[t][name] for steps in samples] for t in range(T)])
+        for name in samples[0][0]
     }
     return traced["h"], joined([float64(part) for part in zip(*last, strict=True)]), traced
 
@@ -170,61 +162,19 @@ def test_matches_the_equations(key, drive, state, seed):
     arguments = arguments_for(layer, drive=drive, state=state)
     *expected, quantities = plain_run(key, layer, *arguments)
     tolerance = {"rtol": 1e-9, "atol": 1e-10}
-    *traced, found = layer.trace(*arguments)
+    *traced, everything = layer.trace(*arguments)
     for run in (layer(*arguments), layer.loop(*arguments), by_steps(layer, *arguments), traced):
         assert run[0].shape == (T, B, H)
         assert_same_run(run, expected, **tolerance)
-    assert set(found) == set(quantities)
-    for name, values in found.items():
+    assert set(everything) == set(quantities)
+    for name, values in everything.items():
         assert values.shape == ((T, B, H, M) if name == "g" else (T, B, H))
         torch.testing.assert_close(values, quantities[name], **tolerance)
-
-
-@each_loop
-def test_trace_keeps_only_what_is_requested(key):
-    layer, x = build(key), randn(T, B, I, seed=11)
-    *run, everything = layer.trace(x)
-    assert_same_run(run, layer(x))
-    assert torch.equal(everything["h"], run[0])
-    *run, some = layer.trace(x, keep=["a"])
-    assert set(some) == {"a"}
-    assert torch.equal(some["a"], everything["a"])
-    assert_same_run(run, layer(x))
+    *run, part = layer.trace(*arguments, keep=["a"])
+    assert part.keys() == {"a"} and torch.equal(part["a"], everything["a"])
+    assert_same_run(run, traced)
     with pytest.raises(ValueError, match="charge"):
-        layer.trace(x, keep=["a", "charge"])
-
-
-def train(layer, steps=10, lr=0.02):
-    """Fits random outputs; returns the losses."""
-    x, target = randn(T, B, I, seed=11), randn(T, B, H, seed=13)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=lr)
-    losses = []
-    for _ in range(steps):
-        optimiser.zero_grad()
-        losses.append((layer(x)[0] - target).square().mean())
-        losses[-1].backward()
-        optimiser.step()
-    return losses
-
-
-@every_layer
-def test_every_parameter_learns(key):
-    layer = build(key)
-    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    losses = train(layer)
-    assert losses[-1] < losses[0]
-    for name, parameter in layer.named_parameters():
-        assert not torch.allclose(parameter, before[name], rtol=0, atol=1e-7), name
-
-
-@pytest.mark.parametrize("key, count", [("RNN-gamma", 1), ("RNN-gamma2", H)])
-def test_gain_and_saturation_learn(key, count):
-    layer = new(key, n=2.0, s=0.3)
-    train(layer, steps=20, lr=0.1)
-    for values, start in ((layer.n, 2.0), (layer.s, 0.3)):
-        assert values.shape == (count,)
-        assert ((values - start).abs() > 1e-4).all()
-        assert values.sort().values.diff().gt(1e-5).all()  # each unit has its own
+        layer.trace(*arguments, keep=["a", "charge"])
 
 
 @every_layer
@@ -271,10 +221,10 @@ STATE_DICTS["EURNN"] |= {"Ure.weight": (H, I), "Uim.weight": (H, I)}
 @pytest.mark.parametrize("key", STATE_DICTS)
 def test_names_and_shapes(key):
     layer = new(key)
-    found = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-    assert found == STATE_DICTS[key]
+    shapes = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
+    assert shapes == STATE_DICTS[key]
     fixed = {"n", "s"} if key.endswith("fixed") else {"V.parametrizations.weight.0.base"}
-    assert {name for name, _ in layer.named_parameters()} == set(found) - fixed
+    assert {name for name, _ in layer.named_parameters()} == set(shapes) - fixed
 
 
 def test_registries():
@@ -306,72 +256,18 @@ def test_layers_keep_no_state_and_overwrite_nothing(key):
     layer = build(key)
     arguments = arguments_for(layer, drive=2)
     x, state, drive = arguments
-    copies = [tensor.clone() for tensor in (x, *parts(state), drive)]
-    weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    tensors = [x, *parts(state), drive, *layer.state_dict().values()]
+    copies = [tensor.clone() for tensor in tensors]
     first = layer(*arguments)
     layer(2 * x)
-    assert_same_run(layer(*arguments), first)
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context():
+            again = layer(*arguments)
+        assert_same_run(again, first)
+        assert again[0].requires_grad == (context is torch.enable_grad)
     layer.step(x[0], state, drive[0])
     layer.trace(*arguments)
-    for tensor, copied in zip((x, *parts(state), drive), copies, strict=True):
-        assert torch.equal(tensor, copied)
-    for name, tensor in layer.state_dict().items():
-        assert torch.equal(tensor, weights[name])
-
-
-@each_loop
-def test_samples_of_a_batch_are_independent(key):
-    layer = build(key)
-    x, state, drive = arguments_for(layer, drive=2)
-    outputs, _ = layer(x, state, drive)
-    for sample in range(B):
-        one = slice(sample, sample + 1)
-        alone = layer(x[:, one], joined([part[one] for part in parts(state)]), drive[:, one])
-        torch.testing.assert_close(alone[0], outputs[:, one])
-
-
-@each_loop
-def test_without_gradients(key):
-    layer = build(key)
-    arguments = arguments_for(layer, drive=1)
-    expected = layer(*arguments)
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            found = layer(*arguments)
-        assert not found[0].requires_grad
-        assert_same_run(found, expected)
-    assert expected[0].requires_grad
-
-
-@each_loop
-def test_one_step_of_one_sample(key):
-    layer = build(key)
-    x, state, drive = arguments_for(layer, 1, 1, drive=1)
-    for drive_t in (drive[0], drive):
-        expected = layer.step(x[0], state, drive_t)
-        assert_same_run(layer(x, state, drive), (parts(expected)[0].unsqueeze(0), expected))
-
-
-@every_layer
-def test_float32(key):
-    layer = build(key, dtype=torch.float32)
-    assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.float32}
-    x, state, drive = arguments_for(layer, drive=1, dtype=torch.float32)
-    found = layer(x, state, drive)
-    assert {tensor.dtype for tensor in (found[0], *parts(found[1]))} == {torch.float32}
-    tolerance = {"rtol": 1e-4, "atol": 1e-4}
-    assert_same_run(found, by_steps(layer, x, state, drive), **tolerance)
-    exact, _ = layer.double()(x.double(), joined([p.double() for p in parts(state)]), drive)
-    torch.testing.assert_close(found[0].double(), exact, **tolerance)
-
-
-@pytest.mark.parametrize("kind", NETWORKS.values())
-def test_default_dtype_and_device(kind):
-    layer = kind(I, H, device="cpu")
-    assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.float32}
-    outputs, state = layer(torch.zeros(T, B, I))
-    assert outputs.dtype == torch.float32
-    assert all(part.shape[:2] == (B, H) for part in parts(state))
+    assert all(map(torch.equal, tensors, copies))
 
 
 # Initialisation
@@ -379,34 +275,22 @@ def test_default_dtype_and_device(kind):
 
 def test_positional_and_default_arguments():
     layer = RNN(I, H, "gamma", -2.0, 0.5, False, "xavier", "normal", generator=seeded(0))
-    assert layer.n.tolist() == [-2.0]
-    assert layer.s.tolist() == [0.5]
+    assert (layer.n.tolist(), layer.s.tolist()) == ([-2.0], [0.5])
     assert not isinstance(layer.n, torch.nn.Parameter)
     default = RNN(I, H, generator=seeded(0))
-    spelt = RNN(I, H, "gamma2", 5.0, 0.0, True, "henaff", "kaiming", generator=seeded(0))
-    assert torch.equal(default.n, torch.full((H,), 5.0))
-    assert torch.equal(default.s, torch.zeros(H))
-    for name, parameter in default.named_parameters():
-        assert torch.equal(parameter, spelt.get_parameter(name))
-    supervisor = ANRU(I, H, generator=seeded(0))
-    assert supervisor.supervisor_size == 50
-    spelt = ANRU(I, H, 50, "henaff", "kaiming", generator=seeded(0))
-    for name, parameter in supervisor.named_parameters():
-        assert torch.equal(parameter, spelt.get_parameter(name))
-
-
-@pytest.mark.parametrize("rinit", initialization.RECURRENT)
-def test_odd_sizes(rinit):
-    assert RNN(2, 7, rinit=rinit)(torch.zeros(2, 1, 2))[0].shape == (2, 1, 7)
-    assert ANRU(2, 7, 3, rinit=rinit)(torch.zeros(2, 1, 2))[0].shape == (2, 1, 7)
+    assert default.n.tolist() == [5.0] * H and default.s.tolist() == [0.0] * H
+    assert default.n.dtype == torch.float32
+    rnn = RNN(I, H, "gamma2", 5.0, 0.0, True, "henaff", "kaiming", generator=seeded(0))
+    anru = ANRU(I, H, 50, "henaff", "kaiming", generator=seeded(0))
+    for spelt, layer in ((rnn, default), (anru, ANRU(I, H, generator=seeded(0)))):
+        for name, parameter in layer.named_parameters():
+            assert torch.equal(parameter, spelt.get_parameter(name))
 
 
 def test_rinit_affects_only_the_recurrent_matrix():
-    one = RNN(I, H, "gamma2", rinit="normal", generator=seeded(0))
-    other = RNN(I, H, "gamma2", rinit="kaiming", generator=seeded(0))
-    assert not torch.equal(one.V.weight, other.V.weight)
-    for name in ("U.weight", "U.bias", "V.bias", "n", "s"):
-        assert torch.equal(one.state_dict()[name], other.state_dict()[name])
+    layers = [RNN(I, 7, rinit=rinit, generator=seeded(0)) for rinit in ("normal", "kaiming")]
+    normal, kaiming = (layer.state_dict() for layer in layers)
+    assert [name for name in normal if not torch.equal(normal[name], kaiming[name])] == ["V.weight"]
 
 
 @every_layer
@@ -443,6 +327,7 @@ def test_an_invalid_input_is_named(net_type):
         with rejects("input is torch.float32", "layer is torch.float64"):
             run(x.float())
         assert torch.equal(run(x.bfloat16())[0], run(x.bfloat16().double())[0])
+        assert torch.equal(run(x, list(right))[0], run(x)[0])
         for shape in ((), (T + 1,), (T, B + 1), (B, T), (T, B, 1)):
             with rejects(str((T, B)), str(shape)):
                 run(x, None, torch.zeros(shape).double())
@@ -455,8 +340,6 @@ def test_an_invalid_input_is_named(net_type):
         for count in {1, 2, 3} - {len(right)}:
             with rejects(str((B, H))):
                 run(x, joined((right * 3)[:count]))
-        with pytest.raises(TypeError, match=f"{type(layer).__name__}.*PackedSequence"):
-            run(pack_padded_sequence(x, torch.full((B,), T)))
     other = new(net_type, batch_first=True)
     with rejects(f"(B, T, {I})", str((B, 0, I))):
         other(randn(B, 0, I))
@@ -467,27 +350,16 @@ def test_an_invalid_input_is_named(net_type):
     )
 
 
-@pytest.mark.parametrize("key", ["RNN-gamma2", "LSTM"])
-def test_a_state_may_be_a_tuple_or_a_list_of_its_parts(key):
-    layer = build(key)
-    x, state, _ = arguments_for(layer)
-    for given in (list(parts(state)), parts(state)):
-        assert_same_run(layer(x, given), layer(x, state))
-
-
 # net_type, argument, invalid value, and the allowed values that the error names
 WRONG = [
-    *((net_type, name, value, ["at least 1"]) for net_type in NETWORKS for value in (0, -2)
+    *((net_type, name, -2, ["at least 1"]) for net_type in NETWORKS
       for name in ("input_size", "hidden_size")),
-    *(("ANRU", "supervisor_size", value, ["at least 1"]) for value in (0, -2)),
-    *(("EURNN", "capacity", value, ["at least 1"]) for value in (0, -2)),
-    *((net_type, "nonlin", value, NAMES) for net_type in ("RNN", "expRNN", "nnRNN")
-      for value in ("relu", "gamma3", "", None)),
-    *(("EURNN", "nonlin", value, ["modrelu, none"]) for value in ("gamma", "tanh", "ReLU")),
-    *((net_type, "rinit", value, initialization.RECURRENT) for net_type in ("RNN", "ANRU")
-      for value in ("orthogonal", None)),
-    *((net_type, "rinit", value, ROTATIONS) for net_type in ("expRNN", "nnRNN")
-      for value in ("xavier", "kaiming", "normal", None)),
+    ("ANRU", "supervisor_size", 0, ["at least 1"]),
+    ("EURNN", "capacity", 0, ["at least 1"]),
+    *((net_type, "nonlin", "relu", NAMES) for net_type in ("RNN", "expRNN", "nnRNN")),
+    ("EURNN", "nonlin", "gamma", ["modrelu, none"]),
+    *((net_type, "rinit", None, initialization.RECURRENT) for net_type in ("RNN", "ANRU")),
+    *((net_type, "rinit", "xavier", ROTATIONS) for net_type in ("expRNN", "nnRNN")),
     *((net_type, "iinit", "henaff", initialization.INPUT) for net_type in NETWORKS
       if net_type not in GATED),
     *((net_type, "ostep_method", "householder", ["exp, cayley"])
@@ -499,9 +371,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("net_type", "name", "value", "allowed"), WRONG)
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_an_invalid_argument_is_named(net_type, name, value, allowed, device):
-    options = {"input_size": I, "hidden_size": H, "device": device, name: value}
+def test_an_invalid_argument_is_named(net_type, name, value, allowed):
+    options = {"input_size": I, "hidden_size": H, name: value}
     options |= {"nonlin": "gamma2", "learn_params": False} if name == "n" else {}
     with rejects(name, repr(value), *allowed) as caught:
         NETWORKS[net_type](**options)
@@ -525,7 +396,7 @@ OPTIONS = {
 def test_constructors_name_their_arguments(net_type, network):
     common = {"input_size", "hidden_size", "batch_first", "generator", "device", "dtype"}
     assert inspect.signature(network).parameters.keys() == common | OPTIONS[net_type]
-    with pytest.raises(TypeError, match=rf"{network.__name__}.*unexpected.*'num_layers'"):
+    with pytest.raises(TypeError, match=r"unexpected.*'num_layers'"):
         network(I, H, num_layers=2)
 
 
@@ -533,24 +404,22 @@ def test_constructors_name_their_arguments(net_type, network):
 
 
 def test_parameter_groups():
-    groups = {key: new(key).parameter_groups() for key in LAYERS}
     for key, names in {
         "RNN-gamma2": {"gains"},
         "RNN-gamma2-fixed": set(),
         "RNN-ReLU": set(),
-        "ANRU": {"gains"},
         "LSTM": set(),
+        "ANRU": {"gains"},
         "expRNN": {"orthogonal"},
         "nnRNN": {"orthogonal", "T"},
         "nnRNN-cayley-gamma2": {"gains", "orthogonal", "T"},
         "EURNN": {"orthogonal"},
     }.items():
-        assert groups[key].keys() == names
+        assert new(key).parameter_groups().keys() == names
     layer = new("nnRNN-cayley-gamma2")
-    found = {name: list(map(id, group)) for name, group in layer.parameter_groups().items()}
-    skew = layer.V.parametrizations.weight.original
-    expected = {"gains": [layer.n, layer.s], "orthogonal": [skew], "T": [layer.schur.T]}
-    assert found == {name: list(map(id, group)) for name, group in expected.items()}
+    (n, s), (skew,), (upper,) = map(layer.parameter_groups().get, ("gains", "orthogonal", "T"))
+    assert n is layer.n and s is layer.s and upper is layer.schur.T
+    assert skew is layer.V.parametrizations.weight.original
     layer = new("ANRU")
     n, s = layer.parameter_groups()["gains"]
     assert n is layer.Wgn.bias and s is layer.Wgs.bias
@@ -583,23 +452,19 @@ class Leaky(RecurrentLayer):
         super().__init__(size, size)
         self.bias = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
 
-    def state_shapes(self, batch):
-        return [(batch, self.hidden_size)]
-
     def step(self, x_t, h, drive_t=None):
         return h / 2 + torch.tanh(x_t + self.bias + unsqueeze_drive(drive_t))
 
 
-def test_a_network_needs_a_step_and_the_shapes_of_its_state():
+def test_a_network_needs_only_a_step():
     layer, x = Leaky(I), randn(T, B, I)
     outputs, state, traced = layer.trace(x, None, randn(T))
     assert_same_run(layer(x, None, randn(T)), (outputs, state))
     assert torch.equal(traced["h"], outputs)
     assert (layer.gains(x), layer.penalty(), layer.parameter_groups()) == ({}, None, {})
-    for method in ("step", "state_shapes"):
-        kind = type("Unfinished", (Leaky,), {method: getattr(RecurrentLayer, method)})
-        with pytest.raises(NotImplementedError, match=f"Unfinished.*{method}"):
-            kind(I)(x)
+    unfinished = type("Unfinished", (Leaky,), {"step": RecurrentLayer.step})
+    with pytest.raises(NotImplementedError, match="Unfinished"):
+        unfinished(I)(x)
 
 
 @pytest.mark.parametrize("name", ["RNN", "expRNN"])
