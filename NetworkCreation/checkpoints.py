@@ -16,8 +16,8 @@ from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
 # What torch and zipfile raise for a damaged file.
-DAMAGED = (RuntimeError, EOFError, IndexError, ValueError, struct.error, zlib.error)
-DAMAGED += (zipfile.BadZipFile,)
+DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
+DAMAGED += (AssertionError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 def read_checkpoint(path):
