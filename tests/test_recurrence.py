@@ -78,20 +78,14 @@ def test_several_passes_blocks_and_chunks(key, monkeypatch):
 @pytest.mark.parametrize("drive", [1, 2])
 def test_batch_first(key, drive):
     layer, other = build(key), build(key, batch_first=True)
-    arguments = arguments_for(layer, drive=drive)
-
-    def swapped(method):
-        def run(x, state, drive):
-            outputs, last, *_ = method(x.transpose(0, 1), state, drive.t())
-            return outputs.transpose(0, 1), last
-
-        return run
-
-    expected = results(layer, layer, *arguments)
-    for run in (other, other.loop):
-        assert_close(results(swapped(run), other, *arguments), expected)
-    outputs, _, traced = other.trace(arguments[0].transpose(0, 1))
-    assert torch.equal(traced["h"], outputs)
+    x, state, drive = arguments_for(layer, drive=drive)
+    swapped = x.transpose(0, 1), state, drive if drive.ndim == 1 else drive.t()
+    outputs, last, traced = layer.trace(x, state, drive)
+    for run in (other, other.loop, other.trace):
+        transposed, *others = run(*swapped)
+        assert_close([transposed.transpose(0, 1), *parts(others[0])], [outputs, *parts(last)])
+    for name, values in others[1].items():
+        assert torch.equal(values.transpose(0, 1), traced[name])
 
 
 @every_layer
@@ -109,20 +103,18 @@ def test_empty_batch(key):
 def test_autocast_does_not_change_the_results(key):
     layer = build(key, dtype=torch.float32)
     arguments = arguments_for(layer, drive=1, dtype=torch.float32)
+    half = arguments[0].bfloat16()
+    for run in (layer, layer.loop):
+        expected, of_half = results(run, layer, *arguments), run(half.float())[0]
 
-    def within(run):
-        def call(*given):
+        def with_autocast(*given, run=run):
             with torch.autocast("cpu", torch.bfloat16):
                 return run(*given)
 
-        return call
-
-    half = arguments[0].bfloat16()
-    for run in (layer, layer.loop):
-        expected = results(run, layer, *arguments)
-        assert_close(results(within(run), layer, *arguments), expected, 1e-6)
-        assert torch.equal(within(run)(half)[0], run(half.float())[0])
-    within(results)(layer, layer, *arguments)
+        assert_close(results(with_autocast, layer, *arguments), expected, 1e-6)
+        assert torch.equal(with_autocast(half)[0], of_half)
+    with torch.autocast("cpu", torch.bfloat16):  # backward too
+        results(layer, layer, *arguments)
 
 
 @each_loop
