@@ -133,14 +133,6 @@ def test_orthogonal_after_large_updates(key, units):
 # The equations
 
 
-@pytest.mark.parametrize("name", SKEW)
-def test_a_step_matches_the_equation(name):
-    layer = build(name, units=H, nonlin="tanh")
-    x, h = randn(B, I), randn(B, H, seed=1)
-    expected = x @ layer.U.weight.T + layer.U.bias + h @ layer.V.weight.T + 0.5
-    torch.testing.assert_close(layer.step(x, h, torch.tensor(0.5).double()), expected.tanh())
-
-
 def test_a_step_of_eurnn_matches_the_equation():
     layer = build("EURNN", units=H)
     torch.nn.init.constant_(layer.b[:3].detach(), -1.0)
