@@ -132,18 +132,15 @@ LAYERS = {
     },
     ("LSTM", None): {f"W{g}.{kind}": drawn for g in "fiog" for kind, drawn in GATE.items()},
     ("GRU", None): {
-        f"W{source}{gate}.{kind}": drawn
-        for source, drawn in (("i", BY_INPUT), ("h", BY_UNITS))
-        for gate in "rzn"
-        for kind in ("weight", "bias")
+        **{f"Wi{gate}.{kind}": BY_INPUT for gate in "rzn" for kind in ("weight", "bias")},
+        **{f"Wh{gate}.{kind}": BY_UNITS for gate in "rzn" for kind in ("weight", "bias")},
     },
-    ("expRNN", "modrelu"): {"U.weight": ENTRY, "b": ("uniform", 0.01)},
-    ("expRNN", "tanh"): {"U.weight": ENTRY, "U.bias": BY_INPUT},
-    ("nnRNN", "modrelu"): {"U.weight": ENTRY, "b": ("uniform", 0.01)},
-    ("nnRNN", "tanh"): {"U.weight": ENTRY, "U.bias": BY_INPUT},
     ("EURNN", "modrelu"): {"Ure.weight": ENTRY, "Uim.weight": ENTRY, "b": ("uniform", 0.01)},
     ("EURNN", "none"): {"Ure.weight": ENTRY, "Uim.weight": ENTRY, "Ure.bias": BY_INPUT},
 }
+for _net_type in ("expRNN", "nnRNN"):
+    LAYERS[_net_type, "modrelu"] = {"U.weight": ENTRY, "b": ("uniform", 0.01)}
+    LAYERS[_net_type, "tanh"] = {"U.weight": ENTRY, "U.bias": BY_INPUT}
 
 
 @pytest.mark.parametrize("net_type, nonlin", LAYERS)

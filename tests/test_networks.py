@@ -188,10 +188,9 @@ STATE_DICTS["GRU"] = linear_shapes(
 STATE_DICTS["expRNN"] = {"b": (H,), "U.weight": (H, I)} | {
     f"V.parametrizations.weight.{name}": (H, H) for name in ("original", "0.base")
 }
-STATE_DICTS["nnRNN"] = STATE_DICTS["expRNN"] | {
-    f"V.parametrizations.weight.2.{name}": shape
-    for name, shape in {"alpha": (H // 2,), "theta": (H // 2,), "T": (H, H)}.items()
-}
+STATE_DICTS["nnRNN"] = STATE_DICTS["expRNN"] | {"V.parametrizations.weight.2.T": (H, H)}
+for _name in ("alpha", "theta"):
+    STATE_DICTS["nnRNN"][f"V.parametrizations.weight.2.{_name}"] = (H // 2,)
 STATE_DICTS["EURNN"] = {"theta": (H - 1,), "phi": (H - 1,), "omega": (H,), "b": (H,)}
 STATE_DICTS["EURNN"] |= {"Ure.weight": (H, I), "Uim.weight": (H, I)}
 

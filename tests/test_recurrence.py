@@ -74,20 +74,6 @@ def test_several_passes_blocks_and_chunks(key, monkeypatch):
     assert_fast_equals_slow(layer, *arguments_for(layer, 23, 7, drive=1), tolerance=1e-8)
 
 
-@each_loop
-@pytest.mark.parametrize("drive", [1, 2])
-def test_batch_first(key, drive):
-    layer, other = build(key), build(key, batch_first=True)
-    x, state, drive = arguments_for(layer, drive=drive)
-    swapped = x.transpose(0, 1), state, drive if drive.ndim == 1 else drive.t()
-    outputs, last, traced = layer.trace(x, state, drive)
-    for run in (other, other.loop, other.trace):
-        transposed, *others = run(*swapped)
-        assert_close([transposed.transpose(0, 1), *parts(others[0])], [outputs, *parts(last)])
-    for name, values in others[1].items():
-        assert torch.equal(values.transpose(0, 1), traced[name])
-
-
 @every_layer
 def test_empty_batch(key):
     layer = build(key)
@@ -118,17 +104,27 @@ def test_autocast_does_not_change_the_results(key):
 
 
 @each_loop
-def test_inputs_that_are_not_contiguous(key):
-    layer = build(key)
+def test_batch_first_and_inputs_that_are_not_contiguous(key):
+    layer, other = build(key), build(key, batch_first=True)
     x, state, drive = arguments_for(layer, 9, drive=2)
     expected = results(layer, layer, x, state, drive)
 
     def strided(tensor):
         return tensor.transpose(0, 1).contiguous().transpose(0, 1)
 
+    def batch_first(x, state, drive):
+        outputs, last = other(x.transpose(0, 1), state, drive.t())
+        return outputs.transpose(0, 1), last
+
     arguments = strided(x), map_state(strided, state), strided(drive)
     assert not arguments[0].is_contiguous()
     assert_close(results(layer, layer, *arguments), expected)
+    assert_close(results(batch_first, other, x, state, drive), expected)
+    for current in (drive, drive[:, 0]):
+        swapped = current.t() if current.ndim == 2 else current
+        traced = other.trace(x.transpose(0, 1), state, swapped)[2]
+        for name, values in layer.trace(x, state, current)[2].items():
+            assert torch.equal(traced[name].transpose(0, 1), values)
     assert_fast_equals_slow(layer, randn(9, 1, 1).expand(9, 3, layer.input_size))
 
 
