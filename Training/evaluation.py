@@ -20,8 +20,8 @@ def bits_per_character(loss):
 def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=None):
     """The scores of a PixelSet: mean cross-entropy in nats, accuracy in [0, 1].
 
-    transform: applied to each batch x (T, B, 1), if given. drive: (T,) or None, passed to the
-    model. limit: maximum number of batches.
+    transform: (T, 1, 1) or None, multiplies each batch x (T, B, 1). drive: (T,) or None, passed to
+    the model. limit: maximum number of batches.
     """
     model.eval()
     loss, correct, seen = 0.0, 0, 0
@@ -29,7 +29,7 @@ def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=N
     for start in Progress(batches, desc="evaluating", leave=False):
         x, labels = data.batch(slice(start, start + batch_size))
         if transform is not None:
-            x = transform(x)
+            x = x * transform.to(x)
         logits = model(x, drive=drive)
         loss += cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
