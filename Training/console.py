@@ -41,7 +41,7 @@ def entry_point(main):
         ):
             try:
                 return main(argv)
-            except (UserError, MemoryError, OSError, RuntimeError) as error:
+            except (UserError, ImportError, MemoryError, OSError, RuntimeError) as error:
                 message = _message(error)
                 if message is None:
                     raise
@@ -64,6 +64,8 @@ def _message(error):
         return f"argument --{FLAGS.get(error.name, error.name)}: {error}"
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; pip install {error.name}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     no_memory = (MemoryError, torch.cuda.OutOfMemoryError)

@@ -30,14 +30,14 @@ FUNCTIONS = ("make_parser", "parse", "main")  # of a task script
 
 
 def load_script(typed):
-    """The functions of a task script, {name: function}, from its path."""
-    path = Path(typed)
-    functions = runpy.run_path(str(path)) if path.is_file() and path.suffix == ".py" else {}
+    """The functions of a task script and its `path`, {name: value}."""
+    is_python = Path(typed).is_file() and typed.endswith(".py")
+    functions = runpy.run_path(typed) if is_python else {}
     if not functions.keys() >= {*FUNCTIONS}:
         raise argparse.ArgumentTypeError(
             f"{typed} is not a task script with {', '.join(FUNCTIONS)}"
         )
-    return {"path": path} | functions
+    return {"path": typed} | functions
 
 
 def identity_of(args):

@@ -21,6 +21,7 @@ import csv
 import datetime
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -148,8 +149,8 @@ class Run:
         Raises RunError if a table is shorter.
         """
         for name, size in sizes.items():
+            present = self._size(name)
             with writing(self.path / name) as path:
-                present = path.stat().st_size if path.exists() else 0
                 if present < size:
                     raise RunError(f"{path}: has {present} bytes, {size} when {LAST} was saved")
                 if present > size:
@@ -172,7 +173,7 @@ class Run:
     def finish(self):
         """Notes in config.json that the run has ended, and the sizes of what it left."""
         last = f"e_{self.config['arguments']['epochs']}.pth.tar"
-        self.config["finished"] = {**self.sizes, last: (self.path / last).stat().st_size}
+        self.config["finished"] = self.sizes | {last: self._size(last)}
         self.write_config()
 
     @property
@@ -185,13 +186,11 @@ class Run:
     def complete(self):
         """Whether the run has ended, and its tables and last checkpoint are still there."""
         sizes = self.config.get("finished", {})
-        try:
-            return bool(sizes) and all(
-                size == 0 or (self.path / name).stat().st_size >= size
-                for name, size in sizes.items()
-            )
-        except OSError:
-            return False
+        return bool(sizes) and all(self._size(name) >= size for name, size in sizes.items())
+
+    def _size(self, name):
+        path = self.path / name
+        return path.stat().st_size if path.exists() else 0
 
     @property
     def dry(self):
@@ -208,19 +207,17 @@ class Run:
     def newest_checkpoint(self):
         """The path of the latest kept checkpoint, or else of the latest state."""
         epoch = max(self.kept, default=0)
-        path = self.kept[epoch] if epoch else self.path / LAST
-        if not path.is_file():
-            raise RunError(f"{self.path}: has no checkpoint yet")
-        return path
+        return self._present(f"e_{epoch}.pth.tar" if epoch else LAST)
 
     def tested_checkpoint(self):
         """The path of the checkpoint that --test evaluates: the best model if the run saves one."""
         best = self.config["arguments"].get("save")
-        if best is None:
-            return self.newest_checkpoint()
-        if not (self.path / best).is_file():
-            raise RunError(f"{self.path}: has no {best} yet")
-        return self.path / best
+        return self.newest_checkpoint() if best is None else self._present(best)
+
+    def _present(self, name):
+        if not (self.path / name).is_file():
+            raise RunError(f"{self.path}: has no checkpoint yet ({name})")
+        return self.path / name
 
     def close(self):
         """Releases the lock."""
@@ -303,11 +300,8 @@ def find_runs(root):
 
 def _next_free(path):
     """Creates the directory path, or the first of path--1, path--2, … that does not exist."""
-    candidate, number = path, 0
-    while True:
-        try:
+    for number in itertools.count():
+        candidate = path.with_name(f"{path.name}--{number}") if number else path
+        with contextlib.suppress(FileExistsError):
             candidate.mkdir()
             return candidate
-        except FileExistsError:
-            number += 1
-            candidate = path.with_name(f"{path.name}--{number}")

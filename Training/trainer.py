@@ -22,11 +22,17 @@ from torch import nn
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import read_checkpoint
-from Training import nonfinite
 from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
-from Training.evaluation import epoch_line, gain_statistics, test_line
-from Training.events import Events, require_tensorboard
+from Training.evaluation import (
+    epoch_line,
+    extremes,
+    gain_statistics,
+    not_finite,
+    test_line,
+    why_not_finite,
+)
+from Training.events import Events
 from Training.machine import keep_memory
 from Training.run_directory import LAST, TABLES, Run
 
@@ -58,8 +64,9 @@ class Trainer:
     """
 
     def __init__(self, args, task, model, spec, optimizer, scheduler, checksums):
+        import tensorboardX  # noqa: F401 — if it is missing, no directory is created
+
         keep_memory()  # not earlier: memory used to load the data is returned to the system
-        require_tensorboard()
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
         self.epoch, self.batch, self.best = 0, 0, math.inf
@@ -74,15 +81,15 @@ class Trainer:
             self.run.resume(config)
             self._restore()
         self.events = Events(self.run.path)
-        self.run.print(f"run: {self.run.path}\ndevice: {config['device']}")
+        lines = [f"run: {self.run.path}", f"device: {config['device']}"]
         if args.n is not None:
             learned = "learned" if args.learn_params else "fixed"
-            self.run.print(f"n = {args.n:.5g}, s = {args.s:.5g} at the start, {learned}")
+            lines.append(f"n = {args.n:.5g}, s = {args.s:.5g} at the start, {learned}")
         if args.resume is not None:
-            self.run.print(f"resumed after {self.epoch} epochs and {self.batch} batches")
+            lines.append(f"resumed after {self.epoch} epochs and {self.batch} batches")
         if args.verbose:
-            shapes = (f"{name}: {tuple(p.shape)}" for name, p in model.named_parameters())
-            self.run.print("\n".join(shapes))
+            lines += [f"{name}: {tuple(p.shape)}" for name, p in model.named_parameters()]
+        self.run.print("\n".join(lines))
 
     # The loop
 
@@ -104,19 +111,17 @@ class Trainer:
         self.model.train()
         self._scoring = False
         title = f"epoch {self.epoch + 1}/{self.args.epochs}"
-        saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
-        with Progress(desc=title, total=len(items), initial=saved) as bar:
+        saved = time.monotonic()
+        with Progress(desc=title, total=len(items), initial=self.batch) as bar:
             while self.batch < len(items):
                 self._heed_signal()
-                if time.monotonic() >= due and self.batch != saved:
-                    self.run.save(LAST, self.checkpoint())
-                    self.events.flush()
-                    saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
                 begun = time.perf_counter()
                 yield items[self.batch]
                 self.batch += 1
                 self.add(seconds=time.perf_counter() - begun)
-                left = self._time_left(len(items))
+                epochs = self.args.epochs - self.epoch
+                left = self.sums["seconds"] / self.batch * (epochs * len(items) - self.batch)
+                left = tqdm.format_interval(left + epochs * self._scoring_seconds)
                 bar.set_postfix_str(f"loss {self.mean('loss'):.4f}, run {left} left", refresh=False)
                 bar.update()
                 if self.batch % CHART_EVERY == 0:
@@ -128,13 +133,12 @@ class Trainer:
                         f"{title}, batch {self.batch}/{len(items)}: lr {self.lr:g}, "
                         f"{1000 * seconds:.0f} ms per batch, loss {loss:.4f}"
                     )
+                minutes = (time.monotonic() - saved) / 60
+                if minutes >= self.args.snapshot_minutes and self.batch < len(items):
+                    self.run.save(LAST, self.checkpoint())
+                    self.events.flush()
+                    saved = time.monotonic()
         self._begin_scoring()
-
-    def _time_left(self, batches):
-        """The time to the end of the run, h:mm:ss, for epochs of this many batches."""
-        epochs = self.args.epochs - self.epoch
-        seconds = self.sums["seconds"] / self.batch * (epochs * batches - self.batch)
-        return tqdm.format_interval(seconds + epochs * self._scoring_seconds)
 
     def _since(self, mark):
         """The mean loss, and the seconds per batch, since `mark` was last set; sets it anew."""
@@ -175,12 +179,12 @@ class Trainer:
         norm = torch.stack([p.grad.norm() for p in parameters]).norm()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
         if not math.isfinite(value + norm):
-            self._stop(nonfinite.reason(self.model, value))
+            self._stop(why_not_finite(self.model, value))
         if self.args.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.args.clip)
         self.optimizer.step()
         if not nn.utils.parameters_to_vector(parameters).isfinite().all():
-            self._stop(nonfinite.names(dict(self.model.named_parameters())))
+            self._stop(not_finite(dict(self.model.named_parameters())))
         self.add(loss=value * count, seen=count, gradient_norm=norm, **sums)
 
     def add(self, **values):
@@ -204,7 +208,7 @@ class Trainer:
         self._scoring = False  # a signal waits until all files of the epoch are written
         loss, lr = scores["validation"]["loss"], self.lr
         if not math.isfinite(loss):
-            self._stop(f"the validation loss is not finite; {nonfinite.extremes(self.model)}")
+            self._stop(f"the validation loss is not finite; {extremes(self.model)}")
         self.scheduler.step(loss)
         self._scoring_seconds = time.perf_counter() - self._scoring_begun
         statistics = {
@@ -306,8 +310,8 @@ class Trainer:
     # Interruptions
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._handle)
+        numbers = signal.SIGINT, signal.SIGTERM
+        self._handlers = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, kind, error, traceback):

@@ -79,31 +79,30 @@ def processes(jobs, devices, stopped):
 def cluster(address, folders):
     """Trains one run at a time on each worker of the Dask scheduler at this address.
 
-    folders: paths that must exist on every worker. Raises ImportError without `distributed`, and
-    OSError if there is no scheduler or a worker lacks a folder.
+    folders: paths that every worker needs, the repository first. Raises ModuleNotFoundError without
+    `distributed`, and OSError if there is no scheduler or a worker lacks a folder.
     """
     import cloudpickle
     import distributed
 
     class OneRun(distributed.WorkerPlugin):
-        """Gives each worker, also one that joins later, the resource that a run needs."""
+        """Gives each worker the resource that a run needs, also one that joins later.
+
+        A worker that lacks a folder gets no runs.
+        """
 
         name = "one run at a time"
 
         async def setup(self, worker):
+            for folder in folders:
+                if not os.path.isdir(folder):
+                    raise FileNotFoundError(f"worker {worker.address} has no {folder}")
             await worker.set_resources(**RESOURCE)
-
-    def lacks():
-        """A message about the first folder that this worker lacks, or None."""
-        missing = [folder for folder in folders if not os.path.isdir(folder)]
-        return f"has no {missing[0]}: all need the same folders" if missing else None
 
     def train(words):
         """Trains a run on a worker, until the task is cancelled or the sweep is gone."""
         worker = distributed.get_worker()
         key = worker.get_current_task()
-        if reason := lacks():
-            raise FileNotFoundError(f"worker {worker.address} {reason}")
 
         def stopped():
             # The scheduler cancels the tasks of a client that has disconnected.
@@ -119,8 +118,5 @@ def cluster(address, folders):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cwd = os.getcwd()
     with distributed.Client(address) as client:
-        for worker, reason in client.run(lacks).items():
-            if reason:
-                raise FileNotFoundError(f"worker {worker} {reason}")
         client.register_plugin(OneRun())
         yield lambda words: client.submit(train, words, resources=RESOURCE, pure=False)

@@ -127,6 +127,7 @@ def test_other_data_make_another_run(folder, in_this_process, capsys):
     [
         (["--gain", "1", "0", "--", *ONE], "argument --n/--gain"),  # rejected by the script
         (["--gian", "1", "--", *ONE], "--gian: did you mean --gain?"),
+        (["1", "--gain", "2"], "unrecognized argument 1"),
         (["--gain", "--", *ONE], "--gain: has no values"),
         (["--gain", "1", "--gain", "2"], "--gain: given twice"),
         (["--n", "1", "--gain=2"], "--gain: given twice"),
@@ -322,7 +323,7 @@ def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder)
     assert once.main([SCRIPT, *ONE]) == 0
     (run,) = find_runs("SavedModels")
     parser, args, lists, common = sweep.parse([SCRIPT, "--", *ONE])
-    runs, _ = sweep.combinations(parser, args.script, lists, common)
+    runs = sweep.combinations(parser, args.script, lists, common)
     submitted = []
 
     def submit(words):
@@ -338,10 +339,9 @@ def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder)
 
 def test_without_distributed_a_one_line_error_says_what_to_install(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(SystemExit) as exit:
-        call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE)
+    assert call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE) == 1
     err = capsys.readouterr().err
-    assert exit.value.code == 2 and "pip install distributed" in err and err.count("\n") == 1
+    assert "pip install distributed" in err and err.count("\n") == 1
 
 
 @pytest.fixture
