@@ -54,9 +54,9 @@ class Run:
         self._lock = None
 
     @classmethod
-    def create(cls, args, task, config):
+    def create(cls, args, config):
         """A new directory, the next free one of today, locked. Raises RunError."""
-        parent = args.save_dir / task / str(args.seed) / run_name(args)
+        parent = args.save_dir / config["task"] / str(args.seed) / run_name(args)
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
             path = _next_free(parent / datetime.date.today().isoformat())

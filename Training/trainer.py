@@ -22,16 +22,9 @@ from torch import nn
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import read_checkpoint
+from Training import evaluation
 from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
-from Training.evaluation import (
-    epoch_line,
-    extremes,
-    gain_statistics,
-    not_finite,
-    test_line,
-    why_not_finite,
-)
 from Training.events import Events
 from Training.machine import keep_memory
 from Training.run_directory import LAST, TABLES, Run
@@ -75,7 +68,7 @@ class Trainer:
         self._scoring_seconds = 0.0  # of the last epoch
         config = describe(args, task, spec, checksums)
         if args.resume is None:
-            self.run = Run.create(args, task, config)
+            self.run = Run.create(args, config)
         else:
             self.run = Run(args.resume)
             self.run.resume(config)
@@ -97,7 +90,7 @@ class Trainer:
         """Yields the numbers of the remaining epochs, counted from 1."""
         if not (self.run.path / LAST).exists():
             self.run.save("e_0.pth.tar", self.checkpoint())
-            self.run.save(LAST, self.checkpoint())
+            self._save()
         if self.batch == 0 and self.keeps(self.epoch) and self.epoch not in self.run.kept:
             self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())  # it was deleted
         while self.epoch < self.args.epochs:
@@ -135,8 +128,7 @@ class Trainer:
                     )
                 minutes = (time.monotonic() - saved) / 60
                 if minutes >= self.args.snapshot_minutes and self.batch < len(items):
-                    self.run.save(LAST, self.checkpoint())
-                    self.events.flush()
+                    self._save()
                     saved = time.monotonic()
         self._begin_scoring()
 
@@ -171,20 +163,18 @@ class Trainer:
         changes, or if a parameter is not finite after the step.
         """
         self.optimizer.zero_grad()
-        minimised = loss
-        if self.args.alam:
-            minimised = loss + self.args.alam * self.model.rnn.penalty()
-        minimised.backward()
+        penalty = self.args.alam * self.model.rnn.penalty() if self.args.alam else 0
+        (loss + penalty).backward()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack([p.grad.norm() for p in parameters]).norm()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
         if not math.isfinite(value + norm):
-            self._stop(why_not_finite(self.model, value))
+            self._stop(evaluation.why_not_finite(self.model, value))
         if self.args.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.args.clip)
         self.optimizer.step()
         if not nn.utils.parameters_to_vector(parameters).isfinite().all():
-            self._stop(not_finite(dict(self.model.named_parameters())))
+            self._stop(evaluation.not_finite(dict(self.model.named_parameters())))
         self.add(loss=value * count, seen=count, gradient_norm=norm, **sums)
 
     def add(self, **values):
@@ -208,7 +198,7 @@ class Trainer:
         self._scoring = False  # a signal waits until all files of the epoch are written
         loss, lr = scores["validation"]["loss"], self.lr
         if not math.isfinite(loss):
-            self._stop(f"the validation loss is not finite; {extremes(self.model)}")
+            self._stop(f"the validation loss is not finite; {evaluation.extremes(self.model)}")
         self.scheduler.step(loss)
         self._scoring_seconds = time.perf_counter() - self._scoring_begun
         statistics = {
@@ -216,28 +206,28 @@ class Trainer:
             "lr": lr,
             "seconds": self.sums["seconds"] + self._scoring_seconds,
         }
-        spread = gain_statistics(gains or {})
+        spread = evaluation.gain_statistics(gains or {})
         named = {f"{part}_{k}": v for part, score in scores.items() for k, v in score.items()}
         improved, self.best = loss < self.best, min(self.best, loss)
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums, self.marks, self.carry = {}, {}, {}
         row = {"epoch": self.epoch, **named, **spread, **statistics}
         self.run.add_row("metrics.csv", row)
-        self._chart(scores)
-        self.events.scalars({f"gain/{name}": value for name, value in spread.items()}, self.epoch)
-        self.events.scalars({f"training/{k}": v for k, v in statistics.items()}, self.epoch)
+        charts = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
+        charts |= {f"gain/{name}": value for name, value in spread.items()}
+        charts |= {f"training/{name}": value for name, value in statistics.items()}
+        self.events.scalars(charts, self.epoch)
         for condition, result in (tests or {}).items():
             self._add_test(condition, result)
-        checkpoint = self.checkpoint()
         if best is not None and improved:
-            self.run.save(best, checkpoint)
+            self.run.save(best, self.checkpoint())
         if self.keeps(self.epoch):
-            self.run.save(f"e_{self.epoch}.pth.tar", checkpoint)
+            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())
             self.events.histograms({f"gain/{k}": v for k, v in (gains or {}).items()}, self.epoch)
-        self.run.save(LAST, checkpoint)
+        self._save()
         self.run.print(
             f"epoch {self.epoch:{len(str(self.args.epochs))}}/{self.args.epochs}  "
-            f"{epoch_line(scores, spread, statistics)}"
+            f"{evaluation.epoch_line(scores, spread, statistics)}"
         )
 
     def keeps(self, epoch):
@@ -248,25 +238,18 @@ class Trainer:
     def add_test(self, condition, result):
         """Adds a row to test_results.csv after the last epoch. result: {score: number}."""
         self._add_test(condition, result)
-        self.run.save(LAST, self.checkpoint())  # has the size of the table
+        self._save()
 
     def _add_test(self, condition, result):
         row = {"epoch": self.epoch, "condition": condition, **result}
         self.run.add_row("test_results.csv", row)
-        self._chart({f"test_{condition}": result})
-        self.run.print(test_line(condition, result))
-
-    def _chart(self, scores):
-        """Adds scores, {part: {score: number}}, to TensorBoard: a group of charts per score."""
-        values = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
-        self.events.scalars(values, self.epoch)
-        self.events.flush()
+        self.events.scalars({f"{k}/test_{condition}": v for k, v in result.items()}, self.epoch)
+        self.run.print(evaluation.test_line(condition, result))
 
     @property
     def tested(self):
         """Whether the test set has been scored after the last epoch."""
-        rows = self.run.rows("test_results.csv")
-        return any(int(row["epoch"]) == self.epoch for row in rows)
+        return any(int(row["epoch"]) == self.epoch for row in self.run.rows("test_results.csv"))
 
     @property
     def lr(self):
@@ -286,6 +269,11 @@ class Trainer:
             "tables": self.run.sizes,
             "config": self.run.config,
         }
+
+    def _save(self):
+        """Saves last.pth.tar, and before it the events that a resumed run does not write again."""
+        self.events.flush()
+        self.run.save(LAST, self.checkpoint())
 
     def _restore(self):
         """Restores the state from last.pth.tar, and drops the rows of later epochs."""
@@ -319,13 +307,14 @@ class Trainer:
         path = shlex.quote(str(self.run.path))
         try:
             if isinstance(error, Interrupted):
-                self.run.save(LAST, self.checkpoint())
+                self._save()
                 self.run.print(f"{error}: saved; continue with --resume={path}")
             elif isinstance(error, TrainingStopped):
                 self.run.print(f"stopped: {error}; the last good state is {self.run.path / LAST}")
             elif error is None:
                 arguments = self.run.config["arguments"].items()
                 self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
+                self.events.flush()
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"

@@ -103,7 +103,7 @@ def create_run(root, task="task", **changes):
     """A new run directory, which is closed after the test; changes: to `ARGUMENTS`."""
     args = script_arguments(root, **changes)
     config = describe(args, task, {}, {"a": "1"})
-    return CREATED.enter_context(contextlib.closing(Run.create(args, task, config)))
+    return CREATED.enter_context(contextlib.closing(Run.create(args, config)))
 
 
 def flags_in(message):

@@ -254,6 +254,20 @@ def test_tensorboard_shows_a_run_as_one_with_curves_histograms_and_hyperparamete
     assert events.SummaryMetadata(name, "_hparams_/session_start_info").plugin_data.content
 
 
+def test_the_events_of_a_saved_epoch_are_on_disk(tmp_path):
+    trainer = linear_trainer(tmp_path)
+    for _ in trainer.epochs():
+        for _ in trainer.batches(BATCHES):
+            update(trainer)
+        trainer.finish_epoch(SCORES, {"n": torch.tensor([5.0, 6.0])})
+        break  # as if it were killed here
+    events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    (tags,) = events.Runs().values()
+    assert {"loss/train", "gain/n_mean", "training/lr"} <= {*tags["scalars"]}
+    assert tags["histograms"] == ["gain/n"]
+    trainer.events.close()
+
+
 def test_the_loss_within_an_epoch_is_charted(tmp_path, monkeypatch):
     monkeypatch.setattr("Training.trainer.CHART_EVERY", 2)
     trainer = linear_trainer(tmp_path, epochs=2)
