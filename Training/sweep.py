@@ -180,12 +180,13 @@ def main(argv=None):
         signum.append(number)
         stopped.set()
 
-    finished, busy, failures = len(runs) - len(left), 0, []
+    finished, busy, failures, lost = len(runs) - len(left), 0, [], []
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
+        executor = make_executor(args, left, stopped)
         try:
-            submit = stack.enter_context(make_executor(args, left, stopped))
+            submit = stack.enter_context(executor)
         except (OSError, ValueError) as error:
             parser.error(f"argument --scheduler: {error}")
         bar = stack.enter_context(Progress(total=len(runs), initial=finished, desc="runs"))
@@ -205,14 +206,14 @@ def main(argv=None):
                     tqdm.write(failures[-1], file=sys.stderr)
                 bar.update()
         except CancelledError:
-            failures.append("lost the connection to the scheduler; its runs save and exit")
+            lost.append("lost the connection to the scheduler; its runs save and exit")
     counts = {"finished": finished, "failed": len(failures), "being trained elsewhere": busy}
     counts["not trained to the end"] = len(runs) - sum(counts.values())
     summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
-    print("\n".join([f"{len(runs)} runs: {summary}", *failures]))
+    print("\n".join([f"{len(runs)} runs: {summary}", *failures, *lost]))
     if signum:
         return 128 + signum[0]
-    return 1 if failures else 0
+    return 1 if failures or lost else 0
 
 
 if __name__ == "__main__":

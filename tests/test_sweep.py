@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import joblib
@@ -335,6 +335,23 @@ def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder)
 
     assert [*sweep.train(runs, submit, threading.Event())] == [(runs[0], None, "its workers died")]
     assert len(submitted) == 4
+
+
+def test_a_lost_scheduler_or_a_file_in_the_way_is_named(folder, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def lost(address, folders):
+        future = Future()
+        future.set_exception(CancelledError())
+        yield lambda words: future
+
+    monkeypatch.setattr(workers, "cluster", lost)
+    words = ["--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE]
+    assert call(*words) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("1 runs: 1 not trained to the end\nlost the connection")
+    (folder / "file").touch()
+    assert call(*words, "--save-dir", "file/runs") == 1
+    assert "error: " in (err := capsys.readouterr().err) and "--scheduler" not in err
 
 
 def test_without_distributed_a_one_line_error_says_what_to_install(folder, monkeypatch, capsys):
