@@ -41,7 +41,7 @@ def entry_point(main):
         ):
             try:
                 return main(argv)
-            except (UserError, ImportError, MemoryError, OSError, RuntimeError) as error:
+            except (UserError, ModuleNotFoundError, MemoryError, OSError, RuntimeError) as error:
                 message = _message(error)
                 if message is None:
                     raise

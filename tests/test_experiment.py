@@ -23,8 +23,7 @@ import PTB_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.models import build_model
 from NetworkCreation.time_loop import flush
-from tests.conftest import REPOSITORY, TOY
-from Training import once
+from tests.conftest import TOY
 from Training.datasets import load_pixels, load_text
 from Training.run_directory import Run
 from Training.trainer import stream
@@ -341,14 +340,6 @@ def test_an_unfinished_epoch_is_not_a_result(call, only_run, monkeypatch, interr
     code, out, err = call(script, "--test", "--checkpoint", run / "last.pth.tar")
     assert code == 0 and "within an epoch" in out, err
     assert not (run / "test_results.csv").exists()
-
-
-def test_more_epochs_or_batches_are_another_run(tmp_path):
-    words = [f"{REPOSITORY}/PTB_task.py", *TOY["PTB_task.py"], "--save-dir", f"{tmp_path}"]
-    runs = [["--epochs", "1"], ["--epochs", "2"], ["--epochs", "1", "--limit-batches", "2"]]
-    for flags in (*runs, *runs):
-        assert once.main([*words, *flags]) == 0
-    assert len(list(tmp_path.rglob("config.json"))) == 3
 
 
 def test_only_gradients_below_1e_30_are_flushed():

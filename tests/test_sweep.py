@@ -98,13 +98,6 @@ def test_every_combination_is_trained_once(folder, in_this_process, capsys):
     assert all(path.stat().st_mtime_ns == before for path, before in files.items())
 
 
-def test_other_arguments_make_another_run(folder):
-    changes = ["--lr=1e-4", "--lr=1e-3", "--epochs=2", "--limit-batches=1"]
-    for number, change in enumerate(changes, 1):
-        assert once.main([SCRIPT, *ONE, change]) == 0
-        assert len(find_runs("SavedModels")) == number
-
-
 def test_other_data_make_another_run(folder, in_this_process, capsys):
     for place, symbol in {"A": "a", "B": "b", "copy of A": "a"}.items():
         (folder / place / "pennchar").mkdir(parents=True)
