@@ -97,7 +97,8 @@ def load_pixels(name, root, seed, permute):
 
 def _load_mnist(root):
     """MNIST: 60,000 training images, split 50,000 / 10,000, and its own 10,000 test images."""
-    folder = root if (root / "MNIST").is_dir() else root / "mnist"
+    # Not by root / "MNIST", which is root / "mnist" where file names ignore case.
+    folder = root if (root / "MNIST" / "raw").is_dir() else root / "mnist"
     raw = folder / "MNIST" / "raw"
     missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
     if missing:

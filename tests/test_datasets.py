@@ -139,6 +139,7 @@ def test_mnist_is_downloaded_and_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "MNIST_SHA256", sums)
     monkeypatch.setattr(MNIST, "resources", resources)
     monkeypatch.setattr("urllib.request.urlopen", serve)
+    (tmp_path / "MNIST").mkdir()  # as mnist appears where file names ignore case
     images, labels, _, _, _, checksums = datasets._load_mnist(tmp_path)
     assert images.shape == (6, 784) and len(labels) == 6 and checksums == sums
     name, raw = "train-labels-idx1-ubyte", tmp_path / "mnist" / "MNIST" / "raw"
