@@ -36,7 +36,6 @@ def _number(kind, words, allowed):
 
 
 positive_int = _number(int, "at least 1", lambda v: v >= 1)
-not_negative_int = _number(int, "at least 0", lambda v: v >= 0)
 seed_int = _number(int, "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
 positive = _number(float, "positive and finite", lambda v: 0 < v < float("inf"))
 not_negative = _number(float, "at least 0 and finite", lambda v: 0 <= v < float("inf"))
@@ -78,7 +77,9 @@ class Parser(argparse.ArgumentParser):
         words = [self._spelling(word) for word in (sys.argv[1:] if args is None else args)]
         arguments, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(f"unrecognized argument {unknown[0]}{self._suggestion(unknown[0])}")
+            flag = unknown[0].split("=")[0].replace("_", "-")
+            suggestion = _suggestion(SYNONYMS.get(flag, flag), self._option_string_actions, 0.75)
+            self.error(f"unrecognized argument {unknown[0]}{suggestion}")
         return arguments
 
     def _spelling(self, word):
@@ -89,12 +90,6 @@ class Parser(argparse.ArgumentParser):
         spellings = {option.replace("_", "-"): option for option in self._option_string_actions}
         return spellings.get(flag.replace("_", "-"), flag) + equals + value
 
-    def _suggestion(self, word):
-        flag = word.split("=")[0].replace("_", "-")
-        near = [SYNONYMS[flag]] if flag in SYNONYMS else []
-        near += difflib.get_close_matches(flag, self._option_string_actions, 1, cutoff=0.75)
-        return f": did you mean {near[0]}?" if near else ""
-
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
@@ -102,8 +97,7 @@ class Parser(argparse.ArgumentParser):
         """The long flag that sets an argument. Raises UserError if there is none."""
         names = [action.dest for action in self._actions]
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            raise UserError(f"no argument {name}" + (f": did you mean {near[0]}?" if near else ""))
+            raise UserError(f"no argument {name}{_suggestion(name, names)}")
         options = self._actions[names.index(name)].option_strings
         return next(option for option in options if option.startswith("--"))
 
@@ -120,6 +114,11 @@ class Parser(argparse.ArgumentParser):
                 return word.split("=")[0]
             seen.add(action and action.dest)
         return None
+
+
+def _suggestion(name, names, cutoff=0.6):
+    near = difflib.get_close_matches(name, names, 1, cutoff)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def words(parser, arguments):

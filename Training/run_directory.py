@@ -59,7 +59,12 @@ class Run:
         parent = args.save_dir / config["task"] / str(args.seed) / run_name(args)
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            path = _next_free(parent / datetime.date.today().isoformat())
+            today = datetime.date.today().isoformat()
+            for number in itertools.count():
+                path = parent / (f"{today}--{number}" if number else today)
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
             write_whole(path / "config.json", json.dumps(config, indent=2).encode())
         run = cls(path)
         run.lock()
@@ -99,8 +104,8 @@ class Run:
                     f"warning: {part} was {before[part]}, is {config[part]}: results may differ in "
                     "their last bits"
                 )
-        part = {name: config[name] for name in RESUME_FIELDS}
-        self.config.setdefault("resumed", []).append(part)
+        resume = {name: config[name] for name in RESUME_FIELDS}
+        self.config.setdefault("resumed", []).append(resume)
         self.config["arguments"] = config["arguments"]
         self.config.pop("finished", None)
         self.write_config()
@@ -296,12 +301,3 @@ def find_runs(root):
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
     runs.sort(key=lambda run: datetime.datetime.fromisoformat(run.config["started"]), reverse=True)
     return sorted(runs, key=lambda run: not run.complete)
-
-
-def _next_free(path):
-    """Creates the directory path, or the first of path--1, path--2, … that does not exist."""
-    for number in itertools.count():
-        candidate = path.with_name(f"{path.name}--{number}") if number else path
-        with contextlib.suppress(FileExistsError):
-            candidate.mkdir()
-            return candidate

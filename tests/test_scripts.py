@@ -25,7 +25,6 @@ from Training.run_directory import Run
 from Training.trainer import Trainer
 
 SCRIPTS = list(TOY)
-MAIN = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
 
 
 def metrics(run):
@@ -100,8 +99,16 @@ def test_every_network_trains_and_saves_its_files(call, only_run, script, flags)
         assert not torch.equal(parameter, model.get_parameter(name)), name
 
 
-def interrupted(main, words, number):
-    """Runs a script that receives a signal in its tenth batch."""
+INTERRUPTED = [
+    ("sMNIST_task.py", "--shuffle --transform-ratio 0.5 --save-freq 1 -p", signal.SIGTERM),
+    ("PTB_task.py", "--net-type LSTM", signal.SIGINT),
+]
+
+
+@pytest.mark.parametrize(("script", "flags", "number"), INTERRUPTED)
+def test_an_interrupted_run_resumes_bit_for_bit(call, only_run, monkeypatch, script, flags, number):
+    arguments = [*TOY[script], *flags.split(), "--limit-batches", 14, "--epochs", 2]
+    assert call(script, *arguments, "--save-dir", "whole")[0] == 0
     step = Trainer.step
 
     def step_and_signal(trainer, *arguments, **sums):
@@ -109,27 +116,9 @@ def interrupted(main, words, number):
         if trainer.batch == 9:
             os.kill(os.getpid(), number)
 
-    Trainer.step = step_and_signal
-    return main(words)
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "number"),
-    [
-        (
-            "sMNIST_task.py",
-            ["--shuffle", "--transform-ratio", "0.5", "--save-freq", "1", "-p"],
-            signal.SIGTERM,
-        ),
-        ("PTB_task.py", ["--net-type", "LSTM"], signal.SIGINT),
-    ],
-)
-def test_an_interrupted_run_resumes_bit_for_bit(call, tmp_path, only_run, script, flags, number):
-    arguments = [*TOY[script], *flags, "--limit-batches", 14, "--epochs", 2]
-    assert call(script, *arguments, "--save-dir", "whole")[0] == 0
-    words = [str(word) for word in (*arguments, "--save-dir", "torn")]
-    code, *printed = Fork(interrupted, MAIN[script], words, number, folder=tmp_path).finish()
-    assert code == 128 + number, printed
+    monkeypatch.setattr(Trainer, "step", step_and_signal)
+    assert call(script, *arguments, "--save-dir", "torn")[0] == 128 + number
+    monkeypatch.setattr(Trainer, "step", step)
     torn = only_run("torn")
     assert (checkpoint(torn)["epoch"], checkpoint(torn)["batch"]) == (0, 10)
     code, out, err = call(script, "--resume", torn)
@@ -400,10 +389,9 @@ def test_bad_input_is_a_one_line_error_and_leaves_nothing(call, tmp_path, script
 
 
 def test_the_first_of_several_wrong_flags_is_named(call):
-    for _ in range(3):
-        flags = ["--net-type", "LSTM", "--rinit", "cayley", "--capacity", 2, "--n", 3]
-        code, _, err = call("sMNIST_task.py", *flags)
-        assert code == 2 and "argument --capacity: applies to --net-type EURNN, got LSTM" in err
+    flags = ["--net-type", "LSTM", "--rinit", "cayley", "--capacity", 2, "--n", 3]
+    code, _, err = call("sMNIST_task.py", *flags)
+    assert code == 2 and "argument --capacity: applies to --net-type EURNN, got LSTM" in err
 
 
 def test_a_missing_directory_data_or_run_is_one_line(call, tmp_path, monkeypatch):
