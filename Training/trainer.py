@@ -88,11 +88,11 @@ class Trainer:
 
     def epochs(self):
         """Yields the numbers of the remaining epochs, counted from 1."""
-        if not (self.run.path / LAST).exists():
-            self.run.save("e_0.pth.tar", self.checkpoint())
-            self._save()
+        # The start of a new run, or a checkpoint that was deleted.
         if self.batch == 0 and self.keeps(self.epoch) and self.epoch not in self.run.kept:
-            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())  # it was deleted
+            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())
+        if not (self.run.path / LAST).exists():
+            self._save()
         while self.epoch < self.args.epochs:
             yield self.epoch + 1
         self._begin_scoring()
