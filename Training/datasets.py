@@ -112,7 +112,7 @@ def _load_mnist(root):
                 f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded "
                 f"({error}); --dataset digits needs no files"
             ) from error
-    files = [_read(raw / name, digest) for name, digest in MNIST_SHA256.items()]
+    files = [_read(raw / name, digest)[0] for name, digest in MNIST_SHA256.items()]
     # After a header of 16 or 8 bytes, the IDX format has one byte per pixel or label.
     images = np.concatenate([np.frombuffer(file, np.uint8, offset=16) for file in files[::2]])
     labels = np.concatenate([np.frombuffer(file, np.uint8, offset=8) for file in files[1::2]])
@@ -136,7 +136,7 @@ PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits}
 
 @dataclass
 class TextData:
-    """A corpus as three streams of symbol indices (N,); `vocabulary` lists the symbols.
+    """A corpus as three streams of symbol indices (N,), with its symbols.
 
     `name` is the name of the task: PTB, pydoc, or corpus for any other text.
     """
@@ -159,11 +159,8 @@ def load_text(name, root, any_corpus=False):
     """
     parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
     number = {}
-    streams = [
-        torch.tensor([number.setdefault(symbol, len(number)) for symbol in symbols])
-        for symbols in parts
-    ]
-    return TextData(*streams, list(number), task, checksums)
+    indices = [[number.setdefault(s, len(number)) for s in symbols] for symbols in parts]
+    return TextData(*map(torch.tensor, indices), list(number), task, checksums)
 
 
 def _load_pennchar(root, any_corpus):
@@ -180,9 +177,9 @@ def _load_pennchar(root, any_corpus):
     parts, checksums = [], {}
     for name, digest in PENNCHAR_SHA256.items():
         hint = "; use --any-corpus for a text of your own"
-        data = _read(folder / name, None if any_corpus else digest, hint)
+        expected = None if any_corpus else digest
+        data, checksums[name] = _read(folder / name, expected, hint)
         parts.append(_symbols(folder / name, data))
-        checksums[name] = hashlib.sha256(data).hexdigest()
     return parts, "PTB" if checksums == PENNCHAR_SHA256 else "corpus", checksums
 
 
@@ -219,12 +216,12 @@ def _fetch(url):
 
 
 def _read(path, digest, hint=""):
-    """The content of a file, with this SHA-256 if it is not None; else raises UserError."""
+    """The content of a file, and its SHA-256. Raises UserError if `digest` is another."""
     data = path.read_bytes()
     present = hashlib.sha256(data).hexdigest()
     if digest not in (present, None):
         raise UserError(f"{path} has SHA-256 {present}, expected {digest}{hint}")
-    return data
+    return data, present
 
 
 def _symbols(path, data):
