@@ -89,9 +89,9 @@ def until_it_runs(process):
         with open(process.out.name, encoding="utf-8") as file:
             return re.search("^(device:|resumed).*\n", file.read(), re.MULTILINE)
 
-    while not (found := runs()) and not process.ended:
+    while not (line := runs()) and not process.ended:
         time.sleep(0.01)
-    return bool(found)
+    return bool(line)
 
 
 def only_run(folder):
@@ -347,8 +347,8 @@ def files_round(folder, number, draw, counts):
     if path.suffix in (".tar", ".pt") and draw.random() < 0.6:
         damage_checkpoint(path, draw, marker)
         if draw.random() < 0.2:
-            other = place / next(one for one in TOY if one != script) / "last.pth.tar"
-            shutil.copyfile(other, path)
+            (other,) = {*TOY} - {script}
+            shutil.copyfile(place / other / "last.pth.tar", path)
     elif kind == "idx" and draw.random() < 0.3:
         at = 4 * draw.randint(1, 3)
         path.write_bytes(before[:at] + b"\xff" * 4 + before[at + 4 :])

@@ -145,8 +145,8 @@ def test_mnist_is_downloaded_and_verified(tmp_path, monkeypatch):
     name, raw = "train-labels-idx1-ubyte", tmp_path / "mnist" / "MNIST" / "raw"
     assert (raw / name).read_bytes() == contents[name]
     (raw / name).write_bytes(b"not labels")
-    found = hashlib.sha256(b"not labels").hexdigest()
-    with pytest.raises(UserError, match=f"{name} has SHA-256 {found}, expected {sums[name]}"):
+    digest = hashlib.sha256(b"not labels").hexdigest()
+    with pytest.raises(UserError, match=f"{name} has SHA-256 {digest}, expected {sums[name]}"):
         datasets._load_mnist(tmp_path)
 
 

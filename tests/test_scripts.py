@@ -574,13 +574,13 @@ def test_every_flag_has_an_effect(call, tmp_path, script):
         "EURNN": ["--capacity 1", "--lr_orth 1e-3", "--iinit xavier"],
     }
     for net_type, differing in cases.items():
-        found = []
+        weights = []
         for number, flags in enumerate(["", *differing]):
             folder = f"{net_type}{number}"
             base = [*TOY[script], "--net-type", net_type, "--epochs", 1, "--lr_orth", "1e-2"]
             assert call(script, *base, *flags.split(), "--save-dir", folder)[0] == 0
             (path,) = (tmp_path / folder).rglob("e_1.pth.tar")
             state = torch.load(path, weights_only=True)["state_dict"]
-            found.append([v for n, v in state.items() if n.startswith("rnn.")])
-        for number, other in enumerate(found[1:]):
-            assert not equal(found[0], other), (net_type, differing[number])
+            weights.append([v for n, v in state.items() if n.startswith("rnn.")])
+        for number, other in enumerate(weights[1:]):
+            assert not equal(weights[0], other), (net_type, differing[number])

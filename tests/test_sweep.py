@@ -291,8 +291,8 @@ def test_a_stopped_sweep_is_resumed(folder, in_this_process):
         process = Fork(sweep.main, [SCRIPT, *words], folder=folder)
         wait_for(lambda epoch=epoch: epochs_of(1) == epoch, process)
         process.send_signal(number)
-        found, out, _ = process.finish()
-        assert found == code and ("2 runs: 2 not trained to the end" in out) == (code == 130)
+        ended, out, _ = process.finish()
+        assert ended == code and ("2 runs: 2 not trained to the end" in out) == (code == 130)
         run = saved()[1]
         wait_for(lambda run=run: is_free(run))
         assert log(run).count("SIGTERM: saved") == epochs_of(1) == epoch and len(saved()) == 1

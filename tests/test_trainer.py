@@ -248,10 +248,10 @@ def test_the_state_is_restored_from_its_checkpoint(tmp_path):
     other = linear_trainer(tmp_path, lr=0.7, resume=trainer.run.path)
     assert (other.batch, other.lr, other.sums) == (3, 0.1, trainer.sums)
     assert torch.equal(other.carry["order"], trainer.carry["order"])
-    for one in (trainer, other):
-        update(one)
+    for each in (trainer, other):
+        update(each)
     assert torch.equal(trainer.model.weight, other.model.weight)
-    draws = [torch.rand(3, generator=one.draws) for one in (trainer, other)]
+    draws = [torch.rand(3, generator=each.draws) for each in (trainer, other)]
     assert torch.equal(*draws)
 
 
@@ -366,10 +366,10 @@ def outcome(trainer, size=1.0):
     return None
 
 
-def assert_names(said, trainer):
+def assert_names(message, trainer):
     """The error names the epoch, the batch, and an existing parameter."""
-    assert "not finite" in said and "(epoch 1, batch 7, learning rate" in said
-    assert any(name in said for name in trainer.model.state_dict()), said
+    assert "not finite" in message and "(epoch 1, batch 7, learning rate" in message
+    assert any(name in message for name in trainer.model.state_dict()), message
 
 
 @WARNINGS_FAIL
@@ -379,8 +379,8 @@ def test_results_are_finite_or_the_error_names_the_cause(tmp_path, net_type, dty
     for lr in (1e-3, 1.0, 1e10, 1e30):
         for size in (0.0, 1.0, 1e30):
             trainer = classifier(tmp_path, net_type, lr, dtype)
-            if (said := outcome(trainer, size)) is not None:
-                assert_names(said, trainer)
+            if (message := outcome(trainer, size)) is not None:
+                assert_names(message, trainer)
 
 
 @WARNINGS_FAIL
@@ -390,11 +390,11 @@ def test_n_near_0_and_up_to_10000(tmp_path, nonlin, s):
     """A small n may explode, since log(2)/n is added at every step."""
     for n in (1e4, 1.0, 1e-3, 1e-6, 1e-30, 1.2e-38, -1e-30, -1e-6, -1e-3, -1.0, -1e4):
         trainer = classifier(tmp_path, "RNN", nonlin=nonlin, n=n, s=s)
-        said = outcome(trainer)
+        message = outcome(trainer)
         if abs(n) >= 1:
-            assert said is None, (n, said)
-        elif said is not None:
-            assert_names(said, trainer)
+            assert message is None, (n, message)
+        elif message is not None:
+            assert_names(message, trainer)
 
 
 @pytest.mark.parametrize("s", [0.0, 0.5])
@@ -420,8 +420,8 @@ def test_the_largest_parameter_is_named_when_the_state_overflows(tmp_path):
 
 def test_a_gradient_whose_norm_overflows_is_named(tmp_path):
     trainer = classifier(tmp_path, "RNN", nonlin="ReLU")
-    said = r"the gradient's norm is not finite; .* the largest 1e\+30 in lin\.bias"
-    with pytest.raises(TrainingStopped, match=said):
+    message = r"the gradient's norm is not finite; .* the largest 1e\+30 in lin\.bias"
+    with pytest.raises(TrainingStopped, match=message):
         trainer.step(1e30 * trainer.model.lin.bias.sum(), 1)
 
 
@@ -430,7 +430,7 @@ def test_an_empty_parameter_is_accepted(tmp_path):
     spec = {"task": "pixels", "net_type": "EURNN", "hidden_size": 1, "classes": 10, "layer": {}}
     model = build_model(spec, torch.Generator().manual_seed(0))
     trainer = make_trainer(tmp_path, model, torch.optim.Adam(model.parameters()))
-    for factor, said in ((math.inf, "the loss is"), (1e30, "the gradient's norm is")):
+    for factor, message in ((math.inf, "the loss is"), (1e30, "the gradient's norm is")):
         loss = factor * (trainer.model(torch.ones(2, 1, 1)).sum() + model.rnn.theta.sum() + 1)
-        with pytest.raises(TrainingStopped, match=said):
+        with pytest.raises(TrainingStopped, match=message):
             trainer.step(loss, 1)
