@@ -271,6 +271,8 @@ def tested_checkpoint(parser, args, given):
         epochs = f"{checkpoint['epoch']} of {saved['epochs']} epochs"
         if checkpoint["batch"]:
             epochs += f" and {checkpoint['batch']} batches, within an epoch"
+        if saved["limit_batches"] is not None:
+            epochs += ", a dry run"
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its config is not that of a run ({error!r})") from error
     if script != parser.prog:
@@ -280,8 +282,7 @@ def tested_checkpoint(parser, args, given):
             f"argument {parser.option(name)}: {asked[name]} contradicts {path}, trained with "
             f"{saved[name]}"
         )
-    dry = "" if saved["limit_batches"] is None else ", a dry run"
-    print(f"checkpoint: {path}, after {epochs}{dry}")
+    print(f"checkpoint: {path}, after {epochs}")
     trained = argparse.Namespace(**saved)
     if "data" in given or not Path(trained.data).is_dir():
         trained.data = args.data

@@ -229,7 +229,8 @@ def test_checkpoints_that_do_not_match_the_flags_are_rejected(call, only_run, tm
     path = only_run() / "e_1.pth.tar"
     (tmp_path / "cut.pth.tar").write_bytes(path.read_bytes()[:3000])
     saved = torch.load(path, weights_only=True)
-    torch.save(saved | {"config": {"arguments": []}}, tmp_path / "foreign.pth.tar")
+    foreign = {"script": script, "arguments": {"epochs": 1}}
+    torch.save(saved | {"config": foreign}, tmp_path / "foreign.pth.tar")
     for flags, what in [
         (["--checkpoint", path, "--net-type", "LSTM"], "--net-type"),
         (["--checkpoint", path, "--nhid", 9], "--nhid"),
