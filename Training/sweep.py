@@ -58,8 +58,8 @@ def combinations(parser, script, lists, common):
     rejects one of them, or if two combinations are the same run.
     """
     runs = {}
-    if (word := script["make_parser"]().repeated([*lists, *common])) is not None:
-        parser.error(f"argument {word}: given twice")
+    if (flag := script["make_parser"]().repeated([*lists, *common])) is not None:
+        parser.error(f"argument {flag}: given twice")
     for choice in itertools.product(*lists.values()):
         own = [word for pair in zip(lists, choice, strict=True) for word in pair]
         args, _ = script["parse"](own + common)

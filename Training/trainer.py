@@ -211,8 +211,7 @@ class Trainer:
         improved, self.best = loss < self.best, min(self.best, loss)
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums, self.marks, self.carry = {}, {}, {}
-        row = {"epoch": self.epoch, **named, **spread, **statistics}
-        self.run.add_row("metrics.csv", row)
+        self.run.add_row("metrics.csv", {"epoch": self.epoch, **named, **spread, **statistics})
         charts = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
         charts |= {f"gain/{name}": value for name, value in spread.items()}
         charts |= {f"training/{name}": value for name, value in statistics.items()}
@@ -346,7 +345,5 @@ class Trainer:
         self._heed_signal()
 
     def _stop(self, reason):
-        raise TrainingStopped(
-            f"{reason} (epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate "
-            f"{self.lr:g}); a lower --lr may help"
-        )
+        where = f"epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate {self.lr:g}"
+        raise TrainingStopped(f"{reason} ({where}); a lower --lr may help")
