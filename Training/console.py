@@ -11,8 +11,6 @@ from tqdm import tqdm
 
 from NetworkCreation.errors import OptionError, UserError
 
-FLAGS = {"hidden_size": "nhid"}  # arguments of a layer whose flag has another name
-
 
 class TrainingStopped(Exception):
     """A loss, a gradient or a parameter is not finite."""
@@ -61,7 +59,7 @@ def entry_point(main):
 def _message(error):
     """The one line that says what went wrong; None for an error of the program."""
     if isinstance(error, OptionError):
-        return f"argument --{FLAGS.get(error.name, error.name)}: {error}"
+        return f"argument --{'nhid' if error.name == 'hidden_size' else error.name}: {error}"
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):

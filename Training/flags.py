@@ -39,7 +39,6 @@ from Training.parser import (
 from Training.run_directory import find_runs
 
 SWITCH = {"action": argparse.BooleanOptionalAction, "default": False}  # off unless it is given
-GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamma2
 
 
 @functools.cache
@@ -153,12 +152,13 @@ def parse(parser, argv=None):
 
     if args.net_type != "RNN" and "nonlin" in takes(args.net_type) and "nonlin" not in given:
         args.nonlin = inspect.signature(NETWORKS[args.net_type]).parameters["nonlin"].default
+    gains = ("n", "s", "learn_params", "random")
     dropped = {}  # name → the flag that rules it out, and the values that it needs
     for name in set().union(*map(takes, NETWORKS)) & vars(args).keys():
         owners = [network for network in NETWORKS if name in takes(network)]
         if args.net_type not in owners:
             dropped[name] = "net_type", owners
-        elif name in GAMMA and args.nonlin not in ("gamma", "gamma2"):
+        elif name in gains and args.nonlin not in ("gamma", "gamma2"):
             dropped[name] = "nonlin", ["gamma", "gamma2"]
     dropped["alpha" if args.adam else "betas"] = "adam", [not args.adam]
     for name, (choice, owners) in sorted(dropped.items()):

@@ -18,8 +18,6 @@ import joblib
 from Training.machine import REPOSITORY
 
 RESOURCE = {"run": 1}  # of a Dask worker: it trains one run at a time
-ALIVE = ("running", "paused")  # states of a Dask worker
-INTERRUPTED = (-2, -15, 130, 143)  # exit codes after SIGINT and SIGTERM
 
 
 def run_in_subprocess(words, stopped, threads, repository, cwd=None, **environment):
@@ -106,11 +104,13 @@ def cluster(address, folders):
 
         def stopped():
             # The scheduler cancels the tasks of a client that has disconnected.
-            task, closing = worker.state.tasks.get(key), worker.status.name not in ALIVE
+            task = worker.state.tasks.get(key)
+            closing = worker.status.name not in ("running", "paused")
             return closing or task is None or task.state != "executing"
 
         code, output = run_in_subprocess(words, stopped, worker.state.nthreads, folders[0], cwd)
-        if code in INTERRUPTED:  # for example by the batch system that ends the worker's job
+        # After SIGINT or SIGTERM, for example from the batch system that ends the worker's job.
+        if code in (-2, -15, 130, 143):
             raise distributed.Reschedule
         return code, output
 
