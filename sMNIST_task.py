@@ -26,7 +26,7 @@ from Training.datasets import PIXEL_SETS, load_pixels
 from Training.evaluation import evaluate_pixels, test_line
 from Training.parser import fraction
 from Training.trainer import Trainer, stream
-from Training.transforms import TEST_TRANSFORMS, random_sin, step_drive, step_window
+from Training.transforms import TEST_TRANSFORMS, random_sine, step_drive, step_window
 
 TRAINING_AMPLITUDE = 0.2  # of the sine transform, on --transform-ratio of the training batches
 VALIDATION_AMPLITUDE = 0.5
@@ -90,12 +90,13 @@ def main(argv=None):
             for index in trainer.batches(order.split(args.batch_size)):
                 x, labels = data.train.batch(index)  # (T, B, 1), (B,)
                 if trainer.chance(args.transform_ratio):
-                    x = random_sin(TRAINING_AMPLITUDE, trainer.draws)(x)
+                    x = x * random_sine(len(x), TRAINING_AMPLITUDE, trainer.draws).to(x)
                 logits = model(x)
                 correct = (logits.argmax(dim=1) == labels).sum()
                 trainer.step(cross_entropy(logits, labels), len(labels), correct=correct)
 
-            sine = random_sin(VALIDATION_AMPLITUDE, stream(args.seed, "evaluation", epoch))
+            draws = stream(args.seed, "evaluation", epoch)
+            sine = random_sine(data.steps, VALIDATION_AMPLITUDE, draws)
             scores = {
                 "train": {"loss": trainer.mean("loss"), "accuracy": trainer.mean("correct")},
                 "validation": evaluate(model, data.validation, args),

@@ -17,7 +17,7 @@ from Postprocessing.networks import data_set, is_text
 from Training.console import Progress
 from Training.datasets import PixelSet, columns
 from Training.evaluation import EVALUATION_COLUMNS, evaluate_pixels, evaluate_text
-from Training.transforms import SinTransform, step_drive, step_window
+from Training.transforms import sine, step_drive, step_window
 
 AMPLITUDES = (0.0, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
 
@@ -41,8 +41,8 @@ def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
             result = evaluate_text(model, text, steps, samples, drive=drive)
             scores["step"].append(result["bits_per_character"])
             continue
-        sine = SinTransform(amplitude=amplitude)
-        for name, change in {"sin": {"transform": sine}, "step": {"drive": drive}}.items():
+        transform = sine(steps, amplitude=amplitude)
+        for name, change in {"sin": {"transform": transform}, "step": {"drive": drive}}.items():
             result = evaluate_pixels(model, test, arguments["batch_size"], **change)
             scores[name].append(result["accuracy"])
     arrays = {name: np.array(values) for name, values in scores.items()}

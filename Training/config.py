@@ -33,6 +33,7 @@ def describe(args, task, spec, checksums):
     args: resolved arguments. task: name of the task, for people and figures. spec: the model's.
     checksums: {file or data set: SHA-256}.
     """
+    processor = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     return plain(
         {
             "script": args.script,
@@ -46,7 +47,7 @@ def describe(args, task, spec, checksums):
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(),
             "versions": {"python": platform.python_version()} | _versions(),
             "platform": platform.platform(),
-            "device": device_name(args.cuda),
+            "device": torch.cuda.get_device_name() if args.cuda else processor,
         }
     )
 
@@ -59,13 +60,6 @@ def saved_arguments(args):
 def plain(values):
     """Values as JSON returns them: tuples become lists, paths absolute strings."""
     return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
-
-
-def device_name(cuda):
-    """A readable device name; that of the CPU includes the thread count."""
-    if cuda:
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 @functools.cache
@@ -87,13 +81,8 @@ def _commit():
 def _code(script):
     """A digest of the files that training depends on, committed or not."""
     digest = hashlib.sha256()
-    files = sorted(
-        path
-        for room in ("NetworkCreation", "Training")
-        for path in (REPOSITORY / room).glob("*.py")
-    )
-    for path in [*files, REPOSITORY / script]:
-        if path.is_file():
+    for pattern in ("NetworkCreation/*.py", "Training/*.py", script):
+        for path in sorted(REPOSITORY.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

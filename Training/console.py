@@ -11,8 +11,6 @@ from tqdm import tqdm
 
 from NetworkCreation.errors import OptionError, UserError
 
-FLAGS = {"hidden_size": "nhid"}  # arguments of a layer whose flag has another name
-
 
 class TrainingStopped(Exception):
     """A loss, a gradient or a parameter is not finite."""
@@ -41,7 +39,7 @@ def entry_point(main):
         ):
             try:
                 return main(argv)
-            except (UserError, MemoryError, OSError, RuntimeError) as error:
+            except (UserError, ModuleNotFoundError, MemoryError, OSError, RuntimeError) as error:
                 message = _message(error)
                 if message is None:
                     raise
@@ -61,9 +59,11 @@ def entry_point(main):
 def _message(error):
     """The one line that says what went wrong; None for an error of the program."""
     if isinstance(error, OptionError):
-        return f"argument --{FLAGS.get(error.name, error.name)}: {error}"
+        return f"argument --{'nhid' if error.name == 'hidden_size' else error.name}: {error}"
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; pip install {error.name}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     no_memory = (MemoryError, torch.cuda.OutOfMemoryError)

@@ -10,7 +10,7 @@ import io
 import socket
 import tarfile
 import urllib.request
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ class PixelData:
     test: PixelSet
     permutation: np.ndarray | None
     classes: int
-    checksums: dict = field(default_factory=dict)
+    checksums: dict
 
     @property
     def steps(self):
@@ -87,27 +87,23 @@ def load_pixels(name, root, seed, permute):
     random = np.random.RandomState(seed)
     permutation = random.permutation(images.shape[1]) if permute else None
     if permute:
-        images = images[:, torch.from_numpy(permutation)]
+        images = images[:, permutation]
     # A predefined test set comes last and is not permuted.
     order = random.permutation(len(labels) - test_size)
     order = torch.from_numpy(np.append(order, np.arange(len(order), len(labels))))
-    parts = torch.split(order, sizes)
-    return PixelData(
-        *(PixelSet(images[part], labels[part], scale) for part in parts),
-        permutation=permutation,
-        classes=10,
-        checksums=checksums,
-    )
+    parts = [PixelSet(images[part], labels[part], scale) for part in torch.split(order, sizes)]
+    return PixelData(*parts, permutation, classes=10, checksums=checksums)
 
 
 def _load_mnist(root):
     """MNIST: 60,000 training images, split 50,000 / 10,000, and its own 10,000 test images."""
-    from torchvision.datasets import MNIST, mnist  # slow to import, only needed here
-
-    folder = root if (root / "MNIST").is_dir() else root / "mnist"
+    # Not by root / "MNIST", which is root / "mnist" where file names ignore case.
+    folder = root if (root / "MNIST" / "raw").is_dir() else root / "mnist"
     raw = folder / "MNIST" / "raw"
     missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
     if missing:
+        from torchvision.datasets import MNIST  # slow to import, only needed here
+
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
         try:
             MNIST(folder, download=True)
@@ -116,12 +112,11 @@ def _load_mnist(root):
                 f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded "
                 f"({error}); --dataset digits needs no files"
             ) from error
-    for name in MNIST_SHA256:
-        _check(raw / name, MNIST_SHA256[name])
-    # Reads the verified files: torchvision's MNIST prefers processed ones if there are any.
-    files = [[raw / name for name in MNIST_SHA256 if kind in name] for kind in ("images", "labels")]
-    images = torch.cat([mnist.read_image_file(path).flatten(1) for path in files[0]])
-    labels = torch.cat([mnist.read_label_file(path) for path in files[1]])
+    files = [_read(raw / name, digest)[0] for name, digest in MNIST_SHA256.items()]
+    # After a header of 16 or 8 bytes, the IDX format has one byte per pixel or label.
+    images = np.concatenate([np.frombuffer(file, np.uint8, offset=16) for file in files[::2]])
+    labels = np.concatenate([np.frombuffer(file, np.uint8, offset=8) for file in files[1::2]])
+    images, labels = torch.from_numpy(images.reshape(-1, 784)), torch.from_numpy(labels).long()
     return images, labels, 255, [50000, 10000, 10000], 10000, MNIST_SHA256
 
 
@@ -141,7 +136,7 @@ PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits}
 
 @dataclass
 class TextData:
-    """A corpus as three streams of symbol indices (N,); `vocabulary` lists the symbols.
+    """A corpus as three streams of symbol indices (N,), with its symbols.
 
     `name` is the name of the task: PTB, pydoc, or corpus for any other text.
     """
@@ -151,7 +146,7 @@ class TextData:
     test: torch.Tensor
     vocabulary: list
     name: str
-    checksums: dict = field(default_factory=dict)
+    checksums: dict
 
 
 def load_text(name, root, any_corpus=False):
@@ -164,11 +159,8 @@ def load_text(name, root, any_corpus=False):
     """
     parts, task, checksums = TEXT_SETS[name](Path(root), any_corpus)
     number = {}
-    streams = [
-        torch.tensor([number.setdefault(symbol, len(number)) for symbol in symbols])
-        for symbols in parts
-    ]
-    return TextData(*streams, vocabulary=list(number), name=task, checksums=checksums)
+    indices = [[number.setdefault(s, len(number)) for s in symbols] for symbols in parts]
+    return TextData(*map(torch.tensor, indices), list(number), task, checksums)
 
 
 def _load_pennchar(root, any_corpus):
@@ -182,11 +174,12 @@ def _load_pennchar(root, any_corpus):
         )
     for name in missing:
         _download_pennchar(folder / name)
-    if not any_corpus:
-        for name, digest in PENNCHAR_SHA256.items():
-            _check(folder / name, digest, "; use --any-corpus for a text of your own")
-    checksums = {name: sha256(folder / name) for name in PENNCHAR_SHA256}
-    parts = [_symbols(folder / name) for name in PENNCHAR_SHA256]
+    parts, checksums = [], {}
+    for name, digest in PENNCHAR_SHA256.items():
+        hint = "; use --any-corpus for a text of your own"
+        expected = None if any_corpus else digest
+        data, checksums[name] = _read(folder / name, expected, hint)
+        parts.append(_symbols(folder / name, data))
     return parts, "PTB" if checksums == PENNCHAR_SHA256 else "corpus", checksums
 
 
@@ -222,13 +215,22 @@ def _fetch(url):
         return answer.read()
 
 
-def _symbols(path):
-    """The symbols of a text file, with <eos> for each line end."""
+def _read(path, digest, hint=""):
+    """The content of a file, and its SHA-256. Raises UserError if `digest` is another."""
+    data = path.read_bytes()
+    present = hashlib.sha256(data).hexdigest()
+    if digest not in (present, None):
+        raise UserError(f"{path} has SHA-256 {present}, expected {digest}{hint}")
+    return data, present
+
+
+def _symbols(path, data):
+    """The symbols of a text file with this content, with <eos> for each line end."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # without the byte order mark
-    except (OSError, UnicodeDecodeError) as error:
+        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # any kind of line end
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    symbols = [symbol for line in io.StringIO(text) for symbol in [*line.split(), "<eos>"]]
+    symbols = [symbol for line in lines for symbol in [*line.split(), "<eos>"]]
     if not symbols:
         raise UserError(f"{path}: empty file")
     return symbols
@@ -271,40 +273,17 @@ def windows(rows, bptt):
 
 
 def checksums_of(args):
-    """The checksums of the data that a script with these arguments would use; {} if it has none."""
-    dataset, any_corpus = getattr(args, "dataset", None), getattr(args, "any_corpus", False)
-    if dataset == "mnist":
+    """The checksums of the data that a script with these arguments would load."""
+    any_corpus = getattr(args, "any_corpus", False)
+    if args.dataset == "mnist":
         return MNIST_SHA256
-    if dataset == "ptb" and not any_corpus:
+    if args.dataset == "ptb" and not any_corpus:
         return PENNCHAR_SHA256
-    return _loaded_checksums(dataset, args.data, any_corpus)
+    return _loaded_checksums(args.dataset, args.data, any_corpus)
 
 
 @functools.cache
 def _loaded_checksums(dataset, root, any_corpus):
     if dataset in PIXEL_SETS:
         return PIXEL_SETS[dataset](root)[-1]
-    return TEXT_SETS[dataset](root, any_corpus)[-1] if dataset in TEXT_SETS else {}
-
-
-def _check(path, digest, hint=""):
-    """Raises UserError unless the file has this SHA-256."""
-    present = sha256(path)
-    if present != digest:
-        raise UserError(f"{path} has SHA-256 {present}, expected {digest}{hint}")
-
-
-def sha256(path):
-    """The SHA-256 of a file. Raises UserError if it cannot be read."""
-    try:
-        if not path.is_file():
-            raise UserError(f"{path}: not a file")
-        status = path.stat()
-        return _sha256(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-@functools.cache
-def _sha256(path, size, modified):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return TEXT_SETS[dataset](root, any_corpus)[-1]

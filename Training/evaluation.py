@@ -1,4 +1,4 @@
-"""Evaluation: scores of images and of text, statistics of n and s, and how they are printed."""
+"""Scores of images and of text, statistics of n and s, values that are not finite; in words."""
 
 import math
 
@@ -20,8 +20,8 @@ def bits_per_character(loss):
 def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=None):
     """The scores of a PixelSet: mean cross-entropy in nats, accuracy in [0, 1].
 
-    transform: applied to each batch x (T, B, 1), if given. drive: (T,) or None, passed to the
-    model. limit: maximum number of batches.
+    transform: (T, 1, 1) or None, multiplies each batch x (T, B, 1). drive: (T,) or None, passed to
+    the model. limit: maximum number of batches.
     """
     model.eval()
     loss, correct, seen = 0.0, 0, 0
@@ -29,7 +29,7 @@ def evaluate_pixels(model, data, batch_size, transform=None, drive=None, limit=N
     for start in Progress(batches, desc="evaluating", leave=False):
         x, labels = data.batch(slice(start, start + batch_size))
         if transform is not None:
-            x = transform(x)
+            x = x * transform.to(x)
         logits = model(x, drive=drive)
         loss += cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
@@ -95,3 +95,33 @@ def test_line(condition, result):
         for name, value in result.items()
     ]
     return f"test {condition}: {', '.join(numbers)}"
+
+
+def why_not_finite(model, loss):
+    """Why this loss, or else the gradient, is not finite, in words."""
+    if not math.isfinite(loss):
+        return not_finite(model.state_dict()) or f"the loss is not finite; {extremes(model)}"
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    return not_finite({f"the gradient of {k}": g for k, g in gradients.items()}) or (
+        f"the gradient's norm is not finite; the gradient is, {_largest(gradients)}"
+    )
+
+
+def not_finite(tensors):
+    """Names those of these tensors, {name: tensor}, that are not finite; empty if none."""
+    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not finite" if names else ""
+
+
+def extremes(model):
+    """The largest parameter and the smallest |n|, which may have made the network overflow."""
+    state = model.state_dict()
+    gains = {name: n.abs().min() for name, n in state.items() if name.endswith(".n")}
+    smallest = "".join(f"; |n| is {n:.3g} or more in {name}" for name, n in gains.items())
+    return f"all parameters are, {_largest(state)}{smallest}"
+
+
+def _largest(tensors):
+    sizes = {name: tensor.abs().max() for name, tensor in tensors.items() if tensor.numel()}
+    name = max(sizes, key=sizes.get)
+    return f"the largest {sizes[name]:.3g} in {name}"

@@ -39,7 +39,6 @@ from Training.parser import (
 from Training.run_directory import find_runs
 
 SWITCH = {"action": argparse.BooleanOptionalAction, "default": False}  # off unless it is given
-GAMMA = {"n", "s", "learn_params", "random"}  # flags of --nonlin gamma and gamma2
 
 
 @functools.cache
@@ -70,18 +69,14 @@ def make_parser(script, description, datasets, **defaults):
          "networks: modrelu)")  # fmt: skip
     flag("--n", "--gain", dest="n", type=gain, help="initial gain n")
     flag("--s", "--saturation", dest="s", type=finite, help="initial degree of saturation s")
-    flag("-lp", "--learn_params", action=switch, default=True, help="learn n and s; "
-         "--no-learn_params keeps them fixed")  # fmt: skip
+    flag("-lp", "--learn_params", action=switch, default=True, help="learn n and s")
     flag("--rinit", choices=RECURRENT, default="henaff", help="initial recurrent matrix")
     flag("--iinit", choices=INPUT, default="kaiming", help="initial input map")
 
     flag = parser.add_argument_group("orthogonal networks").add_argument
-    flag("--ostep_method", choices=ORTHOGONAL_MAPS, default="exp", help="map to the orthogonal "
-         "matrices")  # fmt: skip
+    flag("--ostep_method", choices=ORTHOGONAL_MAPS, default="exp", help="orthogonal map")
     flag("--capacity", type=positive_int, default=2, help="layers of rotations")
-    flag(
-        "--lr_orth", type=positive, default=2e-5, help="learning rate of the orthogonal parameters"
-    )
+    flag("--lr_orth", type=positive, default=2e-5, help="learning rate of orthogonal parameters")
     flag("--alam", type=not_negative, default=1e-4, help="weight of Σ (α − 1)² in the loss")
     flag("--Tdecay", type=not_negative, default=1e-5, help="L2 penalty on T")
 
@@ -95,8 +90,7 @@ def make_parser(script, description, datasets, **defaults):
     flag("--clip", type=positive, metavar="C", help="clip the gradient to this norm (default: off)")
     flag("--batch", "--batch_size", dest="batch_size", type=positive_int, help="batch size")
     flag("--epochs", type=positive_int, default=100, help="number of epochs")
-    flag("--limit-batches", type=positive_int, metavar="N", help="use only the first N batches of "
-         "each data set, for a quick trial")  # fmt: skip
+    flag("--limit-batches", type=positive_int, metavar="N", help="use N batches of each data set")
     flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
 
     flag = parser.add_argument_group("data, device and files").add_argument
@@ -141,35 +135,30 @@ def parse(parser, argv=None):
     Those of --config or of the run to resume are merged in. Flags that do not apply to the chosen
     network are rejected if they are given, and None otherwise. Exits with one line on any mistake.
     """
-    argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     typed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
-    given = typed = {name for name, value in vars(typed).items() if value is not None}
+    typed = {name for name, value in vars(typed).items() if value is not None}
     if args.checkpoint is not None and not args.test:
         parser.error("argument --checkpoint: requires --test")
+    saved = {}
     if args.resume is not None:
-        if "save_dir" in typed:
-            parser.error("argument --save-dir: a resumed run stays where it is")
-        if others := sorted(typed - {"resume", "epochs", *HOW}):
-            flags = ", ".join(map(parser.option, others))
-            parser.error(f"argument --resume: what is trained cannot be changed ({flags})")
         saved = _arguments_of_run(parser, args, typed)
-    else:
-        saved = {} if args.config is None else _arguments_in_file(parser, args.config)
-    saved = {name: value for name, value in saved.items() if value is not None}
-    if saved:
-        args = parser.parse_args([*words(parser, saved), *argv])
-        given = typed | saved.keys()
+    elif args.config is not None:
+        saved = _arguments_in_file(parser, args.config)
+    args = parser.parse_args([*words(parser, saved), *argv])
+    given = typed | {name for name, value in saved.items() if value is not None}
     args.script, args.command = parser.prog, shlex.join(["python3", parser.prog, *argv])
 
     if args.net_type != "RNN" and "nonlin" in takes(args.net_type) and "nonlin" not in given:
         args.nonlin = inspect.signature(NETWORKS[args.net_type]).parameters["nonlin"].default
+    gains = ("n", "s", "learn_params", "random")
     dropped = {}  # name → the flag that rules it out, and the values that it needs
     for name in set().union(*map(takes, NETWORKS)) & vars(args).keys():
         owners = [network for network in NETWORKS if name in takes(network)]
         if args.net_type not in owners:
             dropped[name] = "net_type", owners
-        elif name in GAMMA and args.nonlin not in ("gamma", "gamma2"):
+        elif name in gains and args.nonlin not in ("gamma", "gamma2"):
             dropped[name] = "nonlin", ["gamma", "gamma2"]
     dropped["alpha" if args.adam else "betas"] = "adam", [not args.adam]
     for name, (choice, owners) in sorted(dropped.items()):
@@ -184,7 +173,12 @@ def parse(parser, argv=None):
 
 
 def _arguments_of_run(parser, args, typed):
-    """The arguments of the run to resume."""
+    """The arguments of the run to resume; an error if a typed flag would change what is trained."""
+    if "save_dir" in typed:
+        parser.error("argument --save-dir: a resumed run stays where it is")
+    if others := sorted(typed - {"resume", "epochs", *HOW}):
+        flags = ", ".join(map(parser.option, others))
+        parser.error(f"argument --resume: what is trained cannot be changed ({flags})")
     config = read_config(args.resume)
     if config["script"] != parser.prog:
         raise UserError(f"{args.resume}: a run of {config['script']}")
@@ -277,6 +271,8 @@ def tested_checkpoint(parser, args, given):
         epochs = f"{checkpoint['epoch']} of {saved['epochs']} epochs"
         if checkpoint["batch"]:
             epochs += f" and {checkpoint['batch']} batches, within an epoch"
+        if saved["limit_batches"] is not None:
+            epochs += ", a dry run"
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its config is not that of a run ({error!r})") from error
     if script != parser.prog:
@@ -286,8 +282,7 @@ def tested_checkpoint(parser, args, given):
             f"argument {parser.option(name)}: {asked[name]} contradicts {path}, trained with "
             f"{saved[name]}"
         )
-    dry = "" if saved["limit_batches"] is None else ", a dry run"
-    print(f"checkpoint: {path}, after {epochs}{dry}")
+    print(f"checkpoint: {path}, after {epochs}")
     trained = argparse.Namespace(**saved)
     if "data" in given or not Path(trained.data).is_dir():
         trained.data = args.data
@@ -299,7 +294,7 @@ def _newest_checkpoint(parser, args, asked):
         saved = run.config["arguments"]
         if run.config["script"] != parser.prog or (run.dry and args.limit_batches is None):
             continue
-        if all(name in saved and saved[name] == value for name, value in asked.items()):
+        if asked.items() <= saved.items():
             try:
                 return run.tested_checkpoint()
             except UserError as error:

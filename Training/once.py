@@ -26,18 +26,17 @@ from Training.run_directory import LOCK, find_runs, take_lock
 
 BUSY = os.EX_TEMPFAIL
 LOCKS = ".sweep"  # folder of the locks of runs that do not exist yet, in the folder of runs
-FUNCTIONS = ("make_parser", "parse", "main")  # of a task script
 
 
 def load_script(typed):
-    """The functions of a task script, {name: function}, from its path."""
-    path = Path(typed)
-    functions = runpy.run_path(str(path)) if path.is_file() and path.suffix == ".py" else {}
-    if not functions.keys() >= {*FUNCTIONS}:
+    """The functions of a task script and its `path`, {name: value}."""
+    is_python = Path(typed).is_file() and typed.endswith(".py")
+    functions = runpy.run_path(typed) if is_python else {}
+    if not functions.keys() >= {"make_parser", "parse", "main"}:
         raise argparse.ArgumentTypeError(
-            f"{typed} is not a task script with {', '.join(FUNCTIONS)}"
+            f"{typed} is not a task script with make_parser, parse and main"
         )
-    return {"path": path} | functions
+    return {"path": typed} | functions
 
 
 def identity_of(args):

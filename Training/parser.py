@@ -36,7 +36,6 @@ def _number(kind, words, allowed):
 
 
 positive_int = _number(int, "at least 1", lambda v: v >= 1)
-not_negative_int = _number(int, "at least 0", lambda v: v >= 0)
 seed_int = _number(int, "from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
 positive = _number(float, "positive and finite", lambda v: 0 < v < float("inf"))
 not_negative = _number(float, "at least 0 and finite", lambda v: 0 <= v < float("inf"))
@@ -74,12 +73,14 @@ class Parser(argparse.ArgumentParser):
         # argparse's own pattern takes -1e-3 for a flag.
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_args(self, args=None, namespace=None):
         words = [self._spelling(word) for word in (sys.argv[1:] if args is None else args)]
-        found, unknown = super().parse_known_args(words, namespace)
+        arguments, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(f"unrecognized argument {unknown[0]}{self._suggestion(unknown[0])}")
-        return found, unknown
+            flag = unknown[0].split("=")[0].replace("_", "-")
+            suggestion = _suggestion(SYNONYMS.get(flag, flag), self._option_string_actions, 0.75)
+            self.error(f"unrecognized argument {unknown[0]}{suggestion}")
+        return arguments
 
     def _spelling(self, word):
         """A long flag as the parser knows it; any other word as it is."""
@@ -89,20 +90,16 @@ class Parser(argparse.ArgumentParser):
         spellings = {option.replace("_", "-"): option for option in self._option_string_actions}
         return spellings.get(flag.replace("_", "-"), flag) + equals + value
 
-    def _suggestion(self, word):
-        flag = word.split("=")[0].replace("_", "-")
-        near = [SYNONYMS[flag]] if flag in SYNONYMS else []
-        near += difflib.get_close_matches(flag, self._option_string_actions, 1, cutoff=0.75)
-        return f": did you mean {near[0]}?" if near else ""
-
     def error(self, message):
-        message = " ".join(message.split())
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def option(self, name):
-        """The long flag that sets an argument."""
-        action = next(action for action in self._actions if action.dest == name)
-        return next(option for option in action.option_strings if option.startswith("--"))
+        """The long flag that sets an argument. Raises UserError if there is none."""
+        names = [action.dest for action in self._actions]
+        if name not in names:
+            raise UserError(f"no argument {name}{_suggestion(name, names)}")
+        options = self._actions[names.index(name)].option_strings
+        return next(option for option in options if option.startswith("--"))
 
     def is_flag(self, word):
         """Whether a word is a flag rather than a value such as -1."""
@@ -119,22 +116,27 @@ class Parser(argparse.ArgumentParser):
         return None
 
 
+def _suggestion(name, names, cutoff=0.6):
+    near = difflib.get_close_matches(name, names, 1, cutoff)
+    return f": did you mean {near[0]}?" if near else ""
+
+
 def words(parser, arguments):
     """The words of a command line that set these arguments, {name: value}; None sets nothing."""
-    actions, line = {action.dest: action for action in parser._actions}, []
+    line = []
     for name, value in arguments.items():
-        if name not in actions:
-            near = difflib.get_close_matches(name, actions, 1)
-            raise UserError(f"no argument {name}" + (f": did you mean {near[0]}?" if near else ""))
         flag = parser.option(name)
-        if actions[name].nargs == 0 and not isinstance(value, bool):
+        action = parser._option_string_actions[flag]
+        if value is None or value == []:
+            continue
+        if action.nargs == 0 and not isinstance(value, bool):
             raise UserError(f"{name} is {value!r}, not true or false")
         if value is True:
             line.append(flag)
-        elif value is False and isinstance(actions[name], argparse.BooleanOptionalAction):
+        elif value is False and isinstance(action, argparse.BooleanOptionalAction):
             line.append(f"--no-{flag[2:]}")
         elif isinstance(value, list):
-            line += [flag, *map(str, value)] if value else []
-        elif value is not None and value is not False:
+            line += [flag, *map(str, value)]
+        elif value is not False:
             line.append(f"{flag}={value}")
     return line

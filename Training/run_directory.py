@@ -21,6 +21,7 @@ import csv
 import datetime
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -53,12 +54,17 @@ class Run:
         self._lock = None
 
     @classmethod
-    def create(cls, args, task, config):
+    def create(cls, args, config):
         """A new directory, the next free one of today, locked. Raises RunError."""
-        parent = args.save_dir / task / str(args.seed) / run_name(args)
+        parent = args.save_dir / config["task"] / str(args.seed) / run_name(args)
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            path = _next_free(parent / datetime.date.today().isoformat())
+            today = datetime.date.today().isoformat()
+            for number in itertools.count():
+                path = parent / (f"{today}--{number}" if number else today)
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
             write_whole(path / "config.json", json.dumps(config, indent=2).encode())
         run = cls(path)
         run.lock()
@@ -98,8 +104,8 @@ class Run:
                     f"warning: {part} was {before[part]}, is {config[part]}: results may differ in "
                     "their last bits"
                 )
-        part = {name: config[name] for name in RESUME_FIELDS}
-        self.config.setdefault("resumed", []).append(part)
+        resume = {name: config[name] for name in RESUME_FIELDS}
+        self.config.setdefault("resumed", []).append(resume)
         self.config["arguments"] = config["arguments"]
         self.config.pop("finished", None)
         self.write_config()
@@ -148,8 +154,8 @@ class Run:
         Raises RunError if a table is shorter.
         """
         for name, size in sizes.items():
+            present = self._size(name)
             with writing(self.path / name) as path:
-                present = path.stat().st_size if path.exists() else 0
                 if present < size:
                     raise RunError(f"{path}: has {present} bytes, {size} when {LAST} was saved")
                 if present > size:
@@ -172,7 +178,7 @@ class Run:
     def finish(self):
         """Notes in config.json that the run has ended, and the sizes of what it left."""
         last = f"e_{self.config['arguments']['epochs']}.pth.tar"
-        self.config["finished"] = {**self.sizes, last: (self.path / last).stat().st_size}
+        self.config["finished"] = self.sizes | {last: self._size(last)}
         self.write_config()
 
     @property
@@ -185,13 +191,11 @@ class Run:
     def complete(self):
         """Whether the run has ended, and its tables and last checkpoint are still there."""
         sizes = self.config.get("finished", {})
-        try:
-            return bool(sizes) and all(
-                size == 0 or (self.path / name).stat().st_size >= size
-                for name, size in sizes.items()
-            )
-        except OSError:
-            return False
+        return bool(sizes) and all(self._size(name) >= size for name, size in sizes.items())
+
+    def _size(self, name):
+        path = self.path / name
+        return path.stat().st_size if path.exists() else 0
 
     @property
     def dry(self):
@@ -208,19 +212,17 @@ class Run:
     def newest_checkpoint(self):
         """The path of the latest kept checkpoint, or else of the latest state."""
         epoch = max(self.kept, default=0)
-        path = self.kept[epoch] if epoch else self.path / LAST
-        if not path.is_file():
-            raise RunError(f"{self.path}: has no checkpoint yet")
-        return path
+        return self._present(f"e_{epoch}.pth.tar" if epoch else LAST)
 
     def tested_checkpoint(self):
         """The path of the checkpoint that --test evaluates: the best model if the run saves one."""
         best = self.config["arguments"].get("save")
-        if best is None:
-            return self.newest_checkpoint()
-        if not (self.path / best).is_file():
-            raise RunError(f"{self.path}: has no {best} yet")
-        return self.path / best
+        return self.newest_checkpoint() if best is None else self._present(best)
+
+    def _present(self, name):
+        if not (self.path / name).is_file():
+            raise RunError(f"{self.path}: has no checkpoint yet ({name})")
+        return self.path / name
 
     def close(self):
         """Releases the lock."""
@@ -299,15 +301,3 @@ def find_runs(root):
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
     runs.sort(key=lambda run: datetime.datetime.fromisoformat(run.config["started"]), reverse=True)
     return sorted(runs, key=lambda run: not run.complete)
-
-
-def _next_free(path):
-    """Creates the directory path, or the first of path--1, path--2, … that does not exist."""
-    candidate, number = path, 0
-    while True:
-        try:
-            candidate.mkdir()
-            return candidate
-        except FileExistsError:
-            number += 1
-            candidate = path.with_name(f"{path.name}--{number}")

@@ -18,6 +18,7 @@ The paper's grid: --n 1 2.5 5 7.5 10 12.5 15 17.5 20 --s 0 0.25 0.5 0.75 1
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -26,7 +27,6 @@ import signal
 import sys
 import threading
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import NamedTuple
 
 import joblib
@@ -35,55 +35,49 @@ from tqdm import tqdm
 
 from Training import workers
 from Training.console import Progress, entry_point
+from Training.machine import REPOSITORY
 from Training.once import BUSY, LOCKS, identity_of, load_script
 from Training.parser import Parser, positive_int
 from Training.run_directory import LAST, find_runs
 
-OWN = ("--jobs", "--scheduler", "--commands")
 TICK = 0.2  # seconds between checks of the runs
 
 
 class SweepRun(NamedTuple):
-    """A run of a sweep: the words of its command, its identity, and --save-dir."""
+    """A run of a sweep: the words of its command, its arguments, and its identity."""
 
     words: list
+    args: argparse.Namespace
     identity: str
-    save_dir: Path
-
-    @property
-    def command(self):
-        return shlex.join(["python3", "-m", "Training.once", *self.words])
 
 
 def combinations(parser, script, lists, common):
-    """The runs, one for each choice of a value from every list, and whether they may use a GPU.
+    """The runs, one for each choice of a value from every list.
 
     script: of `load_script`. lists: {flag: words}. common: words for all runs. Exits if the script
     rejects one of them, or if two combinations are the same run.
     """
-    runs, cuda = {}, False
-    if (word := script["make_parser"]().repeated([*lists, *common])) is not None:
-        parser.error(f"argument {word}: given twice")
+    runs = {}
+    if (flag := script["make_parser"]().repeated([*lists, *common])) is not None:
+        parser.error(f"argument {flag}: given twice")
     for choice in itertools.product(*lists.values()):
         own = [word for pair in zip(lists, choice, strict=True) for word in pair]
         args, _ = script["parse"](own + common)
         if args.test or args.resume is not None:
             parser.error("--test and --resume do not train a new run")
-        run = SweepRun([str(script["path"]), *own, *common], identity_of(args), args.save_dir)
-        key = run.identity, args.save_dir
-        if key in runs:
-            before = shlex.join(runs[key].words[1 : 1 + len(own)])
+        run = SweepRun([script["path"], *own, *common], args, identity_of(args))
+        same = runs.setdefault((run.identity, args.save_dir), run)
+        if same is not run:
+            before = shlex.join(same.words[1 : 1 + len(own)])
             parser.error(f"{before} and {shlex.join(own)} are the same run")
-        runs[key] = run
-        cuda = cuda or args.cuda is not False
-    return list(runs.values()), cuda
+    return list(runs.values())
 
 
 def unfinished(runs):
     """The runs that have no complete directory yet."""
-    folders = {run.save_dir for run in runs}
+    folders = {run.args.save_dir for run in runs}
     complete = {(saved.identity, f) for f in folders for saved in find_runs(f) if saved.complete}
-    return [run for run in runs if (run.identity, run.save_dir) not in complete]
+    return [run for run in runs if (run.identity, run.args.save_dir) not in complete]
 
 
 def gpus():
@@ -119,8 +113,8 @@ def train(runs, submit, stopped):
 
 def _saved_at(run):
     """When the state of a run was last saved; None if it never was."""
-    paths = [saved.path for saved in find_runs(run.save_dir) if saved.identity == run.identity]
-    states = [path / LAST for path in paths if (path / LAST).exists()]
+    directories = [d for d in find_runs(run.args.save_dir) if d.identity == run.identity]
+    states = [d.path / LAST for d in directories if (d.path / LAST).exists()]
     return max((state.stat().st_mtime_ns for state in states), default=None)
 
 
@@ -139,49 +133,46 @@ def parse(argv):
     flag("--commands", action="store_true", help="print the commands of the unfinished runs; "
          "do not train")  # fmt: skip
     end = argv.index("--") if "--" in argv else len(argv)
-    lists, own = {}, []
-    current = own
-    for word in argv[:end]:
+    args, words = parser.parse_known_args(argv[:end])
+    lists, name = {}, None
+    for word in words:
+        if not parser.is_flag(word):
+            if name is None:
+                parser.error(f"unrecognized argument {word}")
+            lists[name].append(word)
+            continue
         name, equals, value = word.partition("=")
-        if name in ("-h", "--help") or not parser.is_flag(word):
-            current.append(word)
-        elif not name.startswith("--"):
+        if not name.startswith("--"):
             parser.error(f"argument {word}: put it after --, with what applies to all runs")
-        elif name in lists:
-            parser.error(f"argument {name}: given twice")
-        else:
-            current = lists[name] = [value] if equals else []
-    for name in OWN:
         if name in lists:
-            own += [name, *lists.pop(name)]
-    args = parser.parse_args(own)
+            parser.error(f"argument {name}: given twice")
+        lists[name] = [value] if equals else []
     for name, values in lists.items():
         if not values:
             parser.error(f"argument {name}: has no values; flags for all runs go after --")
     return parser, args, lists, argv[end + 1 :]
 
 
-def make_executor(parser, args, runs, cuda, stopped):
+def make_executor(args, runs, stopped):
     """The context manager of `Training.workers` that the flags ask for."""
     if args.scheduler is None:
-        devices = gpus() if cuda else []
+        devices = gpus() if any(run.args.cuda is not False for run in runs) else []
         jobs = args.jobs or len(devices) or joblib.cpu_count()
         return workers.processes(jobs, devices, stopped.is_set)
-    folders = {run.save_dir.absolute() / LOCKS for run in runs}
+    folders = {run.args.save_dir.absolute() / LOCKS for run in runs}
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    needed = [str(workers.REPOSITORY), os.getcwd(), *map(str, folders)]
-    return workers.cluster(args.scheduler, needed)
+    return workers.cluster(args.scheduler, [str(REPOSITORY), os.getcwd(), *map(str, folders)])
 
 
 @entry_point
 def main(argv=None):
     parser, args, lists, common = parse(sys.argv[1:] if argv is None else argv)
-    runs, cuda = combinations(parser, args.script, lists, common)
+    runs = combinations(parser, args.script, lists, common)
     left = unfinished(runs)
     if args.commands:
         for run in left:
-            print(run.command)
+            print(shlex.join(["python3", "-m", "Training.once", *run.words]))
         return 0
     stopped, signum = threading.Event(), []
 
@@ -193,10 +184,9 @@ def main(argv=None):
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
+        executor = make_executor(args, left, stopped)
         try:
-            submit = stack.enter_context(make_executor(parser, args, left, cuda, stopped))
-        except ModuleNotFoundError:
-            parser.error("argument --scheduler: requires distributed: pip install distributed")
+            submit = stack.enter_context(executor)
         except (OSError, ValueError) as error:
             parser.error(f"argument --scheduler: {error}")
         bar = stack.enter_context(Progress(total=len(runs), initial=finished, desc="runs"))

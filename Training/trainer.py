@@ -22,11 +22,10 @@ from torch import nn
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import read_checkpoint
-from Training import nonfinite
+from Training import evaluation
 from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
-from Training.evaluation import epoch_line, gain_statistics, test_line
-from Training.events import Events, require_tensorboard
+from Training.events import Events
 from Training.machine import keep_memory
 from Training.run_directory import LAST, TABLES, Run
 
@@ -58,8 +57,9 @@ class Trainer:
     """
 
     def __init__(self, args, task, model, spec, optimizer, scheduler, checksums):
+        import tensorboardX  # noqa: F401 — if it is missing, no directory is created
+
         keep_memory()  # not earlier: memory used to load the data is returned to the system
-        require_tensorboard()
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
         self.epoch, self.batch, self.best = 0, 0, math.inf
@@ -68,31 +68,31 @@ class Trainer:
         self._scoring_seconds = 0.0  # of the last epoch
         config = describe(args, task, spec, checksums)
         if args.resume is None:
-            self.run = Run.create(args, task, config)
+            self.run = Run.create(args, config)
         else:
             self.run = Run(args.resume)
             self.run.resume(config)
             self._restore()
         self.events = Events(self.run.path)
-        self.run.print(f"run: {self.run.path}\ndevice: {config['device']}")
+        lines = [f"run: {self.run.path}", f"device: {config['device']}"]
         if args.n is not None:
             learned = "learned" if args.learn_params else "fixed"
-            self.run.print(f"n = {args.n:.5g}, s = {args.s:.5g} at the start, {learned}")
+            lines.append(f"n = {args.n:.5g}, s = {args.s:.5g} at the start, {learned}")
         if args.resume is not None:
-            self.run.print(f"resumed after {self.epoch} epochs and {self.batch} batches")
+            lines.append(f"resumed after {self.epoch} epochs and {self.batch} batches")
         if args.verbose:
-            shapes = (f"{name}: {tuple(p.shape)}" for name, p in model.named_parameters())
-            self.run.print("\n".join(shapes))
+            lines += [f"{name}: {tuple(p.shape)}" for name, p in model.named_parameters()]
+        self.run.print("\n".join(lines))
 
     # The loop
 
     def epochs(self):
         """Yields the numbers of the remaining epochs, counted from 1."""
-        if not (self.run.path / LAST).exists():
-            self.run.save("e_0.pth.tar", self.checkpoint())
-            self.run.save(LAST, self.checkpoint())
+        # The start of a new run, or a checkpoint that was deleted.
         if self.batch == 0 and self.keeps(self.epoch) and self.epoch not in self.run.kept:
-            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())  # it was deleted
+            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())
+        if not (self.run.path / LAST).exists():
+            self._save()
         while self.epoch < self.args.epochs:
             yield self.epoch + 1
         self._begin_scoring()
@@ -104,19 +104,17 @@ class Trainer:
         self.model.train()
         self._scoring = False
         title = f"epoch {self.epoch + 1}/{self.args.epochs}"
-        saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
-        with Progress(desc=title, total=len(items), initial=saved) as bar:
+        saved = time.monotonic()
+        with Progress(desc=title, total=len(items), initial=self.batch) as bar:
             while self.batch < len(items):
                 self._heed_signal()
-                if time.monotonic() >= due and self.batch != saved:
-                    self.run.save(LAST, self.checkpoint())
-                    self.events.flush()
-                    saved, due = self.batch, time.monotonic() + 60 * self.args.snapshot_minutes
                 begun = time.perf_counter()
                 yield items[self.batch]
                 self.batch += 1
                 self.add(seconds=time.perf_counter() - begun)
-                left = self._time_left(len(items))
+                epochs = self.args.epochs - self.epoch
+                left = self.sums["seconds"] / self.batch * (epochs * len(items) - self.batch)
+                left = tqdm.format_interval(left + epochs * self._scoring_seconds)
                 bar.set_postfix_str(f"loss {self.mean('loss'):.4f}, run {left} left", refresh=False)
                 bar.update()
                 if self.batch % CHART_EVERY == 0:
@@ -128,13 +126,11 @@ class Trainer:
                         f"{title}, batch {self.batch}/{len(items)}: lr {self.lr:g}, "
                         f"{1000 * seconds:.0f} ms per batch, loss {loss:.4f}"
                     )
+                minutes = (time.monotonic() - saved) / 60
+                if minutes >= self.args.snapshot_minutes and self.batch < len(items):
+                    self._save()
+                    saved = time.monotonic()
         self._begin_scoring()
-
-    def _time_left(self, batches):
-        """The time to the end of the run, h:mm:ss, for epochs of this many batches."""
-        epochs = self.args.epochs - self.epoch
-        seconds = self.sums["seconds"] / self.batch * (epochs * batches - self.batch)
-        return tqdm.format_interval(seconds + epochs * self._scoring_seconds)
 
     def _since(self, mark):
         """The mean loss, and the seconds per batch, since `mark` was last set; sets it anew."""
@@ -167,20 +163,18 @@ class Trainer:
         changes, or if a parameter is not finite after the step.
         """
         self.optimizer.zero_grad()
-        minimised = loss
-        if self.args.alam:
-            minimised = loss + self.args.alam * self.model.rnn.penalty()
-        minimised.backward()
+        penalty = self.args.alam * self.model.rnn.penalty() if self.args.alam else 0
+        (loss + penalty).backward()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack([p.grad.norm() for p in parameters]).norm()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
         if not math.isfinite(value + norm):
-            self._stop(nonfinite.reason(self.model, value))
+            self._stop(evaluation.why_not_finite(self.model, value))
         if self.args.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.args.clip)
         self.optimizer.step()
         if not nn.utils.parameters_to_vector(parameters).isfinite().all():
-            self._stop(nonfinite.names(dict(self.model.named_parameters())))
+            self._stop(evaluation.not_finite(dict(self.model.named_parameters())))
         self.add(loss=value * count, seen=count, gradient_norm=norm, **sums)
 
     def add(self, **values):
@@ -204,7 +198,7 @@ class Trainer:
         self._scoring = False  # a signal waits until all files of the epoch are written
         loss, lr = scores["validation"]["loss"], self.lr
         if not math.isfinite(loss):
-            self._stop(f"the validation loss is not finite; {nonfinite.extremes(self.model)}")
+            self._stop(f"the validation loss is not finite; {evaluation.extremes(self.model)}")
         self.scheduler.step(loss)
         self._scoring_seconds = time.perf_counter() - self._scoring_begun
         statistics = {
@@ -212,28 +206,27 @@ class Trainer:
             "lr": lr,
             "seconds": self.sums["seconds"] + self._scoring_seconds,
         }
-        spread = gain_statistics(gains or {})
+        spread = evaluation.gain_statistics(gains or {})
         named = {f"{part}_{k}": v for part, score in scores.items() for k, v in score.items()}
         improved, self.best = loss < self.best, min(self.best, loss)
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums, self.marks, self.carry = {}, {}, {}
-        row = {"epoch": self.epoch, **named, **spread, **statistics}
-        self.run.add_row("metrics.csv", row)
-        self._chart(scores)
-        self.events.scalars({f"gain/{name}": value for name, value in spread.items()}, self.epoch)
-        self.events.scalars({f"training/{k}": v for k, v in statistics.items()}, self.epoch)
+        self.run.add_row("metrics.csv", {"epoch": self.epoch, **named, **spread, **statistics})
+        charts = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
+        charts |= {f"gain/{name}": value for name, value in spread.items()}
+        charts |= {f"training/{name}": value for name, value in statistics.items()}
+        self.events.scalars(charts, self.epoch)
         for condition, result in (tests or {}).items():
             self._add_test(condition, result)
-        checkpoint = self.checkpoint()
         if best is not None and improved:
-            self.run.save(best, checkpoint)
+            self.run.save(best, self.checkpoint())
         if self.keeps(self.epoch):
-            self.run.save(f"e_{self.epoch}.pth.tar", checkpoint)
+            self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())
             self.events.histograms({f"gain/{k}": v for k, v in (gains or {}).items()}, self.epoch)
-        self.run.save(LAST, checkpoint)
+        self._save()
         self.run.print(
             f"epoch {self.epoch:{len(str(self.args.epochs))}}/{self.args.epochs}  "
-            f"{epoch_line(scores, spread, statistics)}"
+            f"{evaluation.epoch_line(scores, spread, statistics)}"
         )
 
     def keeps(self, epoch):
@@ -244,25 +237,18 @@ class Trainer:
     def add_test(self, condition, result):
         """Adds a row to test_results.csv after the last epoch. result: {score: number}."""
         self._add_test(condition, result)
-        self.run.save(LAST, self.checkpoint())  # has the size of the table
+        self._save()
 
     def _add_test(self, condition, result):
         row = {"epoch": self.epoch, "condition": condition, **result}
         self.run.add_row("test_results.csv", row)
-        self._chart({f"test_{condition}": result})
-        self.run.print(test_line(condition, result))
-
-    def _chart(self, scores):
-        """Adds scores, {part: {score: number}}, to TensorBoard: a group of charts per score."""
-        values = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
-        self.events.scalars(values, self.epoch)
-        self.events.flush()
+        self.events.scalars({f"{k}/test_{condition}": v for k, v in result.items()}, self.epoch)
+        self.run.print(evaluation.test_line(condition, result))
 
     @property
     def tested(self):
         """Whether the test set has been scored after the last epoch."""
-        rows = self.run.rows("test_results.csv")
-        return any(int(row["epoch"]) == self.epoch for row in rows)
+        return any(int(row["epoch"]) == self.epoch for row in self.run.rows("test_results.csv"))
 
     @property
     def lr(self):
@@ -282,6 +268,11 @@ class Trainer:
             "tables": self.run.sizes,
             "config": self.run.config,
         }
+
+    def _save(self):
+        """Saves last.pth.tar, and before it the events that a resumed run does not write again."""
+        self.events.flush()
+        self.run.save(LAST, self.checkpoint())
 
     def _restore(self):
         """Restores the state from last.pth.tar, and drops the rows of later epochs."""
@@ -306,8 +297,8 @@ class Trainer:
     # Interruptions
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._handle)
+        numbers = signal.SIGINT, signal.SIGTERM
+        self._handlers = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -315,13 +306,14 @@ class Trainer:
         path = shlex.quote(str(self.run.path))
         try:
             if isinstance(error, Interrupted):
-                self.run.save(LAST, self.checkpoint())
+                self._save()
                 self.run.print(f"{error}: saved; continue with --resume={path}")
             elif isinstance(error, TrainingStopped):
                 self.run.print(f"stopped: {error}; the last good state is {self.run.path / LAST}")
             elif error is None:
                 arguments = self.run.config["arguments"].items()
                 self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
+                self.events.flush()
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"
@@ -353,7 +345,5 @@ class Trainer:
         self._heed_signal()
 
     def _stop(self, reason):
-        raise TrainingStopped(
-            f"{reason} (epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate "
-            f"{self.lr:g}); a lower --lr may help"
-        )
+        where = f"epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate {self.lr:g}"
+        raise TrainingStopped(f"{reason} ({where}); a lower --lr may help")

@@ -18,8 +18,6 @@ import joblib
 from Training.machine import REPOSITORY
 
 RESOURCE = {"run": 1}  # of a Dask worker: it trains one run at a time
-ALIVE = ("running", "paused")  # states of a Dask worker
-INTERRUPTED = (-2, -15, 130, 143)  # exit codes after SIGINT and SIGTERM
 
 
 def run_in_subprocess(words, stopped, threads, repository, cwd=None, **environment):
@@ -79,39 +77,40 @@ def processes(jobs, devices, stopped):
 def cluster(address, folders):
     """Trains one run at a time on each worker of the Dask scheduler at this address.
 
-    folders: paths that must exist on every worker. Raises ImportError without `distributed`, and
-    OSError if there is no scheduler or a worker lacks a folder.
+    folders: paths that every worker needs, the repository first. Raises ModuleNotFoundError without
+    `distributed`, and OSError if there is no scheduler or a worker lacks a folder.
     """
     import cloudpickle
     import distributed
 
     class OneRun(distributed.WorkerPlugin):
-        """Gives each worker, also one that joins later, the resource that a run needs."""
+        """Gives each worker the resource that a run needs, also one that joins later.
+
+        A worker that lacks a folder gets no runs.
+        """
 
         name = "one run at a time"
 
         async def setup(self, worker):
+            for folder in folders:
+                if not os.path.isdir(folder):
+                    raise FileNotFoundError(f"worker {worker.address} has no {folder}")
             await worker.set_resources(**RESOURCE)
-
-    def lacks():
-        """A message about the first folder that this worker lacks, or None."""
-        missing = [folder for folder in folders if not os.path.isdir(folder)]
-        return f"has no {missing[0]}: all need the same folders" if missing else None
 
     def train(words):
         """Trains a run on a worker, until the task is cancelled or the sweep is gone."""
         worker = distributed.get_worker()
         key = worker.get_current_task()
-        if reason := lacks():
-            raise FileNotFoundError(f"worker {worker.address} {reason}")
 
         def stopped():
             # The scheduler cancels the tasks of a client that has disconnected.
-            task, closing = worker.state.tasks.get(key), worker.status.name not in ALIVE
+            task = worker.state.tasks.get(key)
+            closing = worker.status.name not in ("running", "paused")
             return closing or task is None or task.state != "executing"
 
         code, output = run_in_subprocess(words, stopped, worker.state.nthreads, folders[0], cwd)
-        if code in INTERRUPTED:  # for example by the batch system that ends the worker's job
+        # After SIGINT or SIGTERM, for example from the batch system that ends the worker's job.
+        if code in (-2, -15, 130, 143):
             raise distributed.Reschedule
         return code, output
 
@@ -119,8 +118,5 @@ def cluster(address, folders):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cwd = os.getcwd()
     with distributed.Client(address) as client:
-        for worker, reason in client.run(lacks).items():
-            if reason:
-                raise FileNotFoundError(f"worker {worker} {reason}")
         client.register_plugin(OneRun())
         yield lambda words: client.submit(train, words, resources=RESOURCE, pure=False)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import PTB_task
+import sMNIST_task
 from Training.config import describe
 from Training.run_directory import Run
 from Training.trainer import Trainer
@@ -35,30 +37,10 @@ for flags in TOY.values():
     flags += ["--lr", "1e-3"]
 
 
-# The script arguments that a trainer and a run directory use.
-ARGUMENTS = {
-    "script": "task.py",
-    "command": "python3 task.py",
-    "resume": None,
-    "cuda": False,
-    "seed": 400,
-    "epochs": 2,
-    "clip": None,
-    "alam": None,
-    "limit_batches": None,
-    "save_freq": 1,
-    "save_epochs": [],
-    "snapshot_minutes": 10,
-    "log_interval": None,
-    "verbose": False,
-    "net_type": "RNN",
-    "lr": 0.0001,
-    "nhid": 4,
-    "nonlin": None,
-    "n": None,
-    "s": None,
-    "learn_params": None,
-}
+# The arguments of a trainer and a run directory, unless a test changes them.
+ARGUMENTS = vars(sMNIST_task.parse(["--nhid", "4", "--epochs", "2", "--save-freq", "1"])[0])
+ARGUMENTS |= dict.fromkeys(("nonlin", "n", "s", "learn_params"))
+ARGUMENTS |= {"script": "task.py", "cuda": False}
 
 # An unclosed file may belong to another test, as Python reports it only on collecting it.
 WARNINGS_FAIL = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
@@ -67,7 +49,7 @@ WARNINGS_FAIL = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
 SHARING |= {f"test_{name}.py": "forks" for name in ("scripts", "faults", "sweep")}
 SHARING |= {name: name for name in ("test_report.py", "test_load_runs.py", "test_adaptation.py")}
-SHARING |= {name: name for name in ("test_gamma_function.py", "test_flags.py")}
+SHARING |= {"test_gamma_function.py": "test_gamma_function.py"}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -103,7 +85,7 @@ def create_run(root, task="task", **changes):
     """A new run directory, which is closed after the test; changes: to `ARGUMENTS`."""
     args = script_arguments(root, **changes)
     config = describe(args, task, {}, {"a": "1"})
-    return CREATED.enter_context(contextlib.closing(Run.create(args, task, config)))
+    return CREATED.enter_context(contextlib.closing(Run.create(args, config)))
 
 
 def flags_in(message):
@@ -148,9 +130,6 @@ def pennchar_root():
 @pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
     """Runs a script's main in this process, in an empty directory; returns code, stdout, stderr."""
-    import PTB_task
-    import sMNIST_task
-
     mains = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
     monkeypatch.chdir(tmp_path)
 

@@ -82,10 +82,15 @@ def start(script, *arguments, limit=None):
 
 
 def until_it_runs(process):
-    """Waits for the line that precedes training, or for the end of the process."""
-    begun = re.compile("^(device:|resumed).*\n", re.MULTILINE)
-    while not begun.search(Path(process.out.name).read_text("utf-8")) and not process.ended:
+    """Waits for the line that precedes training; False if the process ends before it."""
+
+    def runs():
+        with open(process.out.name, encoding="utf-8") as file:
+            return re.search("^(device:|resumed).*\n", file.read(), re.MULTILINE)
+
+    while not (line := runs()) and not process.ended:
         time.sleep(0.01)
+    return bool(line)
 
 
 def only_run(folder):
@@ -127,11 +132,13 @@ def kill_round(folder, number, draw, counts):
     new = [*flags_of(case), "--save-dir", place, "--snapshot-minutes", draw.choice(SNAPSHOTS)]
     process = start(case[0], *new)
     for _ in range(draw.randint(1, 4)):
+        stops = [signal.SIGKILL] * 4 + [signal.SIGTERM]
         if draw.random() < 0.9:
             until_it_runs(process)
+            stops.append(signal.SIGINT)  # earlier, the server of the forks exits with code 1
         time.sleep(draw.uniform(0, seconds))
         ended = process.ended
-        stop = draw.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+        stop = draw.choice(stops)
         process.send_signal(stop)
         code, _, err = process.finish()
         if not ended:

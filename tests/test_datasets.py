@@ -137,13 +137,14 @@ def test_mnist_is_downloaded_and_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "MNIST_SHA256", sums)
     monkeypatch.setattr(MNIST, "resources", resources)
     monkeypatch.setattr("urllib.request.urlopen", serve)
+    (tmp_path / "MNIST").mkdir()  # as mnist appears where file names ignore case
     images, labels, _, _, _, checksums = datasets._load_mnist(tmp_path)
     assert images.shape == (6, 784) and len(labels) == 6 and checksums == sums
     name, raw = "train-labels-idx1-ubyte", tmp_path / "mnist" / "MNIST" / "raw"
     assert (raw / name).read_bytes() == contents[name]
     (raw / name).write_bytes(b"not labels")
-    found = hashlib.sha256(b"not labels").hexdigest()
-    with pytest.raises(UserError, match=f"{name} has SHA-256 {found}, expected {sums[name]}"):
+    digest = hashlib.sha256(b"not labels").hexdigest()
+    with pytest.raises(UserError, match=f"{name} has SHA-256 {digest}, expected {sums[name]}"):
         datasets._load_mnist(tmp_path)
 
 

@@ -23,8 +23,7 @@ import PTB_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.models import build_model
 from NetworkCreation.time_loop import flush
-from tests.conftest import REPOSITORY, TOY
-from Training import once
+from tests.conftest import TOY
 from Training.datasets import load_pixels, load_text
 from Training.run_directory import Run
 from Training.trainer import stream
@@ -58,9 +57,9 @@ def assert_holds(row, **expected):
 
 def gains(model):
     """The columns of n and s; none for an LSTM."""
-    found = {k: getattr(model.rnn, k) for k in ("n", "s") if hasattr(model.rnn, k)}
-    means = {f"{k}_mean": values.mean().item() for k, values in found.items()}
-    return means | {f"{k}_std": values.std(correction=0).item() for k, values in found.items()}
+    tensors = {k: getattr(model.rnn, k) for k in ("n", "s") if hasattr(model.rnn, k)}
+    means = {f"{k}_mean": values.mean().item() for k, values in tensors.items()}
+    return means | {f"{k}_std": values.std(correction=0).item() for k, values in tensors.items()}
 
 
 def groups(model):
@@ -185,9 +184,9 @@ def test_the_rate_of_smnist_follows_the_validation_loss(call, only_run):
             best, bad = (row[column], 0) if improved else (best, bad + 1)
             if bad > 10:
                 lr, bad = lr / 10, 0
-    found = [row["lr"] for row in metrics]
-    same = [column for column in expected if found == pytest.approx(expected[column])]
-    assert same == ["validation_loss"] and found[-1] < 0.02
+    rates = [row["lr"] for row in metrics]
+    same = [column for column in expected if rates == pytest.approx(expected[column])]
+    assert same == ["validation_loss"] and rates[-1] < 0.02
 
 
 # Penn Treebank
@@ -322,8 +321,8 @@ def test_a_signal_while_files_are_written(call, only_run, monkeypatch, interrupt
     last_file = "model.pt" if script == "PTB_task.py" else "test_results.csv"
     assert (run / "e_1.pth.tar").exists() == (run / last_file).exists() == waited
     assert call(script, "--resume", run)[0] == 0
-    found, whole = table(run / "metrics.csv"), table(only_run("whole") / "metrics.csv")
-    assert [row | {"seconds": 0} for row in found] == [row | {"seconds": 0} for row in whole]
+    resumed, whole = table(run / "metrics.csv"), table(only_run("whole") / "metrics.csv")
+    assert [row | {"seconds": 0} for row in resumed] == [row | {"seconds": 0} for row in whole]
 
 
 @pytest.mark.parametrize("script", TOY)
@@ -341,14 +340,6 @@ def test_an_unfinished_epoch_is_not_a_result(call, only_run, monkeypatch, interr
     code, out, err = call(script, "--test", "--checkpoint", run / "last.pth.tar")
     assert code == 0 and "within an epoch" in out, err
     assert not (run / "test_results.csv").exists()
-
-
-def test_more_epochs_or_batches_are_another_run(tmp_path):
-    words = [f"{REPOSITORY}/PTB_task.py", *TOY["PTB_task.py"], "--save-dir", f"{tmp_path}"]
-    runs = [["--epochs", "1"], ["--epochs", "2"], ["--epochs", "1", "--limit-batches", "2"]]
-    for flags in (*runs, *runs):
-        assert once.main([*words, *flags]) == 0
-    assert len(list(tmp_path.rglob("config.json"))) == 3
 
 
 def test_only_gradients_below_1e_30_are_flushed():

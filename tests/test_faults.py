@@ -31,13 +31,13 @@ def test_nothing_is_unpickled():
     files = [*REPOSITORY.glob("*.py")]
     for room in ("NetworkCreation", "Training", "Postprocessing", "tests/benchmarks"):
         files += (REPOSITORY / room).rglob("*.py")
-    found = [
+    unsafe_lines = [
         f"{path}: {line.strip()}"
         for path in files
         for line in path.read_text(encoding="utf-8").splitlines()
         if unsafe.search(line)
     ]
-    assert len(files) > 10 and not found
+    assert len(files) > 10 and not unsafe_lines
     assert unsafe.search("torch.load(path)") and unsafe.search("pickle.loads(data)")
 
 
