@@ -34,7 +34,7 @@ TRACED = 8  # validation images over which the n and s of ANRU are averaged for 
 
 
 def make_parser():
-    defaults = {"nonlin": "gamma2", "nhid": 400, "batch_size": 100}
+    defaults = {"nonlin": "gamma2", "nhid": 400, "s": 0.0, "batch_size": 100}
     parser = flags.make_parser(__file__, __doc__, PIXEL_SETS, **defaults)
     flag = parser.add_argument_group("sequential MNIST").add_argument
     flag("-p", "--permute", **flags.SWITCH, help="permute the pixels; --seed draws the order")
@@ -55,7 +55,6 @@ def parse(argv=None):
         args.random = args.n is None
         if args.random:
             args.n = 5 + 2 * torch.rand((), generator=stream(args.seed, "gain")).item()
-        args.s = 0.0 if args.s is None else args.s
     return args, given
 
 
