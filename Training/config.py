@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboa
 # differ in them alone are the same run to sweeps, to --test and to figures.
 HOW = ("data", "save_dir", "cuda", "snapshot_minutes", "verbose", "log_interval", "note")
 # What a command line also has, and config.json keeps elsewhere or not at all.
-MODE = ("test", "checkpoint", "resume", "config", "script", "command")
+MODE = ("test", "sample", "checkpoint", "resume", "config", "script", "command")
 LARGEST_TEXT = 2**26  # bytes of a config or a table
 
 

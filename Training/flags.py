@@ -22,6 +22,7 @@ from NetworkCreation.initialization import INPUT, RECURRENT
 from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
 from Training.config import HOW, MODE, plain, read_config, read_text
+from Training.datasets import checksums_of
 from Training.machine import allow_tf32
 from Training.parser import (
     Parser,
@@ -57,9 +58,11 @@ def make_parser(script, description, datasets, **defaults):
     """A parser with the flags that the task scripts share.
 
     script: its path; `data` lies beside it. datasets: the choices of --dataset, the first one being
-    the default. defaults: of flags that differ between scripts, such as nhid.
+    the default; none for a script that makes its data. defaults: of flags that differ between
+    scripts, such as nhid.
     """
     parser = Parser(Path(script).name, description)
+    defaults = {"nonlin": "gamma", "nhid": 100, "n": 5.0, "s": 0.0, "batch_size": 100} | defaults
     switch = argparse.BooleanOptionalAction
 
     flag = parser.add_argument_group("network").add_argument
@@ -101,8 +104,10 @@ def make_parser(script, description, datasets, **defaults):
 
     flag = parser.add_argument_group("data, device and files").add_argument
     data = Path(script).resolve().parent / "data"
-    flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
-    flag("--data", type=Path, default=data, metavar="DIR", help="folder of the data sets")
+    if datasets:
+        flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
+        flag("--data", type=Path, default=data, metavar="DIR", help="folder of the data sets; "
+             "FILE.npz with --dataset npz")  # fmt: skip
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
     flag("--tf32", **SWITCH, help="faster, less precise products on a GPU")
     flag("--save-dir", type=Path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
@@ -266,7 +271,7 @@ def tested_checkpoint(parser, args, given):
     """
     asked = given - {*HOW, *MODE, "limit_batches", "transform"}
     asked = plain({name: getattr(args, name) for name in sorted(asked)})
-    path = args.checkpoint or _newest_checkpoint(parser, args, asked)
+    path = args.checkpoint or _newest_checkpoint(parser, args, asked, given)
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("config")
     if config is None:  # a file of the paper's own code: its arguments are those of the flags
@@ -289,15 +294,18 @@ def tested_checkpoint(parser, args, given):
     dry = "" if saved["limit_batches"] is None else ", a dry run"
     print(f"checkpoint: {path}, after {epochs}{dry}")
     trained = argparse.Namespace(**saved)
-    if "data" in given or not Path(trained.data).is_dir():
+    if "data" in given or not Path(getattr(trained, "data", "")).exists():
         trained.data = args.data
     return path, checkpoint, trained
 
 
-def _newest_checkpoint(parser, args, asked):
+def _newest_checkpoint(parser, args, asked, given):
     for run in find_runs(args.save_dir):
         saved = run.config["arguments"]
         if run.config["script"] != parser.prog or (run.dry and args.limit_batches is None):
+            continue
+        same_set = "data" in given and saved.get("dataset") == args.dataset
+        if same_set and run.config["data"] != checksums_of(args):
             continue
         if all(name in saved and saved[name] == value for name, value in asked.items()):
             try:
