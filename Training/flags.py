@@ -304,14 +304,16 @@ def _newest_checkpoint(parser, args, asked, given):
         saved = run.config["arguments"]
         if run.config["script"] != parser.prog or (run.dry and args.limit_batches is None):
             continue
-        same_set = "data" in given and saved.get("dataset") == args.dataset
-        if same_set and run.config["data"] != checksums_of(args):
-            continue
         if all(name in saved and saved[name] == value for name, value in asked.items()):
+            if "data" in given:
+                there = checksums_of(argparse.Namespace(**{**saved, "data": args.data}))
+                if there != run.config["data"]:
+                    continue
             try:
                 return run.tested_checkpoint()
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
+    asked = asked | ({"data": args.data} if "data" in given else {})
     wanted = ", ".join(f"{name} {value}" for name, value in asked.items())
     raise UserError(
         f"argument --test: no run{' with ' if wanted else ''}{wanted} in {args.save_dir}; see "

@@ -58,9 +58,8 @@ def loss_and_error(model, x, target):
 @torch.no_grad()
 def evaluate(model, delay, generator, count=500):
     model.eval()
-    x, target = draw(delay, count, generator)
-    device = model.encoder.weight.device
-    loss, wrong = loss_and_error(model, x.to(device), target.to(device))
+    x, target = (part.to(model.decoder.bias.device) for part in draw(delay, count, generator))
+    loss, wrong = loss_and_error(model, x, target)
     return {"loss": loss.item(), "error": wrong.item() / (COPIED * count)}
 
 
@@ -90,10 +89,9 @@ def main(argv=None):
                 "train": {name: trainer.mean(name) for name in ("loss", "error")},
                 "validation": evaluate(model, args.delay, stream(args.seed, "evaluation", epoch)),
             }
-            tests = {}
-            if trainer.keeps(epoch):
-                tests["as_is"] = evaluate(model, args.delay, stream(args.seed, "test"))
-            trainer.finish_epoch(scores, tests=tests)
+            gains = model.rnn.gains(model.encoder(x.to(device)))
+            tests = {"as_is": evaluate(model, args.delay, stream(args.seed, "test"))}
+            trainer.finish_epoch(scores, gains, tests if trainer.keeps(epoch) else None)
     return 0
 
 
