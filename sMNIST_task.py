@@ -40,7 +40,7 @@ TRACED = 8  # validation images over which the n and s of ANRU are averaged for 
 
 
 def make_parser():
-    defaults = {"nonlin": "gamma2", "nhid": 400, "n": None, "s": None}
+    defaults = {"nonlin": "gamma2", "nhid": 400, "batch_size": 100, "n": None, "s": None}
     parser = flags.make_parser(__file__, __doc__, PIXEL_SETS, **defaults)
     flag = parser.add_argument_group("sequential MNIST").add_argument
     flag("-p", "--permute", **flags.SWITCH, help="permute the steps; --seed draws the order")

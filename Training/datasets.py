@@ -211,7 +211,7 @@ def _load_npz(path):
 def _npz_checksums(path):
     if not path.is_file():
         raise UserError(f"argument --data: --dataset npz needs a file FILE.npz, got {path}")
-    return {path.name: sha256(path)}
+    return {"npz": sha256(path)}
 
 
 # Loaders by name. Each takes the data folder (a Path) and returns: images (N, T) or (N, T, I),
@@ -273,8 +273,9 @@ def _load_pennchar(root, any_corpus):
             _check(folder / name, digest, "; use --any-corpus for a text of your own")
     checksums = {name: sha256(folder / name) for name in PENNCHAR_SHA256}
     parts = [_symbols(folder / name) for name in PENNCHAR_SHA256]
-    name = "PTB" if checksums == PENNCHAR_SHA256 else root.absolute().name if own else "corpus"
-    return parts, name, checksums
+    if checksums == PENNCHAR_SHA256:
+        return parts, "PTB", checksums
+    return parts, (own and root.resolve().name) or "corpus", checksums
 
 
 def _download_pennchar(path):

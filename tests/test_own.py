@@ -24,7 +24,7 @@ from Training.datasets import load_pixels
 from Training.run_directory import Run
 
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
-SCRIPT, METRICS = str(REPOSITORY / SMNIST), "metrics.csv"
+SCRIPT = str(REPOSITORY / SMNIST)
 FEW = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
 FEW += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
 
@@ -38,11 +38,8 @@ class MGU(RecurrentLayer):
     State: h (B, H) and the number of steps so far (B, 1). Source: Zhou et al., arXiv 1603.09420.
     """
 
-    def __init__(
-        self, input_size, hidden_size, rinit="henaff", generator=None, device=None, dtype=None
-    ):
+    def __init__(self, input_size, hidden_size, rinit="henaff", generator=None, **like):
         super().__init__(input_size, hidden_size)
-        like = {"device": device, "dtype": dtype}
         self.Wf = nn.Linear(input_size + hidden_size, hidden_size, **like)
         self.W = nn.Linear(input_size, hidden_size, **like)
         self.V = nn.Linear(hidden_size, hidden_size, bias=False, **like)
@@ -95,7 +92,7 @@ def test_a_network_needs_one_line(call, in_process, monkeypatch):
     assert list(table["rinit"]) == ["cayley", "cayley"] and table["nonlin"].isna().all()
     path = table["path"][0]
     assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
-    assert len(Run(path).rows(METRICS)) == 3
+    assert len(Run(path).rows("metrics.csv")) == 3
     code, out, err = call(SMNIST, "--test", "--net-type", "mgu", "--limit-batches", 3)
     assert code == 0 and out.count("accuracy") == 3, err
     code, _, err = call(SMNIST, "--net-type", "MGU", "--iinit", "xavier")
@@ -106,15 +103,13 @@ def test_a_network_needs_one_line(call, in_process, monkeypatch):
         assert "spectrum" not in panels  # it has no recurrent_matrix
     layer = load_model(path)[0].rnn
     assert layer.trace(torch.rand(5, 2, 1))[2]["h"].shape == (5, 2, 8)
-    code, _, err = call(PTB, *TOY[PTB], "--net-type", "MGU", "--epochs", 1)
-    assert code == 0, err
+    assert call(PTB, *TOY[PTB], "--net-type", "MGU", "--epochs", 1)[0] == 0
 
 
 def test_an_activation_needs_its_function_alone(call, monkeypatch):
     monkeypatch.setitem(NONLINEARITIES, "softsign", Activation(nn.functional.softsign))
     for script in (SMNIST, PTB):
-        code, _, err = call(script, *TOY[script], "--nonlin", "softsign", "--epochs", 1)
-        assert code == 0, err
+        assert call(script, *TOY[script], "--nonlin", "softsign", "--epochs", 1)[0] == 0
 
 
 # Data
@@ -135,22 +130,20 @@ def test_sequences_in_a_file_are_trained_on(call, tmp_path):
     second = save_sequences(tmp_path / "other.npz", x=np.ones((60, 12, 2)))
     flags = ["--dataset", "npz", "--nhid", 8, "--lr", 0.01, "--epochs", 2, "-p", "--batch", 20]
     for path in (first, second):
-        code, _, err = call(SMNIST, *flags, "--data", path)
-        assert code == 0, err
+        assert call(SMNIST, *flags, "--data", path)[0] == 0
     table = runs.load("SavedModels")
     assert list(table["task"]) == ["psRamps", "psOther"] and table["chance"].eq(1 / 3).all()
-    config = Run(table["path"][0]).config
-    assert config["model"]["classes"] == 3 and config["model"]["inputs"] == 2
-    assert list(config["data"]) == ["ramps.npz"]
-    assert once.main([SCRIPT, *map(str, flags), "--data", str(first)]) == 0  # finished already
+    run, (args, _) = Run(table["path"][0]), sMNIST_task.parse([*flags, "--data", first])
+    assert run.config["model"]["classes"] == 3 and run.config["model"]["inputs"] == 2
+    assert once.identity_of(args) == run.identity
     for path in (first, second):
         code, out, err = call(SMNIST, "--test", "--dataset", "npz", "--data", path)
         assert code == 0 and f"ps{path.stem.title()}" in out, err
-    path = table["path"][0]
     small = ["lyapunov.steps=16", "jacobian.times=2", "mutual_information.times=1"]
-    assert analyse.main(["dynamics", "robustness", path, "--set", *small]) == 0
+    assert analyse.main(["dynamics", "robustness", str(run.path), "--set", *small]) == 0
     save_sequences(first, x=np.ones((60, 12)))
-    code, _, err = call(SMNIST, "--test", "--checkpoint", Run(path).newest_checkpoint())
+    assert once.identity_of(args) != run.identity
+    code, _, err = call(SMNIST, "--test", "--checkpoint", run.newest_checkpoint())
     assert code == 1 and "has 2 inputs and 3 classes, but" in err and "1 and 3" in err
     code, _, err = call(SMNIST, "--test", "--dataset", "npz", "--data", first)
     assert code == 1 and "no run with dataset npz, data" in err  # the file has changed
@@ -209,8 +202,8 @@ def test_what_is_no_file_of_arrays_is_named(tmp_path, call):
 
 
 def test_a_text_of_ones_own_is_trained_on_and_written(call, tmp_path):
+    (tmp_path / "songs").mkdir()
     for name in ("train", "valid", "test"):
-        (tmp_path / "songs").mkdir(exist_ok=True)
         (tmp_path / "songs" / f"{name}.txt").write_text("l a _ l a\nl u _ l u\n" * 100)
     flags = [*TOY[PTB], "--dataset", "ptb", "--any-corpus", "--data", "songs", "--epochs", 1]
     assert call(PTB, *flags)[0] == 0 and runs.load("SavedModels")["task"].tolist() == ["songs"]
@@ -225,18 +218,16 @@ def test_a_text_of_ones_own_is_trained_on_and_written(call, tmp_path):
 # A task
 
 
-def test_a_task_is_one_script(call, in_process, tmp_path):
-    path = copy_memory_task.__file__
-    flags = ["--delay", 3, "--nhid", 8, "--batches", 4, "--epochs", 2, "--lr", "1e-2"]
-    assert sweep.main([path, "--seed", "1", "2", "--", *map(str, flags), "--n", "3"]) == 0
+def test_a_task_is_one_script(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--delay=3", "--nhid=8", "--batches=4", "--epochs=2", "--lr=1e-2", "--n=3"]
+    assert sweep.main([copy_memory_task.__file__, "--seed", "1", "2", "--", *flags]) == 0
     table = runs.load("SavedModels")
     assert in_process == [0, 0] and set(table["task"]) == {"copy"} and table["finished"].all()
     assert table["score"].eq("error").all() and table["chance"].eq(7 / 8).all()
-    assert table["best_validation"].tolist() == [
-        runs.read_csv(tmp_path / path / METRICS)["validation_error"].min() for path in table["path"]
-    ]
+    best = runs.curves(table).groupby("path")["validation_error"].min()
+    assert list(table["best_validation"]) == list(best[table["path"]])
     assert runs.in_words(table)["test"].str.fullmatch(r"\d\.\d{3} error").all()
-    assert runs.main(["--where", "score == 'error'"]) == 0
     for panels in analyse_and_draw("report"):
         assert {"loss", "error", "n", "s"} <= panels.keys()
     assert copy_memory_task.main(["--test", "--seed", "1"]) == 0
