@@ -13,7 +13,7 @@ from torch import nn
 import sMNIST_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.errors import UserError
-from NetworkCreation.initialization import RECURRENT
+from NetworkCreation.initialization import RECURRENT, linear_map, torch_default
 from NetworkCreation.layer import NONLINEARITIES, Activation, RecurrentLayer, unsqueeze_drive
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse, report, runs
@@ -40,13 +40,10 @@ class MGU(RecurrentLayer):
 
     def __init__(self, input_size, hidden_size, rinit="henaff", generator=None, **like):
         super().__init__(input_size, hidden_size)
-        self.Wf = nn.Linear(input_size + hidden_size, hidden_size, **like)
-        self.W = nn.Linear(input_size, hidden_size, **like)
-        self.V = nn.Linear(hidden_size, hidden_size, bias=False, **like)
-        with torch.no_grad():
-            for weight in (self.Wf.weight, self.W.weight):
-                weight.normal_(0, 0.3, generator=generator)
-            RECURRENT[rinit](self.V.weight, generator)
+        like["generator"] = generator
+        self.Wf = linear_map(input_size + hidden_size, hidden_size, torch_default, **like)
+        self.W = linear_map(input_size, hidden_size, torch_default, **like)
+        self.V = linear_map(hidden_size, hidden_size, RECURRENT[rinit], **like)
 
     def state_shapes(self, batch):
         return [(batch, self.hidden_size), (batch, 1)]
@@ -73,9 +70,9 @@ def in_process(monkeypatch):
     return codes
 
 
-def analyse_and_draw(*names):
-    """The page of the runs below SavedModels, after these analyses of them."""
-    assert analyse.main([*names, "SavedModels", "--set", *FEW]) == 0
+def analyse_and_draw():
+    """The panels of the runs below SavedModels, analysed and drawn."""
+    assert analyse.main(["report", "SavedModels", "--set", *FEW]) == 0
     assert report.main(["SavedModels"]) == 0
     return [report.gather(run) for _, run in runs.load("SavedModels").iterrows()]
 
@@ -98,11 +95,10 @@ def test_a_network_needs_one_line(call, in_process, monkeypatch):
     code, _, err = call(SMNIST, "--net-type", "MGU", "--iinit", "xavier")
     assert code == 2 and "--iinit: applies to" in err
     assert ", MGU)" in " ".join(sMNIST_task.make_parser().format_help().split())
-    for panels in analyse_and_draw("report", "dynamics"):
+    for panels in analyse_and_draw():
         assert {"accuracy", "lyapunov", "norm", "sin", "step"} <= panels.keys()
         assert "spectrum" not in panels  # it has no recurrent_matrix
-    layer = load_model(path)[0].rnn
-    assert layer.trace(torch.rand(5, 2, 1))[2]["h"].shape == (5, 2, 8)
+    assert load_model(path)[0].rnn.trace(torch.rand(5, 2, 1))[2]["h"].shape == (5, 2, 8)
     assert call(PTB, *TOY[PTB], "--net-type", "MGU", "--epochs", 1)[0] == 0
 
 
@@ -119,8 +115,7 @@ def save_sequences(path, samples=60, **arrays):
     """A file of 3 classes, labelled 2, 5 and 9: ramps of three slopes on two inputs, with noise."""
     random = np.random.default_rng(0)
     y = random.choice([2, 5, 9], samples)
-    x = np.linspace(0, 1, 12)[:, None] * (y / 9)[:, None, None]
-    x = x + random.normal(0, 0.1, (samples, 12, 2))
+    x = random.normal(y[:, None, None] * np.linspace(0, 1, 12)[:, None], 1, (samples, 12, 2))
     np.savez(path, **{"x": x, "y": y} | arrays)
     return path
 
@@ -228,7 +223,7 @@ def test_a_task_is_one_script(in_process, tmp_path, monkeypatch):
     best = runs.curves(table).groupby("path")["validation_error"].min()
     assert list(table["best_validation"]) == list(best[table["path"]])
     assert runs.in_words(table)["test"].str.fullmatch(r"\d\.\d{3} error").all()
-    for panels in analyse_and_draw("report"):
+    for panels in analyse_and_draw():
         assert {"loss", "error", "n", "s"} <= panels.keys()
     assert copy_memory_task.main(["--test", "--seed", "1"]) == 0
     x, target = copy_memory_task.draw(4, 2, torch.Generator())
@@ -247,10 +242,8 @@ def python_blocks():
 
 def test_the_python_of_the_readme_runs_as_printed(call):
     assert call(SMNIST, *TOY[SMNIST], "--epochs", 1)[0] == 0
-    values = []
-    for block in python_blocks():
-        values.append({})
-        exec(block, values[-1])
-    trace, adding = values
+    trace, adding = {}, {}
+    for block, names in zip(python_blocks(), (trace, adding), strict=True):
+        exec(block, names)
     assert trace["quantities"]["n"].shape == (64, 10, 8)
     assert sum(adding["losses"][-50:]) / 50 < 0.05
