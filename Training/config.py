@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboa
 # differ in them alone are the same run to sweeps, to --test and to figures.
 HOW = ("data", "save_dir", "cuda", "snapshot_minutes", "verbose", "log_interval", "note")
 # What a command line also has, and config.json keeps elsewhere or not at all.
-MODE = ("test", "sample", "checkpoint", "resume", "config", "script", "command")
+MODE = ("test", "sample", "checkpoint", "resume", "config", "script", "file", "command")
 LARGEST_TEXT = 2**26  # bytes of a config or a table
 
 
@@ -42,7 +42,7 @@ def describe(args, task, spec, checksums):
             "data": checksums,
             "command": args.command,
             "commit": _commit(),
-            "code": _code(args.script),
+            "code": _code(args.file),
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(),
             "versions": {"python": platform.python_version()} | _versions(),
             "platform": platform.platform(),
@@ -92,7 +92,7 @@ def _code(script):
         for room in ("NetworkCreation", "Training")
         for path in (REPOSITORY / room).glob("*.py")
     )
-    for path in [*files, REPOSITORY / script]:
+    for path in [*files, script]:
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -62,6 +62,7 @@ def make_parser(script, description, datasets, **defaults):
     scripts, such as nhid.
     """
     parser = Parser(Path(script).name, description)
+    parser.file = Path(script).resolve()
     defaults = {"nonlin": "gamma", "nhid": 100, "n": 5.0, "s": 0.0, "batch_size": 100} | defaults
     switch = argparse.BooleanOptionalAction
 
@@ -103,7 +104,7 @@ def make_parser(script, description, datasets, **defaults):
     flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
 
     flag = parser.add_argument_group("data, device and files").add_argument
-    data = Path(script).resolve().parent / "data"
+    data = parser.file.parent / "data"
     if datasets:
         flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
         flag("--data", type=Path, default=data, metavar="DIR", help="folder of the data sets; "
@@ -166,6 +167,7 @@ def parse(parser, argv=None):
         args = parser.parse_args([*words(parser, saved), *argv])
         given = typed | saved.keys()
     args.script, args.command = parser.prog, shlex.join(["python3", parser.prog, *argv])
+    args.file = parser.file
 
     if args.net_type != "RNN" and "nonlin" in takes(args.net_type) and "nonlin" not in given:
         args.nonlin = inspect.signature(NETWORKS[args.net_type]).parameters["nonlin"].default

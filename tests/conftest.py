@@ -38,6 +38,7 @@ for flags in TOY.values():
 # The script arguments that a trainer and a run directory use.
 ARGUMENTS = {
     "script": "task.py",
+    "file": REPOSITORY / "task.py",
     "command": "python3 task.py",
     "resume": None,
     "cuda": False,
