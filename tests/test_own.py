@@ -246,4 +246,4 @@ def test_the_python_of_the_readme_runs_as_printed(call):
     for block, names in zip(python_blocks(), (trace, adding), strict=True):
         exec(block, names)
     assert trace["quantities"]["n"].shape == (64, 10, 8)
-    assert sum(adding["losses"][-50:]) / 50 < 0.05
+    assert sum(adding["losses"][-50:]) / 50 < 0.08  # half of what a constant has
