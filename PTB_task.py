@@ -4,8 +4,10 @@
     python3 PTB_task.py --net-type ANRU --epochs 20
     python3 PTB_task.py --net-type nnRNN --betas 0.0 0.9 --clip 10
     python3 PTB_task.py --test                              evaluates the newest run's best model
+    python3 PTB_task.py --test --sample 300                 prints text that it writes
     python3 PTB_task.py --resume RUN                        continues an interrupted run
     python3 PTB_task.py --dataset pydoc --nhid 128          needs no download
+    python3 PTB_task.py --any-corpus --data DIR             your own text
 
 A run leaves a directory below SavedModels: see Training/run_directory.py.
 Source: Geadah et al., arXiv 2006.12253; the task is that of Kerg et al., arXiv 1905.12080.
@@ -42,7 +44,10 @@ def make_parser():
     flag("--tied", **flags.SWITCH, help="share one matrix between embedding and read-out")
     flag("--save", default="model.pt", metavar="NAME", help="file in the run's directory of the "
          "model with the best validation loss")  # fmt: skip
-    flag("--any-corpus", **flags.SWITCH, help="accept any text in place of pennchar")
+    flag("--any-corpus", **flags.SWITCH, help="accept any text: train.txt, valid.txt, test.txt in "
+         "--data or in its folder pennchar, symbols separated by white space")  # fmt: skip
+    flag("--sample", type=positive_int, metavar="N", help="with --test: print N symbols that the "
+         "model draws, by the seed of its run; _ as space, <eos> as new line")  # fmt: skip
     return parser
 
 
@@ -51,6 +56,8 @@ def parse(argv=None):
     args, given = flags.parse(parser, argv)
     if args.any_corpus and args.dataset != "ptb":
         parser.error("argument --any-corpus: applies to --dataset ptb")
+    if args.sample is not None and not args.test:
+        parser.error("argument --sample: requires --test")
     return args, given
 
 
@@ -115,7 +122,7 @@ def evaluate(model, text, args):
 
 
 def test(args, given, device):
-    """Evaluates the test text."""
+    """Evaluates the test text, and prints a --sample."""
     path, checkpoint, trained = flags.tested_checkpoint(make_parser(), args, given)
     trained = trained or args
     data = load_text(trained.dataset, trained.data, trained.any_corpus)
@@ -126,6 +133,10 @@ def test(args, given, device):
     text = columns(data.test, EVALUATION_COLUMNS, device, "test text")
     trained.limit_batches = args.limit_batches
     print(test_line("as_is", evaluate(model, text, trained)))
+    if args.sample is not None:
+        generator, first = stream(trained.seed, "test"), data.vocabulary.index("<eos>")
+        symbols = [data.vocabulary[i] for i in model.sample(first, args.sample, generator)]
+        print("".join({"_": " ", "<eos>": "\n"}.get(symbol, symbol) for symbol in symbols))
     return 0
 
 

@@ -5,6 +5,11 @@
     python3 sMNIST_task.py --resume RUN                              continues an interrupted run
     python3 sMNIST_task.py --dataset digits --net-type ANRU --nhid 64 --lr 5e-4 --batch 50 \\
         --epochs 40 --shuffle                                        needs no download
+    python3 sMNIST_task.py --dataset npz --data FILE.npz             your own sequences
+
+FILE.npz has the arrays x (N, T) or (N, T, I), y (N,), which are the labels, and optionally split
+(N,) with 0, 1, 2 for training, validation and test; without it, --seed draws 80, 10 and 10 %.
+Integers in x are divided by the largest absolute value in the training part.
 
 A run leaves a directory below SavedModels: see Training/run_directory.py.
 Source: Geadah et al., arXiv 2006.12253; the task is that of Le et al., arXiv 1504.00941.
@@ -19,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from NetworkCreation.checkpoints import model_of
+from NetworkCreation.errors import UserError
 from NetworkCreation.models import build_model
 from Training import flags
 from Training.console import entry_point
@@ -34,10 +40,10 @@ TRACED = 8  # validation images over which the n and s of ANRU are averaged for 
 
 
 def make_parser():
-    defaults = {"nonlin": "gamma2", "nhid": 400, "s": 0.0, "batch_size": 100}
+    defaults = {"nonlin": "gamma2", "nhid": 400, "n": None, "s": 0.0, "batch_size": 100}
     parser = flags.make_parser(__file__, __doc__, PIXEL_SETS, **defaults)
     flag = parser.add_argument_group("sequential MNIST").add_argument
-    flag("-p", "--permute", **flags.SWITCH, help="permute the pixels; --seed draws the order")
+    flag("-p", "--permute", **flags.SWITCH, help="permute the steps; --seed draws the order")
     flag("--random", action="store_true", help="draw n ~ U(5, 7) (default: unless --n is given)")
     flag("--shuffle", **flags.SWITCH, help="shuffle the training images in every epoch")
     flag("--transform", choices=TEST_TRANSFORMS, default="sin", help="of the test images")
@@ -58,9 +64,10 @@ def parse(argv=None):
     return args, given
 
 
-def model_spec(args, classes):
-    """What `build_model` makes a network from."""
-    return {
+def model_spec(args, classes, inputs=1):
+    """What `build_model` makes a network from; inputs: of a step."""
+    several = {"inputs": inputs} if inputs > 1 else {}
+    return several | {
         "task": "pixels",
         "net_type": args.net_type,
         "hidden_size": args.nhid,
@@ -76,18 +83,17 @@ def main(argv=None):
     if args.test:
         return test(args, given, device)
 
-    task = ("ps" if args.permute else "s") + {"mnist": "MNIST", "digits": "Digits"}[args.dataset]
     data = load_pixels(args.dataset, args.data, args.seed, args.permute).to(device)
-    spec = model_spec(args, data.classes)
+    spec = model_spec(args, data.classes, data.inputs)
     model = build_model(spec, stream(args.seed, "initialisation")).to(device)
     optimizer = flags.make_optimizer(args, model)
     scheduler = ReduceLROnPlateau(optimizer)
 
-    with Trainer(args, task, model, spec, optimizer, scheduler, data.checksums) as trainer:
+    with Trainer(args, data.name, model, spec, optimizer, scheduler, data.checksums) as trainer:
         for epoch in trainer.epochs():
             order = trainer.order(len(data.train), args.shuffle).to(device)
             for index in trainer.batches(order.split(args.batch_size)):
-                x, labels = data.train.batch(index)  # (T, B, 1), (B,)
+                x, labels = data.train.batch(index)  # (T, B, I), (B,)
                 if trainer.chance(args.transform_ratio):
                     x = x * random_sine(len(x), TRAINING_AMPLITUDE, trainer.draws).to(x)
                 logits = model(x)
@@ -123,6 +129,10 @@ def test(args, given, device):
     config = checkpoint.get("config") or {"model": model_spec(args, classes=10)}
     model = model_of(checkpoint, path, config)[0].to(device)
     data = load_pixels(trained.dataset, trained.data, trained.seed, trained.permute)
+    sizes = model.rnn.input_size, model.lin.out_features
+    if sizes != (data.inputs, data.classes):
+        raise UserError(f"{path}: has {sizes[0]} inputs and {sizes[1]} classes, but {trained.data} "
+                        f"has {data.inputs} and {data.classes}")  # fmt: skip
     part = data.test.to(device)
     transform = TEST_TRANSFORMS[args.transform](data.steps)
     drive = step_drive(data.steps, 1.0, *step_window(data.steps)).to(device)

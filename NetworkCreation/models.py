@@ -60,17 +60,32 @@ class CharacterModel(nn.Module):
         outputs, state = self.rnn(x, state, drive)
         return self.decoder(outputs), state
 
+    @torch.no_grad()
+    def sample(self, symbol, count, generator):
+        """Draws the `count` symbols after `symbol`, an index, from the state 0; a list of indices.
+
+        Each is drawn from the softmax of the logits. generator: on the CPU.
+        """
+        symbols, state = [], None
+        for _ in range(count):
+            symbol = torch.tensor([[symbol]], device=self.encoder.weight.device)
+            logits, state = self(symbol, state)
+            shares = logits[0, 0].cpu().softmax(0)
+            symbol = torch.multinomial(shares, 1, generator=generator).item()
+            symbols.append(symbol)
+        return symbols
+
 
 def build_model(spec, generator=None, device=None):
     """The new model that a dictionary of plain values describes.
 
     spec: `task` ('pixels' or 'characters'), `net_type` (a key of `NETWORKS`), `hidden_size`,
-    `layer` (further arguments of that layer), and for pixels `classes`, for characters
-    `embedding_size`, `vocabulary` (the list of symbols) and `tied`.
-    Raises OptionError for a value that is not allowed.
+    `layer` (further arguments of that layer), and for pixels `classes` and `inputs` (of a step;
+    1 if it is missing), for characters `embedding_size`, `vocabulary` (the list of symbols) and
+    `tied`. Raises OptionError for a value that is not allowed.
     """
     network = choose("net_type", spec["net_type"], NETWORKS)
-    input_sizes = {"pixels": 1, "characters": spec.get("embedding_size")}
+    input_sizes = {"pixels": spec.get("inputs", 1), "characters": spec.get("embedding_size")}
     input_size = choose("task", spec["task"], input_sizes)
     like = {"generator": generator, "device": device}
     rnn = network(input_size, spec["hidden_size"], **spec["layer"], **like)

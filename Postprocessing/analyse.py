@@ -8,8 +8,9 @@ directory, or a folder of runs.
 
 An analysis is saved as analysis/<name>.npz in the run's directory: the arrays that the module
 Postprocessing.<name> lists, its settings, and the checkpoints that it was computed from. It is
-computed again if these have changed. Runs that an analysis does not apply to, and runs without a
-kept checkpoint, are only counted. A run whose analysis fails is reported; the exit code is then 1.
+computed again if these have changed. Runs that an analysis does not apply to, runs of a script that
+makes its data, and runs without a kept checkpoint are only counted. A run whose analysis fails is
+reported; the exit code is then 1.
 """
 
 import argparse
@@ -174,6 +175,7 @@ def missing(table, notebook):
     for _, run in table.iterrows():
         for name in NOTEBOOKS[notebook]:
             applies = name != "step_response" or run["network"] == "ANRU"
+            applies = applies and pd.notna(run.get("dataset"))
             if applies and run["epochs_done"] and not file_of(run["path"], name).exists():
                 return command([notebook], table["path"])
     return None
@@ -264,6 +266,8 @@ def main(argv=None):
             try:
                 if max(run.kept, default=0) == 0:
                     raise NotApplicable("has no kept checkpoint")
+                if "dataset" not in run.config["arguments"]:
+                    raise NotApplicable("the script of the run makes its data")
                 new = compute(run, name, settings, args.data, args.device, args.recompute)
                 counts["computed" if new else "up to date"] += 1
             except NotApplicable:

@@ -102,7 +102,7 @@ def _scaled(x):
 
 
 def _sequences(run, data, samples):
-    """The input x (T, N, 1) or symbols (T, N), and the windows as a function (t, w) → (N, ·)."""
+    """The input x (T, N, I) or symbols (T, N), and the windows as a function (t, w) → (N, ·)."""
     loaded = data_set(run, data)
     if is_text(run):
         symbols = columns(loaded.test, samples)[: run.config["arguments"]["bptt"]]
@@ -115,9 +115,10 @@ def _sequences(run, data, samples):
     few = slice(0, samples)
     parts = (loaded.test, loaded.validation, loaded.train)
     x = torch.cat([part.batch(few)[0] for part in parts], dim=1)[:, few]
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, x.shape[:2]) / loaded.test.scale
-    values = x[..., 0].numpy() + noise
-    return x, lambda t, width: _scaled(values[t - width : t].T)
+    values = x.numpy()
+    if not loaded.test.images.is_floating_point() or loaded.test.scale != 1:  # integers have ties
+        values = values + np.random.default_rng(0).uniform(-0.5, 0.5, x.shape) / loaded.test.scale
+    return x, lambda t, width: _scaled(values[t - width : t].swapaxes(0, 1).reshape(x.shape[1], -1))
 
 
 @torch.no_grad()

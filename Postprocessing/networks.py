@@ -78,7 +78,7 @@ def trained_layers(run, sequences, data=None, device="cpu", least=0):
         if len(x) < least:
             raise Unsuitable(
                 f"the test set has only {len(x)} steps for each of {sequences} chains, "
-                f"{least} are needed"
+                f"{least} are needed; --set lyapunov.steps or lyapunov.chains lowers this"
             )
         yield epoch, freeze(model.rnn.to(device)), x.to(device, torch.float64)
 

@@ -21,8 +21,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from NetworkCreation.checkpoints import read_checkpoint
 from Postprocessing import analyse, plots, runs, selection
-from Postprocessing.networks import kept_model
 from Training.config import RunError
 from Training.console import entry_point
 from Training.parser import Parser
@@ -30,7 +30,6 @@ from Training.run_directory import Run
 
 SIZES = (1.0, 5.0, 20.0)  # of the steps of ANRU
 HEIGHT = 1.85  # of a row, in inches
-CURVES = ("loss", "accuracy", "bits_per_character")
 STYLES = {
     "validation": {},
     "training": {"linestyle": "--", "linewidth": 0.8},
@@ -61,8 +60,8 @@ def gather(run):
     if len(tests):
         tests = tests[tests["condition"].isin(["as_is", "best"])]
     panels, epochs = {}, metrics["epoch"]
-    for name in CURVES:
-        if f"validation_{name}" in metrics and (name != "loss" or run["score"] == "accuracy"):
+    for name in curves(run["score"]):
+        if f"validation_{name}" in metrics:
             panels[name] = {"validation": (epochs, metrics[f"validation_{name}"])}
             if f"train_{name}" in metrics:
                 panels[name]["training"] = epochs, metrics[f"train_{name}"]
@@ -92,20 +91,25 @@ def gather(run):
     return panels
 
 
+def curves(score):
+    """The names of the learning curves of a task; bits per character are a loss already."""
+    return dict.fromkeys((score,) if score == "bits_per_character" else ("loss", score))
+
+
 def gains(run, metrics, response):
     """n and s, if they change: {name: (epochs, mean, standard deviation, units at the end)}.
 
     Units: of a heterogeneous RNN, or of ANRU, from the arrays of `step_response`; else None.
     """
-    panels, layer = {}, None
+    panels, saved = {}, {}
     if run["setting"] == "heterogeneous" and Run(run["path"]).kept:
-        layer = kept_model(Run(run["path"])).rnn
+        saved = read_checkpoint(Run(run["path"]).newest_checkpoint())["state_dict"]
     for name in ("n", "s"):
         epochs, mean, spread = metrics[["epoch", f"{name}_mean", f"{name}_std"]].to_numpy().T
         if pd.notna(run[name]):
             epochs, mean, spread = np.insert([epochs, mean, spread], 0, (0, run[name], 0), axis=1)
         units = response[f"{name}_kept"][-1] if response else None
-        units = units if layer is None else getattr(layer, name).detach().numpy()
+        units = saved[f"rnn.{name}"].numpy() if f"rnn.{name}" in saved else units
         if np.ptp(mean) > 0:
             panels[name] = epochs, mean, spread, units
     return panels
@@ -120,8 +124,14 @@ def draw_curve(ax, entries, name):
         for part, line in entry.panels[name].items():
             ax.plot(*line, color=entry.colour, **STYLES[part])
     if name != "loss":
-        plots.draw_reference(entries[0].run["chance"], ax, "chance")
+        draw_chance(ax, entries)
     return by_epoch(ax)
+
+
+def draw_chance(ax, entries):
+    """A line at the score of a random guess, if the task names one."""
+    if pd.notna(chance := entries[0].run["chance"]):
+        plots.draw_reference(chance, ax, "chance")
 
 
 def draw_quantity(ax, entries, name):
@@ -180,7 +190,7 @@ def draw_score(ax, entries, name):
     """The test score on changed inputs, on the axis of log(1 + size)."""
     for entry in entries:
         ax.plot(*entry.panels[name], ".-", color=entry.colour)
-    plots.draw_reference(entries[0].run["chance"], ax, "chance")
+    draw_chance(ax, entries)
     ax.set_xlabel({"sin": "amplitude of the sine", "step": "size of the step (a.u.)"}[name])
     return plots.log_axis(ax, np.concatenate([entry.panels[name][0] for entry in entries]))
 
@@ -208,8 +218,6 @@ def draw_spectrum(ax, entries, name):
 
 PANELS = {  # panel: title, label of the y axis, function that draws it
     "loss": ("loss", "loss (nats)", draw_curve),
-    "accuracy": ("accuracy", "accuracy", draw_curve),
-    "bits_per_character": ("bits per character", "bits per character", draw_curve),
     "gradient_norm": ("gradient norm", "norm", draw_quantity),
     "lr": ("learning rate", "learning rate", draw_quantity),
     "n": ("gain", plots.GAIN, draw_gain),
@@ -239,7 +247,8 @@ def draw(table):
     colours = colours_of(table["network"])
     rows = zip(table.iterrows(), colours, strict=True)
     entries = [Entry(run, gather(run), colour) for (_, run), colour in rows]
-    having = {name: [entry for entry in entries if name in entry.panels] for name in PANELS}
+    known = panels_of(table["score"].iloc[0])
+    having = {name: [entry for entry in entries if name in entry.panels] for name in known}
     cells = [(name, group) for name, group in having.items() if group]
     sections = [(cells, 3)]  # cells, and the number of columns
     if len(having["spectrum"]) > 1:  # a circle for each run
@@ -252,7 +261,7 @@ def draw(table):
         grid = part.add_gridspec(height, columns)
         for i, (name, group) in enumerate(cells):
             ax = part.add_subplot(grid[divmod(i, columns)])
-            title, label, function = PANELS[name]
+            title, label, function = known[name]
             plots.entitle(ax, next(letters), group[0].run["network"] if columns == 4 else title)
             function(ax, group, name).set_ylabel(label)
             circles += [ax] if name == "spectrum" else []
@@ -263,6 +272,12 @@ def draw(table):
     return figure
 
 
+def panels_of(score):
+    """`PANELS` with that of the score of a task after the loss."""
+    label = score.replace("_", " ")
+    return {"loss": PANELS["loss"], score: (label, label, draw_curve)} | PANELS
+
+
 def add_keys(figure, table, entries):
     """Adds a legend of the runs, if there are several, and of the line styles, with a title."""
     names, keys = labels(table), {}
@@ -270,11 +285,13 @@ def add_keys(figure, table, entries):
     if len(names) > 1:
         for name, entry in zip(names, entries, strict=True):
             keys[name] = Line2D([], [], color=entry.colour, linewidth=3)
-    drawn = {part for entry in entries for name in CURVES for part in entry.panels.get(name, ())}
+    shown = curves(table["score"].iloc[0])
+    drawn = {part for entry in entries for name in shown for part in entry.panels.get(name, ())}
     for part, style in STYLES.items():
         if part in drawn:
             keys[part] = Line2D([], [], color="0.3", **style)
-    keys["chance"] = Line2D([], [], color="0.5", linestyle=":", linewidth=0.8)
+    if table["chance"].notna().any():
+        keys["chance"] = Line2D([], [], color="0.5", linestyle=":", linewidth=0.8)
     columns = max(1, min(len(keys), 6, 120 // (max(map(len, keys)) + 7)))
     style = {"loc": "outside upper left", "ncols": columns, "handlelength": 1.5}
     style |= {"alignment": "left", "title_fontsize": 9}

@@ -2,7 +2,7 @@
 
 Prints one row per run: task, network, the arguments in which the runs of a task differ, epochs
 done and requested, state (finished, unfinished or dry run), the best validation score and the last
-test score (accuracy, or bits per character), hours of training, and the run's directory.
+test score (accuracy, bits per character, …), hours of training, and the run's directory.
 
     python3 -m Postprocessing.runs --where "network == 'static' and n > 2"
 
@@ -40,9 +40,11 @@ def load(root="SavedModels"):
         setting                 static, homogeneous or heterogeneous; missing for other networks
         epochs_done, finished   finished: all `epochs` are trained, and the test set is evaluated
         dry                     whether --limit-batches was given
-        score                   "accuracy", in [0, 1], or "bits_per_character"
-        validation, best_validation, test    last, best and last score; NaN if there is none yet
-        chance                  score of a random guess
+        score                   "accuracy", in [0, 1], "bits_per_character", or that of a task of
+                                one's own, which its model's description names
+        validation, best_validation, test    last, best and last score; NaN if there is none yet.
+                                The best is the highest accuracy, and the lowest of another score
+        chance                  score of a random guess; NaN if the task names none
         hours                   of training
         started, path           ISO 8601; the run's directory
     Directories that are not runs, or whose files are damaged, are reported on stderr and skipped.
@@ -94,8 +96,7 @@ def _row(path):
     run = Run(path)
     config, arguments, model = run.config, run.config["arguments"], run.config["model"]
     network = network_name(arguments)
-    text = model["task"] == "characters"
-    score = "bits_per_character" if text else "accuracy"
+    score, chance = score_and_chance(model)
     validation = pd.Series(dtype=float)
     if len(metrics):
         validation = metrics[f"validation_{score}"]
@@ -111,14 +112,26 @@ def _row(path):
         "finished": run.complete,
         "dry": arguments.get("limit_batches") is not None,
         "score": score,
-        "chance": math.log2(len(model["vocabulary"])) if text else 1 / model["classes"],
+        "chance": chance,
         "validation": validation.iloc[-1] if len(validation) else math.nan,
-        "best_validation": validation.min() if text else validation.max(),
+        "best_validation": validation.max() if "accuracy" in score else validation.min(),
         "test": test.iloc[-1] if len(test) else math.nan,
         "hours": metrics["seconds"].sum() / 3600 if len(metrics) else 0.0,
         "started": str(config["started"]),
         "path": str(path),
     }
+
+
+def score_and_chance(model):
+    """The name of the score of a task, and that of a random guess, from the model's description.
+
+    A script may name a `score` of its own, a key of what it gives to `finish_epoch`, and `chance`.
+    """
+    if "score" in model:
+        return model["score"], model.get("chance", math.nan)
+    if model["task"] == "characters":
+        return "bits_per_character", math.log2(len(model["vocabulary"]))
+    return "accuracy", 1 / model["classes"]
 
 
 def network_name(arguments):
@@ -155,7 +168,8 @@ def in_words(table):
         shown[name] = table[name].map(form.format, na_action="ignore").fillna("")
     shown["epochs"] = table["epochs_done"].map(str) + "/" + table["epochs"].map(str)
     shown["state"] = table.apply(state, axis=1)
-    form = table["score"].map({"accuracy": "{:.1%}", "bits_per_character": "{:.3f} bpc"})
+    forms = {"accuracy": "{:.1%}", "bits_per_character": "{:.3f} bpc"}
+    form = table["score"].map(lambda score: forms.get(score, f"{{:.3f}} {score}"))
     for name, column in (("validation", "best_validation"), ("test", "test")):
         pairs = zip(form, table[column], strict=True)
         shown[name] = ["" if pd.isna(score) else text.format(score) for text, score in pairs]

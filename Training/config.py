@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "tensorboa
 # differ in them alone are the same run to sweeps, to --test and to figures.
 HOW = ("data", "save_dir", "cuda", "snapshot_minutes", "verbose", "log_interval", "note")
 # What a command line also has, and config.json keeps elsewhere or not at all.
-MODE = ("test", "checkpoint", "resume", "config", "script", "command")
+MODE = ("test", "sample", "checkpoint", "resume", "config", "script", "file", "command")
 LARGEST_TEXT = 2**26  # bytes of a config or a table
 
 
@@ -43,7 +43,7 @@ def describe(args, task, spec, checksums):
             "data": checksums,
             "command": args.command,
             "commit": _commit(),
-            "code": _code(args.script),
+            "code": _code(args.file),
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(),
             "versions": {"python": platform.python_version()} | _versions(),
             "platform": platform.platform(),
@@ -81,8 +81,10 @@ def _commit():
 def _code(script):
     """A digest of the files that training depends on, committed or not."""
     digest = hashlib.sha256()
-    for pattern in ("NetworkCreation/*.py", "Training/*.py", script):
-        for path in sorted(REPOSITORY.glob(pattern)):
+    patterns = ("NetworkCreation/*.py", "Training/*.py")
+    files = [path for pattern in patterns for path in sorted(REPOSITORY.glob(pattern))]
+    for path in [*files, script]:
+        if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

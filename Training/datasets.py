@@ -1,7 +1,8 @@
-"""The data sets: MNIST and digits pixel by pixel, Penn Treebank and pydoc by character.
+"""The data sets: MNIST, digits or a file of sequences to classify; Penn Treebank, pydoc or a text.
 
 `load_pixels` and `load_text` read them, verify the SHA-256 of each file, and split them. `digits`
-comes with scikit-learn and `pydoc` with Python; neither needs files or a network.
+comes with scikit-learn and `pydoc` with Python; neither needs files or a network. A loader of one's
+own is a function and its entry in `PIXEL_SETS` or `TEXT_SETS`, whose keys --dataset takes.
 """
 
 import functools
@@ -10,6 +11,7 @@ import io
 import socket
 import tarfile
 import urllib.request
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +40,10 @@ DOWNLOAD_TIMEOUT = 60  # seconds without a response
 
 @dataclass
 class PixelSet:
-    """Images as sequences: images (N, T) uint8, labels (N,); `scale` is the value of white."""
+    """Images as sequences: images (N, T) or (N, T, I), labels (N,); `scale` is the value of white.
+
+    Images are uint8 or float32.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -51,25 +56,38 @@ class PixelSet:
         return PixelSet(self.images.to(device), self.labels.to(device), self.scale)
 
     def batch(self, index):
-        """x (T, B, 1) in [0, 1] and labels (B,) of the samples at index, a slice or a tensor."""
-        x = self.images[index].t().unsqueeze(-1).float() / self.scale
-        return x, self.labels[index]
+        """x (T, B, I) and labels (B,) of the samples at index, a slice or a tensor.
+
+        x is the images divided by `scale`: in [0, 1] for pixels.
+        """
+        images = self.images[index]
+        images = images.unsqueeze(-1) if images.ndim == 2 else images
+        return images.transpose(0, 1).float() / self.scale, self.labels[index]
 
 
 @dataclass
 class PixelData:
-    """An image data set, split; `permutation` (T,) is the pixel order, None if not permuted."""
+    """An image data set, split; `permutation` (T,) is the pixel order, None if not permuted.
+
+    `name` is the name of the task: sMNIST, psMNIST, sDigits, …
+    """
 
     train: PixelSet
     validation: PixelSet
     test: PixelSet
     permutation: np.ndarray | None
     classes: int
+    name: str
     checksums: dict
 
     @property
     def steps(self):
         return self.train.images.shape[1]
+
+    @property
+    def inputs(self):
+        """I, the number of inputs of a step."""
+        return 1 if self.train.images.ndim == 2 else self.train.images.shape[2]
 
     def to(self, device):
         sets = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
@@ -77,22 +95,30 @@ class PixelData:
 
 
 def load_pixels(name, root, seed, permute):
-    """Loads an image data set, splits it and optionally permutes its pixels.
+    """Loads an image data set, splits it and optionally permutes its pixels (or steps).
 
-    name: a key of `PIXEL_SETS`. root: the data folder. seed: of the RandomState that draws the
-    pixel permutation (if permute), then the sample permutation. Returns PixelData.
+    name: a key of `PIXEL_SETS`. root: the data folder, or the file of npz. seed: of the RandomState
+    that draws the pixel permutation (if permute), then the sample permutation. Returns PixelData.
     Raises UserError if a file cannot be read or downloaded, or has the wrong checksum.
     """
-    images, labels, scale, sizes, test_size, checksums = PIXEL_SETS[name](Path(root))
+    images, labels, scale, sizes, last, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
     permutation = random.permutation(images.shape[1]) if permute else None
     if permute:
         images = images[:, permutation]
-    # A predefined test set comes last and is not permuted.
-    order = random.permutation(len(labels) - test_size)
+    order = random.permutation(len(labels) - last)
     order = torch.from_numpy(np.append(order, np.arange(len(order), len(labels))))
-    parts = [PixelSet(images[part], labels[part], scale) for part in torch.split(order, sizes)]
-    return PixelData(*parts, permutation, classes=10, checksums=checksums)
+    parts = torch.split(order, sizes)
+    if scale is None:
+        scale = images[parts[0]].abs().max().item() or 1
+    task = {"mnist": "MNIST", "npz": Path(root).stem}.get(name, name)
+    return PixelData(
+        *(PixelSet(images[part], labels[part], scale) for part in parts),
+        permutation=permutation,
+        classes=int(labels.max()) + 1,
+        name=("ps" if permute else "s") + task[:1].upper() + task[1:],
+        checksums=checksums,
+    )
 
 
 def _load_mnist(root):
@@ -131,14 +157,75 @@ def _load_digits(root):
     return torch.from_numpy(images), labels, 16, [1297, 250, 250], 0, checksums
 
 
-PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits}
+SPLIT = ("train", "validation", "test")
+
+
+def _load_npz(path):
+    """A NumPy file of arrays, written by `np.savez(path, x=x, y=y)`, optionally with split=split.
+
+    x (N, T) or (N, T, I): numbers of any type but complex. Real ones stay as they are; integers are
+    divided by the largest absolute value in the training part. y (N,): integer labels, whose
+    distinct values are the classes, in ascending order. split (N,): 0, 1, 2 or train, validation,
+    test; without it, the seed draws 80, 10 and 10 % of the samples.
+    """
+    checksums = _npz_checksums(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("x", "y", "split") if name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a file of arrays, as np.savez writes ({error})") from error
+
+    def require(fits, message):
+        if not fits:
+            raise UserError(f"{path}: {message}")
+
+    for name in "xy":
+        require(name in arrays, f"has no array {name}")
+    x, y = arrays["x"], arrays["y"]
+    require(x.ndim in (2, 3) and x.size > 0, f"x must be (N, T) or (N, T, I), got {x.shape}")
+    require(x.dtype.kind in "biuf", f"x must be numbers, got {x.dtype}")
+    require(y.shape == x.shape[:1], f"y must be ({len(x)},) like x, got {y.shape}")
+    require(y.dtype.kind in "biu", f"y must be integers, got {y.dtype}")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.uint8 if x.dtype in (bool, np.uint8) else np.float32)
+    images = torch.from_numpy(x)
+    require(images.isfinite().all(), "x has values that are not finite in float32")
+    classes, labels = np.unique(y, return_inverse=True)
+    require(len(classes) > 1, f"y must have two classes or more, got only {classes[0]}")
+    labels = torch.from_numpy(labels.astype(np.int64))
+    sizes, last = [len(y) - len(y) // 10 * 2, len(y) // 10, len(y) // 10], 0
+    if "split" in arrays:
+        split = arrays["split"]
+        require(split.shape == y.shape, f"split must be ({len(x)},) like x, got {split.shape}")
+        split = split.astype(str)
+        parts = [np.flatnonzero(np.isin(split, (str(i), SPLIT[i]))) for i in range(3)]
+        order, sizes = np.concatenate(parts), list(map(len, parts))
+        allowed = f"0, 1, 2 or {', '.join(SPLIT)}"
+        require(len(order) == len(y), f"split must be {allowed}, got {', '.join(np.unique(split))}")
+        images, labels, last = images[order], labels[order], sizes[1] + sizes[2]
+    require(min(sizes) > 0, f"{', '.join(SPLIT)} need a sample each, got {sizes}")
+    scale = 1 if arrays["x"].dtype.kind == "f" else None
+    return images, labels, scale, sizes, last, checksums
+
+
+def _npz_checksums(path):
+    if not path.is_file():
+        raise UserError(f"argument --data: --dataset npz needs a file FILE.npz, got {path}")
+    return {"npz": _read(path, None)[1]}
+
+
+# Loaders by name. Each takes the data folder (a Path) and returns: images (N, T) or (N, T, I),
+# uint8 or float32; labels (N,) from 0; the value that becomes 1 (None: the largest in the training
+# part); the sizes of training, validation and test part; the number of last samples that stay in
+# place, such as a predefined test set, while the seed permutes the others; and {name: checksum}.
+PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits, "npz": _load_npz}
 
 
 @dataclass
 class TextData:
     """A corpus as three streams of symbol indices (N,), with its symbols.
 
-    `name` is the name of the task: PTB, pydoc, or corpus for any other text.
+    `name` is the name of the task: PTB, pydoc, or for any other text that of its folder, or corpus.
     """
 
     train: torch.Tensor
@@ -164,13 +251,17 @@ def load_text(name, root, any_corpus=False):
 
 
 def _load_pennchar(root, any_corpus):
-    """The characters of the Penn Treebank, or any text in its place: three files in pennchar."""
-    folder = root / "pennchar"
+    """The characters of the Penn Treebank, or any text in its place: three files in pennchar.
+
+    Any text may also lie in the data folder itself, whose name is then that of the task.
+    """
+    own = any_corpus and (root / "train.txt").is_file()
+    folder = root if own else root / "pennchar"
     missing = [name for name in PENNCHAR_SHA256 if not (folder / name).is_file()]
     if missing and any_corpus:
         raise UserError(
-            f"the corpus is missing: {', '.join(missing)} in {folder} (symbols separated by "
-            "spaces); --dataset pydoc needs no files"
+            f"the corpus is missing: {', '.join(missing)} in {root} or {folder} (symbols separated "
+            "by spaces); --dataset pydoc needs no files"
         )
     for name in missing:
         _download_pennchar(folder / name)
@@ -180,7 +271,9 @@ def _load_pennchar(root, any_corpus):
         expected = None if any_corpus else digest
         data, checksums[name] = _read(folder / name, expected, hint)
         parts.append(_symbols(folder / name, data))
-    return parts, "PTB" if checksums == PENNCHAR_SHA256 else "corpus", checksums
+    if checksums == PENNCHAR_SHA256:
+        return parts, "PTB", checksums
+    return parts, (own and root.resolve().name) or "corpus", checksums
 
 
 def _download_pennchar(path):
@@ -273,13 +366,17 @@ def windows(rows, bptt):
 
 
 def checksums_of(args):
-    """The checksums of the data that a script with these arguments would load."""
-    any_corpus = getattr(args, "any_corpus", False)
-    if args.dataset == "mnist":
+    """The checksums of the data that a script with these arguments would load; {} without data."""
+    dataset, any_corpus = getattr(args, "dataset", None), getattr(args, "any_corpus", False)
+    if dataset is None:
+        return {}
+    if dataset == "mnist":
         return MNIST_SHA256
-    if args.dataset == "ptb" and not any_corpus:
+    if dataset == "ptb" and not any_corpus:
         return PENNCHAR_SHA256
-    return _loaded_checksums(args.dataset, args.data, any_corpus)
+    if dataset == "npz":
+        return _npz_checksums(args.data)
+    return _loaded_checksums(dataset, args.data, any_corpus)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from NetworkCreation.initialization import INPUT, RECURRENT
 from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
 from Training.config import HOW, MODE, plain, read_config, read_text
+from Training.datasets import checksums_of
 from Training.machine import allow_tf32
 from Training.parser import (
     Parser,
@@ -56,9 +57,12 @@ def make_parser(script, description, datasets, **defaults):
     """A parser with the flags that the task scripts share.
 
     script: its path; `data` lies beside it. datasets: the choices of --dataset, the first one being
-    the default. defaults: of flags that differ between scripts, such as nhid.
+    the default; none for a script that makes its data. defaults: of flags that differ between
+    scripts, such as nhid.
     """
     parser = Parser(Path(script).name, description)
+    parser.file = Path(script).resolve()
+    defaults = {"nonlin": "gamma", "nhid": 100, "n": 5.0, "s": 0.0, "batch_size": 100} | defaults
     switch = argparse.BooleanOptionalAction
 
     flag = parser.add_argument_group("network").add_argument
@@ -94,9 +98,11 @@ def make_parser(script, description, datasets, **defaults):
     flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
 
     flag = parser.add_argument_group("data, device and files").add_argument
-    data = Path(script).resolve().parent / "data"
-    flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
-    flag("--data", type=Path, default=data, metavar="DIR", help="folder of the data sets")
+    data = parser.file.parent / "data"
+    if datasets:
+        flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
+        flag("--data", type=Path, default=data, metavar="DIR", help="folder of the data sets; "
+             "FILE.npz with --dataset npz")  # fmt: skip
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
     flag("--tf32", **SWITCH, help="faster, less precise products on a GPU")
     flag("--save-dir", type=Path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
@@ -149,6 +155,7 @@ def parse(parser, argv=None):
     args = parser.parse_args([*words(parser, saved), *argv])
     given = typed | {name for name, value in saved.items() if value is not None}
     args.script, args.command = parser.prog, shlex.join(["python3", parser.prog, *argv])
+    args.file = parser.file
 
     if args.net_type != "RNN" and "nonlin" in takes(args.net_type) and "nonlin" not in given:
         args.nonlin = inspect.signature(NETWORKS[args.net_type]).parameters["nonlin"].default
@@ -260,7 +267,7 @@ def tested_checkpoint(parser, args, given):
     """
     asked = given - {*HOW, *MODE, "limit_batches", "transform"}
     asked = plain({name: getattr(args, name) for name in sorted(asked)})
-    path = args.checkpoint or _newest_checkpoint(parser, args, asked)
+    path = args.checkpoint or _newest_checkpoint(parser, args, asked, given)
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("config")
     if config is None:  # a file of the paper's own code: its arguments are those of the flags
@@ -284,21 +291,26 @@ def tested_checkpoint(parser, args, given):
         )
     print(f"checkpoint: {path}, after {epochs}")
     trained = argparse.Namespace(**saved)
-    if "data" in given or not Path(trained.data).is_dir():
+    if "data" in given or not Path(getattr(trained, "data", "")).exists():
         trained.data = args.data
     return path, checkpoint, trained
 
 
-def _newest_checkpoint(parser, args, asked):
+def _newest_checkpoint(parser, args, asked, given):
     for run in find_runs(args.save_dir):
         saved = run.config["arguments"]
         if run.config["script"] != parser.prog or (run.dry and args.limit_batches is None):
             continue
         if asked.items() <= saved.items():
+            if "data" in given:
+                there = checksums_of(argparse.Namespace(**{**saved, "data": args.data}))
+                if there != run.config["data"]:
+                    continue
             try:
                 return run.tested_checkpoint()
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
+    asked = asked | ({"data": args.data} if "data" in given else {})
     wanted = ", ".join(f"{name} {value}" for name, value in asked.items())
     raise UserError(
         f"argument --test: no run{' with ' if wanted else ''}{wanted} in {args.save_dir}; see "

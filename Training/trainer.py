@@ -30,7 +30,7 @@ from Training.machine import keep_memory
 from Training.run_directory import LAST, TABLES, Run
 
 CHART_EVERY = 10  # batches between two points of the loss within an epoch in TensorBoard
-STREAMS = ("initialisation", "order", "transform", "evaluation", "gain")
+STREAMS = ("initialisation", "order", "transform", "evaluation", "gain", "test")
 STATE = ("epoch", "batch", "sums", "marks", "carry", "best")
 
 

@@ -1,0 +1,249 @@
+"""What a user adds: a network, an activation, data, a text and a task; README's Python runs."""
+
+import contextlib
+import re
+import textwrap
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sMNIST_task
+from NetworkCreation.checkpoints import load_model
+from NetworkCreation.errors import UserError
+from NetworkCreation.initialization import RECURRENT, linear_map, torch_default
+from NetworkCreation.layer import NONLINEARITIES, Activation, RecurrentLayer, unsqueeze_drive
+from NetworkCreation.Networks import NETWORKS
+from Postprocessing import analyse, report, runs
+from tests import copy_memory_task
+from tests.conftest import REPOSITORY, TOY
+from Training import once, sweep
+from Training.datasets import load_pixels
+from Training.run_directory import Run
+
+SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
+SCRIPT = str(REPOSITORY / SMNIST)
+FEW = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
+FEW += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
+
+
+class MGU(RecurrentLayer):
+    """The minimal gated unit.
+
+        f_t = σ(Wf [x_t, h_{t−1}])
+        h_t = (1 − f_t) ∘ h_{t−1} + f_t ∘ tanh(W x_t + V (f_t ∘ h_{t−1}) + drive_t)
+
+    State: h (B, H) and the number of steps so far (B, 1). Source: Zhou et al., arXiv 1603.09420.
+    """
+
+    def __init__(self, input_size, hidden_size, rinit="henaff", generator=None, **like):
+        super().__init__(input_size, hidden_size)
+        like["generator"] = generator
+        self.Wf = linear_map(input_size + hidden_size, hidden_size, torch_default, **like)
+        self.W = linear_map(input_size, hidden_size, torch_default, **like)
+        self.V = linear_map(hidden_size, hidden_size, RECURRENT[rinit], **like)
+
+    def state_shapes(self, batch):
+        return [(batch, self.hidden_size), (batch, 1)]
+
+    def step(self, x_t, state, drive_t=None):
+        h, count = state
+        f = torch.sigmoid(self.Wf(torch.cat([x_t, h], dim=1)))
+        candidate = torch.tanh(self.W(x_t) + self.V(f * h) + unsqueeze_drive(drive_t))
+        return (1 - f) * h + f * candidate, count + 1
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Lets a sweep run its scripts in this process; returns the exit codes."""
+    codes = []
+
+    def submit(words):
+        codes.append(once.main(words))
+        future = Future()
+        future.set_result((codes[-1], ""))
+        return future
+
+    monkeypatch.setattr(sweep, "make_executor", lambda *_: contextlib.nullcontext(submit))
+    return codes
+
+
+def analyse_and_draw():
+    """The panels of the runs below SavedModels, analysed and drawn."""
+    assert analyse.main(["report", "SavedModels", "--set", *FEW]) == 0
+    assert report.main(["SavedModels"]) == 0
+    return [report.gather(run) for _, run in runs.load("SavedModels").iterrows()]
+
+
+# A network and an activation
+
+
+def test_a_network_needs_one_line(call, in_process, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "MGU", MGU)
+    flags = [*TOY[SMNIST], "--net-type", "MGU", "--rinit", "cayley", "--epochs", 2]
+    assert sweep.main([SCRIPT, "--seed", "1", "2", "--", *map(str, flags)]) == 0
+    table = runs.load("SavedModels")
+    assert in_process == [0, 0] and list(table["network"]) == ["MGU", "MGU"]
+    assert list(table["rinit"]) == ["cayley", "cayley"] and table["nonlin"].isna().all()
+    path = table["path"][0]
+    assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
+    assert len(Run(path).rows("metrics.csv")) == 3
+    code, out, err = call(SMNIST, "--test", "--net-type", "mgu", "--limit-batches", 3)
+    assert code == 0 and out.count("accuracy") == 3, err
+    code, _, err = call(SMNIST, "--net-type", "MGU", "--iinit", "xavier")
+    assert code == 2 and "--iinit: applies to" in err
+    assert ", MGU)" in " ".join(sMNIST_task.make_parser().format_help().split())
+    for panels in analyse_and_draw():
+        assert {"accuracy", "lyapunov", "norm", "sin", "step"} <= panels.keys()
+        assert "spectrum" not in panels  # it has no recurrent_matrix
+    assert load_model(path)[0].rnn.trace(torch.rand(5, 2, 1))[2]["h"].shape == (5, 2, 8)
+    assert call(PTB, *TOY[PTB], "--net-type", "MGU", "--epochs", 1)[0] == 0
+
+
+def test_an_activation_needs_its_function_alone(call, monkeypatch):
+    monkeypatch.setitem(NONLINEARITIES, "softsign", Activation(nn.functional.softsign))
+    for script in (SMNIST, PTB):
+        assert call(script, *TOY[script], "--nonlin", "softsign", "--epochs", 1)[0] == 0
+
+
+# Data
+
+
+def save_sequences(path, samples=60, **arrays):
+    """A file of 3 classes, labelled 2, 5 and 9: ramps of three slopes on two inputs, with noise."""
+    random = np.random.default_rng(0)
+    y = random.choice([2, 5, 9], samples)
+    x = random.normal(y[:, None, None] * np.linspace(0, 1, 12)[:, None], 1, (samples, 12, 2))
+    np.savez(path, **{"x": x, "y": y} | arrays)
+    return path
+
+
+def test_sequences_in_a_file_are_trained_on(call, tmp_path):
+    first = save_sequences(tmp_path / "ramps.npz", 400)
+    second = save_sequences(tmp_path / "other.npz", x=np.ones((60, 12, 2)))
+    flags = ["--dataset", "npz", "--nhid", 8, "--lr", 0.01, "--epochs", 2, "-p", "--batch", 20]
+    for path in (first, second):
+        assert call(SMNIST, *flags, "--data", path)[0] == 0
+    table = runs.load("SavedModels")
+    assert list(table["task"]) == ["psRamps", "psOther"] and table["chance"].eq(1 / 3).all()
+    run, (args, _) = Run(table["path"][0]), sMNIST_task.parse([*flags, "--data", first])
+    assert run.config["model"]["classes"] == 3 and run.config["model"]["inputs"] == 2
+    assert once.identity_of(args) == run.identity
+    for path in (first, second):
+        code, out, err = call(SMNIST, "--test", "--dataset", "npz", "--data", path)
+        assert code == 0 and f"ps{path.stem.title()}" in out, err
+    small = ["lyapunov.steps=16", "jacobian.times=2", "mutual_information.times=1"]
+    assert analyse.main(["dynamics", "robustness", str(run.path), "--set", *small]) == 0
+    save_sequences(first, x=np.ones((60, 12)))
+    assert once.identity_of(args) != run.identity
+    code, _, err = call(SMNIST, "--test", "--checkpoint", run.newest_checkpoint())
+    assert code == 1 and "has 2 inputs and 3 classes, but" in err and "1 and 3" in err
+    code, _, err = call(SMNIST, "--test", "--dataset", "npz", "--data", first)
+    assert code == 1 and "no run with dataset npz, data" in err  # the file has changed
+
+
+def test_the_parts_of_a_file(tmp_path):
+    pixels = np.arange(60 * 4, dtype=np.uint8).reshape(60, 4)
+    path = save_sequences(tmp_path / "a.npz", x=pixels)
+    data = load_pixels("npz", path, 3, False)
+    order = np.random.RandomState(3).permutation(60)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [48, 6, 6]
+    assert np.array_equal(data.test.images, pixels[order[54:]]) and data.name == "sA"
+    x, _ = data.train.batch(slice(0, 48))
+    assert x.shape == (4, 48, 1) and x.max() == 1 and data.train.scale == pixels[order[:48]].max()
+    assert set(data.train.labels.tolist()) == {0, 1, 2}
+    for split in (np.repeat([1, 0, 2], 20), np.repeat(["validation", "train", "test"], 20)):
+        data = load_pixels("npz", save_sequences(path, x=pixels, split=split), 3, False)
+        assert np.array_equal(data.validation.images, pixels[:20])
+        assert np.array_equal(data.test.images, pixels[40:])
+        order = 20 + np.random.RandomState(3).permutation(20)
+        assert np.array_equal(data.train.images, pixels[order])
+    x = np.array([[-3, 1], [300, 0]] * 30, dtype=">i2")
+    data = load_pixels("npz", save_sequences(path, x=x), 3, False)
+    assert data.train.scale == 300 and data.train.images.min() == -3
+    x = x.astype(np.float16)
+    assert load_pixels("npz", save_sequences(path, x=x), 3, False).train.scale == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"x": np.ones(60)}, r"x must be \(N, T\) or \(N, T, I\), got \(60,\)"),
+        ({"x": np.ones((60, 0))}, r"x must be .* got \(60, 0\)"),
+        ({"x": np.ones((60, 2), complex)}, "x must be numbers, got complex128"),
+        ({"x": np.array([[None] * 2] * 60)}, "not a file of arrays"),
+        ({"x": np.full((60, 2), 1e300)}, "not finite in float32"),
+        ({"y": np.ones(60)}, "y must be integers, got float64"),
+        ({"y": np.ones(60, int)}, "two classes or more, got only 1"),
+        ({"y": np.arange(59)}, r"y must be \(60,\) like x, got \(59,\)"),
+        ({"split": np.arange(60)}, "split must be 0, 1, 2 or train, validation, test, got 0, 1,"),
+        ({"split": np.zeros(60, int)}, "train, validation, test need a sample each"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(tmp_path, arrays, reason):
+    path = save_sequences(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match=rf"bad\.npz: .*{reason}"):
+        load_pixels("npz", path, 1, False)
+
+
+def test_what_is_no_file_of_arrays_is_named(tmp_path, call):
+    (tmp_path / "text.npz").write_text("no arrays")
+    np.savez(tmp_path / "only.npz", x=np.ones((3, 2)))
+    for data, reason in (("text.npz", "not a file"), ("only.npz", "no array y"), (".", "FILE.npz")):
+        code, _, err = call(SMNIST, "--dataset", "npz", "--data", data)
+        assert code == 1 and reason in err and err.count("\n") == 1
+
+
+def test_a_text_of_ones_own_is_trained_on_and_written(call, tmp_path):
+    (tmp_path / "songs").mkdir()
+    for name in ("train", "valid", "test"):
+        (tmp_path / "songs" / f"{name}.txt").write_text("l a _ l a\nl u _ l u\n" * 100)
+    flags = [*TOY[PTB], "--dataset", "ptb", "--any-corpus", "--data", "songs", "--epochs", 1]
+    assert call(PTB, *flags)[0] == 0 and runs.load("SavedModels")["task"].tolist() == ["songs"]
+    tested = ["--test", "--limit-batches", 3, "--sample", 80]
+    written = [call(PTB, *tested)[1].split("\n", 2)[2] for _ in range(2)]
+    assert written[0] == written[1] and len(written[0]) == 81
+    assert set(written[0]) == set("alu \n")
+    code, _, err = call(PTB, "--sample", 3)
+    assert code == 2 and "--sample: requires --test" in err
+
+
+# A task
+
+
+def test_a_task_is_one_script(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--delay=3", "--nhid=8", "--batches=4", "--epochs=2", "--lr=1e-2", "--n=3"]
+    assert sweep.main([copy_memory_task.__file__, "--seed", "1", "2", "--", *flags]) == 0
+    table = runs.load("SavedModels")
+    assert in_process == [0, 0] and set(table["task"]) == {"copy"} and table["finished"].all()
+    assert table["score"].eq("error").all() and table["chance"].eq(7 / 8).all()
+    best = runs.curves(table).groupby("path")["validation_error"].min()
+    assert list(table["best_validation"]) == list(best[table["path"]])
+    assert runs.in_words(table)["test"].str.fullmatch(r"\d\.\d{3} error").all()
+    for panels in analyse_and_draw():
+        assert {"loss", "error", "n", "s"} <= panels.keys()
+    assert copy_memory_task.main(["--test", "--seed", "1"]) == 0
+    x, target = copy_memory_task.draw(4, 2, torch.Generator())
+    assert torch.equal(x[:10], target[-10:]) and len(x) == 24 and (x[10:] >= 8).all()
+
+
+# README
+
+
+def python_blocks():
+    """The indented blocks of README that import something."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = map(textwrap.dedent, re.findall(r"(?<=\n\n)((?: {4}.*\n|\n)+)", text))
+    return [block for block in blocks if re.search(r"^(from \S+ )?import", block, re.MULTILINE)]
+
+
+def test_the_python_of_the_readme_runs_as_printed(call):
+    assert call(SMNIST, *TOY[SMNIST], "--epochs", 1)[0] == 0
+    trace, adding = {}, {}
+    for block, names in zip(python_blocks(), (trace, adding), strict=True):
+        exec(block, names)
+    assert trace["quantities"]["n"].shape == (64, 10, 8)
+    assert sum(adding["losses"][-50:]) / 50 < 0.08  # half of what a constant has
