@@ -128,7 +128,10 @@ def test_sequences_in_a_file_are_trained_on(call, tmp_path):
         assert call(SMNIST, *flags, "--data", path)[0] == 0
     table = runs.load("SavedModels")
     assert list(table["task"]) == ["psRamps", "psOther"] and table["chance"].eq(1 / 3).all()
-    run, (args, _) = Run(table["path"][0]), sMNIST_task.parse([*flags, "--data", first])
+    run, (args, _) = (
+        Run(table["path"][0]),
+        sMNIST_task.parse([*map(str, flags), "--data", str(first)]),
+    )
     assert run.config["model"]["classes"] == 3 and run.config["model"]["inputs"] == 2
     assert once.identity_of(args) == run.identity
     for path in (first, second):
