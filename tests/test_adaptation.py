@@ -21,9 +21,7 @@ RUNS = {
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     """{name: trained run} of `RUNS`."""
-    return {
-        name: Run(train(tmp_path_factory.mktemp(name), *words)) for name, words in RUNS.items()
-    }
+    return {name: Run(train(tmp_path_factory.mktemp(name), *words)) for name, words in RUNS.items()}
 
 
 def compute(run, name, **settings):

@@ -12,7 +12,6 @@ from nbclient import NotebookClient
 
 from Postprocessing import plots
 from tests.conftest import REPOSITORY
-from tests.toy_runs import TASKS
 
 PANELS = {"performance": (2, 2), "learning_speed": (2, 3), "dynamics": (3, 3)}
 PANELS |= {"robustness": (2, 3), "regularization": (2, 4)}

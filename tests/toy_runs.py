@@ -13,10 +13,10 @@ from tests.conftest import TOY
 from Training import datasets
 
 MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
-COMMON = ["--nhid", "8", "--lr", "1e-2", "--epochs", "2", "--save-freq", "1"]
+COMMON = "--nhid=8 --lr=1e-2 --epochs=2 --save-freq=1"
 TASKS = {
-    "psDigits": (sMNIST_task, "--dataset digits -p --batch 20".split()),
-    "pydoc": (PTB_task, "--dataset pydoc --emsize 6 --batch_size 16 --bptt 12".split()),
+    "psDigits": (sMNIST_task, "--dataset=digits -p --batch=20"),
+    "pydoc": (PTB_task, "--dataset=pydoc --emsize=6 --batch_size=16 --bptt=12"),
 }
 SETTINGS = ["--nonlin=gamma --no-learn_params", "--nonlin=gamma", "--nonlin=gamma2"]
 CELLS = ["--n=1 --s=0", "--n=5 --s=0.5"]  # a grid of 2 n × 2 s without two of its cells
@@ -71,7 +71,8 @@ def make_toy_runs(task, root):
     script, flags = TASKS[task]
     grid = [f"{setting} {cell}" for setting in SETTINGS for cell in CELLS]
     for own in grid + NETWORKS[task]:
-        assert script.main([*COMMON, *flags, "--save-dir", str(root), *own.split()]) == 0
+        words = f"{COMMON} {flags} {own}".split()
+        assert script.main([*words, "--save-dir", str(root)]) == 0
     for where, names in NEEDED[task].items():
         assert analyse.main([*names, str(root / task), "--where", where, "--set", *SMALL]) == 0
 
