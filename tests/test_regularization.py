@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from NetworkCreation.gamma_function import gamma
 from NetworkCreation.Networks import ANRU
-from Postprocessing import analyse
+from Postprocessing import analyse, regularization, runs
 from Postprocessing.dynamics import push
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.networks import Unsuitable, freeze
@@ -20,7 +21,7 @@ from Postprocessing.regularization import (
     root_mean_square,
     systems,
 )
-from tests.toy_runs import FEW
+from tests.toy_runs import FEW, SMALL
 from Training.run_directory import Run
 
 T, B, H, M, ONSET = 12, 2, 4, 3, 5
@@ -163,3 +164,23 @@ def test_the_analysis_saves_its_arrays(toy_runs):
     assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
     with pytest.raises(Unsuitable, match="400 streams need 800 test sequences, got"):
         analyse.compute(Run(anru), "regularization", FEW | {"streams": 400})
+
+
+def test_a_frozen_network_that_diverges_is_left_out_and_not_asked_for(
+    toy_runs, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(toy_runs / "seeds/psDigits", tmp_path / "psDigits")
+    table = runs.load(tmp_path)
+    remaining, diverging = table["path"]
+    monkeypatch.setattr(regularization, "frozen_step", lambda layer, now, h, tangents: (h / 0, h))
+    command = ["regularization", diverging, "--set", *SMALL, "regularization.steps=40"]
+    for count in ("1 not applicable", "1 up to date"):
+        assert analyse.main(command) == 0
+        assert f"regularization: {count}\n" in capsys.readouterr().out
+    loaded = analyse.load_all({"regularization": table}, "regularization")
+    assert list(loaded["regularization"]) == [remaining]
+    reason = f"regularization leaves out {diverging}: the state is not finite after 1 steps"
+    assert reason in capsys.readouterr().out
+    with pytest.raises(analyse.FigureError, match="every run diverges"):
+        analyse.load_all({"regularization": table[1:]}, "regularization")
+    assert analyse.scalars([diverging]).filter(like="regularization").empty
