@@ -42,13 +42,8 @@ def random_state(layer):
 
 def full_jacobians(layer, x_t, state):
     """The explicit Jacobian of the full state, per sample, (B, D, D)."""
-    step = flat_step(layer)
-    return torch.stack(
-        [
-            jacobian(lambda s, x=x: step(x[None], s[None])[0], s)
-            for x, s in zip(x_t, state, strict=True)
-        ]
-    )
+    step, pairs = flat_step(layer), zip(x_t, state, strict=True)
+    return torch.stack([jacobian(lambda s, x=x: step(x[None], s[None])[0], s) for x, s in pairs])
 
 
 def exponents(step, *arguments):

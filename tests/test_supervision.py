@@ -22,16 +22,9 @@ from tests.layers import build, randn, seeded
 from Training.run_directory import Run
 
 
-@torch.no_grad()
-def cut(layer, *names):
-    """Sets these parameters to 0."""
-    for name in names:
-        layer.get_parameter(name).zero_()
-    return layer
-
-
 def test_a_gain_that_does_not_read_the_supervisor_is_its_bias():
-    layer = cut(build("ANRU", inputs=1), "Wgn.weight")
+    layer = build("ANRU", inputs=1)
+    torch.nn.init.zeros_(layer.Wgn.weight)
     n, s = gain_and_saturation(layer, randn(200, 2, 1), (1.0, 30.0), seeded(0))
     np.testing.assert_allclose(n, layer.Wgn.bias.item())
     assert s[0] != s[1]
@@ -42,7 +35,8 @@ def test_a_gain_that_does_not_read_the_supervisor_is_its_bias():
 
 def test_without_memory_n_and_s_are_expectations_over_the_noise():
     layer = build("ANRU", inputs=1, units=20)
-    cut(layer, "Uxh.weight", "Uxh.bias", "Whh.weight", "Whh.bias", "Wgg.weight")
+    for name in ("Uxh.weight", "Uxh.bias", "Whh.weight", "Whh.bias", "Wgg.weight"):
+        torch.nn.init.zeros_(layer.get_parameter(name))
     xi = (0.5, 1.0, 4.0)
     n, s = gain_and_saturation(layer, randn(200, 40, 1), xi, seeded(0))
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)
@@ -121,9 +115,8 @@ def test_a_fit_holds_if_it_is_larger_than_two_standard_errors():
 
 def test_ends_are_the_onset_and_the_last_quarter_of_the_step():
     values = np.stack([np.arange(784.0), -np.arange(784.0)])
-    onset, settled = ends(values, (200, 400))
-    np.testing.assert_array_equal(onset, [200, -200])
-    np.testing.assert_array_equal(settled, [374.5, -374.5])  # mean of 350 … 399
+    expected = [[200, -200], [374.5, -374.5]]  # mean of 350 … 399
+    np.testing.assert_array_equal(ends(values, (200, 400)), expected)
 
 
 def test_the_supervisor_runs_alone():
