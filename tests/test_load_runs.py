@@ -86,10 +86,10 @@ def make_pipe(path):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("config.json", replace(".*", '{"of": "something else"}')),
+        ("config.json", replace(r"\A.*", '{"of": "something else"}')),
         ("config.json", replace('"arguments": {', '"arguments": {}, "others": {')),
         ("config.json", extend(2**20 + 1)),
-        ("metrics.csv", replace(".*", "a;b\n1;2;3\n")),
+        ("metrics.csv", replace(r"\A.*", "a;b\n1;2;3\n")),
         ("metrics.csv", replace("\n.*", "\n" + "x," * 13 + "x\n")),
         ("metrics.csv", extend(2**27)),
         ("metrics.csv", make_pipe),

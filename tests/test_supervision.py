@@ -6,7 +6,7 @@ import torch
 
 from NetworkCreation.Networks import ANRU
 from Postprocessing import analyse
-from Postprocessing.networks import NotApplicable, Unsuitable
+from Postprocessing.networks import NotApplicable, Unsuitable, chains
 from Postprocessing.step_response import along, ends
 from Postprocessing.supervisor import (
     NOISE,
@@ -106,6 +106,13 @@ def test_means_are_over_steps_110_to_199(monkeypatch):
     layer = build("ANRU", 1, 3)
     n, s = gain_and_saturation(layer, torch.zeros(200, 2, 1, dtype=torch.float64), (1.0,))
     assert n == [154.5] and s == [-154.5]
+
+
+def test_chains_are_concatenated_sequences():
+    x = torch.arange(7.0).expand(5, 7)[..., None] + torch.arange(5.0)[:, None, None] / 10
+    chained = chains(x, 2)
+    assert chained.shape == (15, 2, 1)
+    torch.testing.assert_close(chained[:, 1, 0], torch.cat([x[:, 1, 0], x[:, 3, 0], x[:, 5, 0]]))
 
 
 def test_a_fit_holds_if_it_is_larger_than_two_standard_errors():
