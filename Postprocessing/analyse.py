@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from NetworkCreation.errors import UserError
 from Postprocessing import runs
-from Postprocessing.networks import NotApplicable, Unsuitable
+from Postprocessing.networks import Diverged, NotApplicable, Unsuitable
 from Training.config import RunError
 from Training.console import Progress, entry_point
 from Training.machine import REPOSITORY, allow_tf32
@@ -65,7 +65,7 @@ def compute(run, name, settings, data=None, device="cpu", recompute=False):
     """Computes and saves an analysis of a Run, unless it is up to date; returns whether it did.
 
     settings: those that are not the defaults, {name: value}. Raises Unsuitable if it cannot be
-    computed, or a result is not finite.
+    computed, or a result is not finite. Of a network that diverges, the reason is saved.
     """
     identity = {"settings": json.dumps(defaults(name) | settings)}
     identity["source"] = json.dumps(source(run))
@@ -75,13 +75,18 @@ def compute(run, name, settings, data=None, device="cpu", recompute=False):
             saved = read(path)
             if all(str(saved[key]) == value for key, value in identity.items()):
                 return False
-    arrays = ANALYSES[name].compute(run, data, device, **settings)
+    try:
+        arrays = ANALYSES[name].compute(run, data, device, **settings)
+    except Diverged as error:
+        identity["diverged"], arrays = str(error), {}
     for key, values in arrays.items():
         if not np.isfinite(values).all():
             raise Unsuitable(f"{name}: {key} is not finite")
     file = io.BytesIO()
     np.savez(file, **{key: np.array(value) for key, value in identity.items()}, **arrays)
     run.write(f"analysis/{name}.npz", file.getbuffer())
+    if "diverged" in identity:
+        raise NotApplicable(identity["diverged"])
     return True
 
 
@@ -116,6 +121,7 @@ def read(path):
 def load(path, name):
     """The saved arrays of an analysis of the run at a path; None if it was not computed.
 
+    The only array is `diverged`, the reason, if it does not apply because a network diverges.
     Raises RunError, with the command to run, if the file is damaged or stale.
     """
     file = file_of(path, name)
@@ -134,9 +140,10 @@ def load_all(wanted, notebook):
     """The arrays of all analyses of a figure, {name: {path of the run: arrays}}.
 
     wanted: {name: DataFrame of runs}. notebook: its name. Raises FigureError, with one command that
-    computes what is missing or stale, or if runs were analysed with different settings.
+    computes what is missing or stale, or if runs were analysed with different settings. Runs that
+    diverge are left out and printed; FigureError if an analysis has no others.
     """
-    loaded, problems, lacking = {}, [], set()
+    loaded, problems, lacking, left_out = {}, [], set(), []
     for name, table in wanted.items():
         loaded[name], reason = {}, ""
         for path in table["path"]:
@@ -151,6 +158,10 @@ def load_all(wanted, notebook):
                 f"{name}: missing or stale for {len(absent)} of {len(table)} runs{reason}"
             )
             continue
+        for path in [path for path, arrays in loaded[name].items() if "diverged" in arrays]:
+            left_out.append(f"{name} leaves out {path}: {loaded[name].pop(path)['diverged']}")
+        if len(table) and not loaded[name]:
+            raise FigureError("\n".join(["every run diverges:", *left_out]))
         settings = pd.Series({p: str(arrays["settings"]) for p, arrays in loaded[name].items()})
         if (counts := settings.value_counts()).size > 1:
             problems.append(f"{name}: computed with different settings:\n{counts.to_string()}")
@@ -158,6 +169,7 @@ def load_all(wanted, notebook):
     if problems:
         text = command([notebook], sorted(lacking))
         raise FigureError("\n".join([*problems, "compute them with:", text]))
+    print(*left_out, sep="\n", end="\n" * bool(left_out))
     return loaded
 
 

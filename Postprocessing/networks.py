@@ -21,6 +21,10 @@ class NotApplicable(Unsuitable):
     """An analysis is not defined for a run's network."""
 
 
+class Diverged(NotApplicable):
+    """An analysis has no result, as a network diverges; saved, so that it is not asked for."""
+
+
 def is_text(run):
     """Whether a run is scored in bits per character."""
     return run.config["model"]["task"] == "characters"

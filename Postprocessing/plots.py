@@ -156,6 +156,7 @@ def draw_ecdf(values, ax, name):
     """The fraction of values (R,) at or below each value."""
     ax.ecdf(values, color=COLOURS[name], label=name)
     ax.set_ylabel("cumulative fraction")
+    return ax
 
 
 def draw_reference(value, ax, label=None, vertical=False):
@@ -192,9 +193,9 @@ def draw_eigenvalues(values, ax, **style):
     """Eigenvalues in the complex plane, an array of any shape, and the unit circle."""
     if not ax.patches:
         ax.add_patch(Circle((0, 0), 1, fill=False, edgecolor="0.4", linewidth=0.6))
-    points = ax.scatter(values.real, values.imag, **{"s": 5, "linewidth": 0} | style)
+    ax.scatter(values.real, values.imag, **{"s": 5, "linewidth": 0} | style)
     ax.set(aspect="equal", xlabel="real part", ylabel="imaginary part")
-    return points
+    return ax
 
 
 def colour_of(xi):

@@ -16,7 +16,8 @@ The onset is that of the test's step drive, 200 of 784 steps; the periods are fo
 window; all in proportion for other lengths (digits, T = 64: onset 16, periods of 4 steps).
 
 Source: Geadah et al., PLOS Computational Biology 2024; its program is not published. Differences
-within the spread over draws and streams are not meaningful. A frozen network may diverge.
+within the spread over draws and streams are not meaningful. A frozen network may diverge: the
+analysis then does not apply, which is saved in its place.
 """
 
 import functools
@@ -31,7 +32,7 @@ import torch
 from NetworkCreation.gamma_function import gamma, gamma_prime
 from Postprocessing.dynamics import flatten, push_anru
 from Postprocessing.lyapunov import lyapunov_exponents
-from Postprocessing.networks import Unsuitable, layer_input, trained_anru
+from Postprocessing.networks import Diverged, Unsuitable, layer_input, trained_anru
 from Training.console import Progress
 from Training.transforms import step_window
 
@@ -117,7 +118,7 @@ def leading_exponents(system, first, last, draws, desc=""):
 
 
 def compute(run, data, device, *, sizes=SIZES, steps=1000, streams=3, draws=2):
-    """The arrays listed in the module docstring."""
+    """The arrays listed in the module docstring; raises Diverged if a state is not finite."""
     model, layer = trained_anru(run, device)
     length = len(layer_input(run, model, 1, data))
     onset, _ = step_window(length)
@@ -142,5 +143,5 @@ def compute(run, data, device, *, sizes=SIZES, steps=1000, streams=3, draws=2):
             periods = [exponents(system, *period, name) for period in pairwise(since)]
             arrays[f"{name}_since"] = np.stack(periods)
     except ValueError as error:
-        raise Unsuitable(f"{error}: set fewer regularization.steps") from error
+        raise Diverged(f"{error}; regularization.steps may be fewer") from error
     return arrays

@@ -7,21 +7,14 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from NetworkCreation.gamma_function import gamma_prime
 from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse
 from Postprocessing.dynamics import flat_step, flatten, push, step_jacobian, tangent_step
 from Postprocessing.jacobian import jacobian_eigenvalues, spectral_norms
 from Postprocessing.lyapunov import lyapunov_exponents
-from Postprocessing.networks import (
-    Unsuitable,
-    data_set,
-    freeze,
-    kept_model,
-    trained_layers,
-)
-from tests.conftest import TOY
+from Postprocessing.networks import Unsuitable, data_set, freeze, kept_model, trained_layers
+from tests.toy_runs import train
 from Training.run_directory import Run
 
 T, B, INPUTS, H = 5, 3, 2, 4
@@ -49,13 +42,8 @@ def random_state(layer):
 
 def full_jacobians(layer, x_t, state):
     """The explicit Jacobian of the full state, per sample, (B, D, D)."""
-    step = flat_step(layer)
-    return torch.stack(
-        [
-            jacobian(lambda s, x=x: step(x[None], s[None])[0], s)
-            for x, s in zip(x_t, state, strict=True)
-        ]
-    )
+    step, pairs = flat_step(layer), zip(x_t, state, strict=True)
+    return torch.stack([jacobian(lambda s, x=x: step(x[None], s[None])[0], s) for x, s in pairs])
 
 
 def exponents(step, *arguments):
@@ -71,76 +59,31 @@ def test_a_linear_map_has_the_logarithms_of_its_eigenvalues():
     basis = draw(4, 4)
     values = torch.tensor([1.5, -0.9, 0.5, 0.1], dtype=torch.float64)
     A = basis @ values.diag() @ basis.inverse()
-    found = exponents(
+    leading = exponents(
         lambda x_t, state: state @ A.t() + x_t, draw(2, 4), draw(200, 1, 1), 4, 100, generator()
     )
-    assert found.shape == (2, 4)
-    torch.testing.assert_close(found, values.abs().log().expand(2, 4), rtol=0, atol=1e-6)
+    assert leading.shape == (2, 4)
+    torch.testing.assert_close(leading, values.abs().log().expand(2, 4), rtol=0, atol=1e-6)
 
 
-def test_the_henon_map_has_its_known_exponents():
-    def step(_, state):
-        x, y = state.unbind(1)
-        return torch.stack([1 - 1.4 * x * x + y, 0.3 * x], dim=1)
-
-    start = 0.1 * torch.rand(64, 2, generator=generator(), dtype=torch.float64)
-    found = exponents(step, start, range(1000), 2, 100, generator())
-    expected = torch.tensor([0.4192, -1.6232], dtype=torch.float64)
-    torch.testing.assert_close(found.mean(0), expected, rtol=0, atol=2e-3)
-    torch.testing.assert_close(found.sum(1), torch.full((64,), math.log(0.3)).double())
+LAYERS = {name: (name, {}) for name in NETWORKS}
+LAYERS |= {f"RNN {name}": ("RNN", {"nonlin": name, "n": 2.0, "s": 0.3}) for name in NONLINEARITIES}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_pushed_tangents_match_the_explicit_jacobian(name):
-    layer = make_layer(name)
+@pytest.mark.parametrize("key", LAYERS)
+def test_tangents_and_the_jacobian_of_a_step_match_autograd(key):
+    name, options = LAYERS[key]
+    layer = make_layer(name, **options)
     x_t, state = draw(B, INPUTS), random_state(layer)
-    tangents = draw(*state.shape, 3, seed=2)
-    expected = full_jacobians(layer, x_t, state) @ tangents
+    tangents, full = draw(*state.shape, 3, seed=2), full_jacobians(layer, x_t, state)
     for after, pushed in (
         push(lambda s: flat_step(layer)(x_t, s), state, tangents),
         tangent_step(layer)(x_t, state, tangents),
     ):
         torch.testing.assert_close(after, flat_step(layer)(x_t, state))
-        torch.testing.assert_close(pushed, expected)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_sum_of_all_exponents_is_the_mean_log_determinant(name):
-    layer = make_layer(name)
-    if name in ("RNN", "ANRU"):  # if γ is steep, rounding dominates the smallest exponents
-        (layer.n if name == "RNN" else layer.Wgn.bias).fill_(1.0)
-    if hasattr(layer, "b"):  # a unit below the modReLU threshold has derivative 0
-        layer.b.abs_()
-    x, state = draw(T, B, INPUTS), random_state(layer)
-    found = exponents(flat_step(layer), state, x, state.shape[1], 2, generator())
-    logs = []
-    for x_t in x:
-        logs.append(full_jacobians(layer, x_t, state).det().abs().log())
-        state = flat_step(layer)(x_t, state)
-    torch.testing.assert_close(found.sum(1), torch.stack(logs[2:]).mean(0))
-
-
-def test_few_directions_find_the_leading_exponents_of_the_full_spectrum():
-    layer = make_layer("ANRU")
-    x, state = draw(300, 1, INPUTS), random_state(layer)[:1]
-    advance = tangent_step(layer)
-    full, few = (
-        lyapunov_exponents(advance, state, x, k, 100, generator(k)) for k in (state.shape[1], 3)
-    )
-    torch.testing.assert_close(few, full[:, :3], rtol=0, atol=1e-3)
-    assert few[0, 0] - few[0, 2] > 0.1  # they are not all equal
-
-
-def test_the_spread_of_the_leading_exponent_shrinks_with_the_number_of_steps():
-    layer = make_layer("RNN", nonlin="tanh")
-    leading = {
-        steps: lyapunov_exponents(
-            tangent_step(layer), *(draw(16, H), draw(steps, 16, INPUTS)), 2, 20, generator()
-        )[:, 0]
-        for steps in (120, 1620)
-    }
-    short, long = (np.ptp(values.numpy()) for values in leading.values())
-    assert 0 < long < short / 2  # 4 in the limit, as the inverse root of the counted steps
+        torch.testing.assert_close(pushed, full @ tangents)
+    size = 2 * H if name == "EURNN" else H
+    torch.testing.assert_close(step_jacobian(layer, x_t, state), full[:, :size, :size])
 
 
 def test_the_flat_step_follows_the_trajectory_of_the_layer():
@@ -153,8 +96,8 @@ def test_the_flat_step_follows_the_trajectory_of_the_layer():
 
 
 def test_a_direction_that_vanishes_has_minus_infinity():
-    found = exponents(lambda x_t, state: 0 * state, draw(2, 3), range(4))
-    assert (found == -math.inf).all()
+    leading = exponents(lambda x_t, state: 0 * state, draw(2, 3), range(4))
+    assert (leading == -math.inf).all()
 
 
 @pytest.mark.parametrize(
@@ -172,40 +115,21 @@ def test_exponents_that_cannot_be_computed_are_rejected(k, warm_up, factor, mess
         exponents(lambda x_t, state: factor * state, ones, range(4), k, warm_up)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_jacobian_of_a_step_matches_autograd(name):
+@pytest.mark.parametrize("name", ["GRU", "ANRU"])
+def test_norms_and_eigenvalues_are_those_of_the_jacobian_at_the_requested_times(name):
     layer = make_layer(name)
-    x_t, state = draw(B, INPUTS), random_state(layer)
-    size = 2 * H if name == "EURNN" else H
-    expected = full_jacobians(layer, x_t, state)[:, :size, :size]
-    torch.testing.assert_close(step_jacobian(layer, x_t, state), expected)
-
-
-@pytest.mark.parametrize("nonlin", NONLINEARITIES)
-def test_the_jacobian_of_every_activation_matches_autograd(nonlin):
-    layer = make_layer("RNN", nonlin=nonlin, n=2.0, s=0.3)
-    x_t, state = draw(B, INPUTS), random_state(layer)
-    found = step_jacobian(layer, x_t, state)
-    expected = full_jacobians(layer, x_t, state)
-    torch.testing.assert_close(found, expected)
-    tangents = draw(*state.shape, 3, seed=2)
-    after, pushed = tangent_step(layer)(x_t, state, tangents)
-    torch.testing.assert_close(after, layer.step(x_t, state))
-    torch.testing.assert_close(pushed, expected @ tangents)
-    if nonlin in ("gamma", "gamma2"):
-        slope = gamma_prime(layer.preactivation(x_t, state), layer.n, layer.s)
-        torch.testing.assert_close(found, slope.unsqueeze(-1) * layer.V.weight)
-
-
-def test_the_norms_are_those_of_the_matrices_at_the_requested_times():
-    layer = make_layer("GRU")
-    x, state = draw(T, B, INPUTS), flatten(layer.initial_state(B))
-    found = spectral_norms(layer, x, range(2, T + 1, 2))
-    assert found.shape == (2, B)
+    x, state, times = draw(T, B, INPUTS), flatten(layer.initial_state(B)), range(2, T + 1, 2)
+    norms, eigenvalues = (
+        function(layer, x, times).numpy() for function in (spectral_norms, jacobian_eigenvalues)
+    )
+    assert norms.shape == (2, B) and eigenvalues.shape == (2, B, H)
     for t, x_t in enumerate(x, start=1):
-        J = full_jacobians(layer, x_t, state).numpy()
-        if t % 2 == 0:
-            np.testing.assert_allclose(found[t // 2 - 1], np.linalg.svd(J)[1][:, 0])
+        if t in times:
+            J = full_jacobians(layer, x_t, state)[:, :H, :H].numpy()  # the rest of the state fixed
+            np.testing.assert_allclose(norms[t // 2 - 1], np.linalg.svd(J)[1][:, 0])
+            expected = np.sort_complex(np.linalg.eigvals(J))
+            measured = np.sort_complex(eigenvalues[t // 2 - 1])
+            np.testing.assert_allclose(measured, expected, atol=1e-10)
         state = flat_step(layer)(x_t, state)
 
 
@@ -220,8 +144,8 @@ def test_units_of_an_eurnn_at_zero_have_slope_0():
     zero = [0, 1, H, H + 1]  # real and imaginary parts
     assert (J[:, zero] == 0).all() and J.abs().sum(2).gt(0).sum() == B * (2 * H - 4)
     inputs = [0 * x_t, *draw(9, B, INPUTS)]
-    found = lyapunov_exponents(tangent_step(layer), state, inputs, 1, 5, generator())
-    assert found.isfinite().all()
+    leading = lyapunov_exponents(tangent_step(layer), state, inputs, 1, 5, generator())
+    assert leading.isfinite().all()
 
 
 def test_freezing_keeps_a_parametrised_matrix():
@@ -232,49 +156,17 @@ def test_freezing_keeps_a_parametrised_matrix():
     assert not any(p.requires_grad for p in layer.parameters())
 
 
-@pytest.mark.parametrize("name", ["RNN", "ANRU", "expRNN", "nnRNN", "EURNN"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_recurrent_matrix_takes_h_to_the_preactivation(name):
     layer = make_layer(name)
+    if name in ("LSTM", "GRU"):
+        with pytest.raises(NotImplementedError, match=f"{name} has no single recurrent matrix"):
+            layer.recurrent_matrix()
+        return
     W, x = layer.recurrent_matrix(), torch.zeros(1, INPUTS).double()
     h = torch.randn(1, H, dtype=W.dtype, generator=generator(1))
     difference = layer.preactivation(x, h) - layer.preactivation(x, torch.zeros_like(h))
     torch.testing.assert_close(W @ h[0], difference[0])
-
-
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
-def test_gated_networks_have_no_single_recurrent_matrix(name):
-    with pytest.raises(NotImplementedError, match=f"{name} has no single recurrent matrix"):
-        make_layer(name).recurrent_matrix()
-
-
-@pytest.mark.parametrize("name", ["RNN", "ANRU", "expRNN", "nnRNN", "EURNN"])
-def test_orthogonal_matrices_have_eigenvalues_on_the_unit_circle(name):
-    layer = freeze(NETWORKS[name](INPUTS, H, generator=generator()))
-    values = torch.linalg.eigvals(layer.recurrent_matrix())
-    torch.testing.assert_close(values.abs(), torch.ones_like(values.abs()), rtol=0, atol=1e-6)
-    assert values.imag.abs().max() > 0.1
-
-
-def test_the_jacobian_of_a_linear_network_has_the_eigenvalues_of_its_matrix():
-    layer = make_layer("RNN", nonlin="none")
-    layer.V.weight.copy_(torch.diag(torch.linspace(-0.9, 0.6, H)))
-    found = jacobian_eigenvalues(layer, torch.ones(4, 2, INPUTS).double(), range(2, 5, 2))
-    assert found.shape == (2, 2, H)
-    expected = layer.V.weight.diag().expand(2, 2, H)
-    torch.testing.assert_close(found.real.sort().values, expected)
-    assert (found.imag == 0).all()
-
-
-def test_the_jacobian_is_that_of_each_step_at_fixed_g():
-    layer = make_layer("ANRU")
-    x = draw(3, 1, INPUTS)
-    found, state = jacobian_eigenvalues(layer, x, range(1, 4)), layer.initial_state(1)
-    for x_t, values in zip(x, found, strict=True):
-        h, g = state
-        J = jacobian(lambda h, x_t=x_t, g=g: layer.step(x_t, (h[None], g))[0][0], h[0])
-        expected = np.sort_complex(np.linalg.eigvals(J.numpy()))
-        np.testing.assert_allclose(np.sort_complex(values[0].numpy()), expected, atol=1e-10)
-        state = layer.step(x_t, state)
 
 
 # Saved runs
@@ -286,30 +178,27 @@ RUNS = {
 }
 
 
-@pytest.fixture(params=RUNS)
-def toy_run(request, call, only_run):
-    script, *arguments = RUNS[request.param]
-    assert call(script, *TOY[script], *arguments, "--epochs", 1)[0] == 0
-    return Run(only_run())
+@pytest.fixture(scope="module", params=RUNS)
+def toy_run(request, tmp_path_factory):
+    return Run(train(tmp_path_factory.mktemp(request.param), *RUNS[request.param]))
 
 
 def test_the_analyses_save_finite_arrays_once(toy_run):
     text = toy_run.config["model"]["task"] == "characters"
-    steps, chain = (12, 80) if text else (64, 128)  # whole sequences of pixels
-    few = {"lyapunov": {"chains": 3, "draws": 2, "steps": 80}}
+    steps, chain = (12, 40) if text else (64, 64)  # whole sequences of pixels
+    few = {"lyapunov": {"chains": 3, "draws": 2, "steps": 40}}
     few["jacobian"] = {"sequences": 3, "times": 16, "eigen_sequences": 2, "eigen_times": 4}
     for name, settings in few.items():
         assert analyse.compute(toy_run, name, settings)
         assert not analyse.compute(toy_run, name, settings)
-    found, norms = (analyse.load(toy_run.path, name) for name in few)
-    assert found["epochs"].tolist() == norms["epochs"].tolist() == [0, 1]
-    assert (found["steps"], found["warm_up"]) == (chain, chain // 10)
-    assert found["leading"].shape == (2, 3, 2)
-    eurnn = toy_run.config["model"]["net_type"] == "EURNN"  # forgets its direction at z = 0
-    assert len(np.unique(found["leading"])) == (6 if eurnn else 12)  # one per epoch, chain, draw
+    exponents, norms = (analyse.load(toy_run.path, name) for name in few)
+    assert exponents["epochs"].tolist() == norms["epochs"].tolist() == [0, 1]
+    assert (exponents["steps"], exponents["warm_up"]) == (chain, chain // 10)
+    assert exponents["leading"].shape == (2, 3, 2)
     every = -(-steps // 16)
     assert norms["times"].tolist() == list(range(every, steps + 1, every))
     assert norms["spectral"].shape == (2, len(norms["times"]), 3) and (norms["spectral"] > 0).all()
+    eurnn = toy_run.config["model"]["net_type"] == "EURNN"
     assert norms["eigenvalues"].shape == (2, 4, 2, 16 if eurnn else 8)
     if text:
         assert "matrix" not in norms  # of an LSTM
@@ -320,8 +209,9 @@ def test_the_analyses_save_finite_arrays_once(toy_run):
         np.testing.assert_allclose(np.sort(np.abs(norms["matrix"][1])), expected)
 
 
-def test_a_chain_of_sequences_carries_the_state(toy_run):
-    """Chains on toy runs: sequences s, s + B, ... of the test set, or columns of text."""
+@pytest.mark.parametrize("toy_run", ["gamma2", "text"], indirect=True)
+def test_the_exponents_of_a_chain_are_those_of_that_chain_alone(toy_run):
+    """Chains of toy runs: sequences s, s + B, ... of the test set, or columns of text."""
     text = toy_run.config["model"]["task"] == "characters"
     steps = 30 if text else 80  # longer than a window of text, or a sequence
     *_, (_, layer, x) = trained_layers(toy_run, 2, least=steps)
@@ -336,19 +226,18 @@ def test_a_chain_of_sequences_carries_the_state(toy_run):
         expected = torch.stack(expected, dim=1).unsqueeze(-1) / 16
     torch.testing.assert_close(x, expected.double())
 
-    settings = {"chains": 2, "draws": 1, "steps": steps}
-    assert analyse.compute(toy_run, "lyapunov", settings)
-    found = analyse.load(toy_run.path, "lyapunov")["leading"][-1, :, 0]
-    state = flatten(layer.initial_state(2))
-    Q = torch.randn(*state.shape, 1, generator=generator(), dtype=torch.float64)
-    Q = np.linalg.qr(Q.numpy())[0]
-    total, warm_up = np.zeros(2), len(x) // 10
-    for t, x_t in enumerate(x):  # one trajectory, by explicit Jacobians
-        if toy_run.config["model"]["net_type"] == "EURNN":
-            pytest.skip("its explicit Jacobian is not defined at z = 0")
-        Q, R = np.linalg.qr(full_jacobians(layer, x_t, state).numpy() @ Q)
-        total += np.log(np.abs(R[:, 0, 0])) * (t >= warm_up)
-        state = flat_step(layer)(x_t, state)
-    np.testing.assert_allclose(found, total / (len(x) - warm_up), atol=1e-8)
+    assert analyse.compute(toy_run, "lyapunov", {"chains": 2, "draws": 2, "steps": steps})
+    leading = analyse.load(toy_run.path, "lyapunov")["leading"][-1]
+    size = flatten(layer.initial_state(1)).shape[1]
+    first = torch.randn(4, size, 1, generator=generator(), dtype=torch.float64).numpy()
+    for c, directions in enumerate(first.reshape(2, 2, size, 1)):  # of the draws of a chain
+        state, total, warm_up = flatten(layer.initial_state(1)), np.zeros(2), len(x) // 10
+        Q = np.linalg.qr(directions)[0]
+        for t, x_t in enumerate(x[:, c : c + 1]):  # by explicit Jacobians
+            Q, R = np.linalg.qr(full_jacobians(layer, x_t, state).numpy() @ Q)
+            total += np.log(np.abs(R[:, 0, 0])) * (t >= warm_up)
+            state = flat_step(layer)(x_t, state)
+        np.testing.assert_allclose(leading[c], total / (len(x) - warm_up), atol=1e-8)
+    assert len(np.unique(leading)) == 4
     with pytest.raises(Unsuitable, match=r"steps for each of 2 chains, 1000000 are needed"):
         next(trained_layers(toy_run, 2, least=1_000_000))

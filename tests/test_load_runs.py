@@ -1,8 +1,8 @@
 """The table of saved runs, and the common code of the analyses."""
 
 import io
-import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,25 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
-import sMNIST_task
 from Postprocessing import analyse, runs
 from Postprocessing.networks import NotApplicable, Unsuitable, kept_model, layer_input
-from tests.conftest import TOY
+from tests.toy_runs import train
 from Training.run_directory import Run, RunError
 
-SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
-RATES = {"1e-3": [], "1e-2": ["--net-type", "LSTM"]}
+SMNIST = "sMNIST_task.py"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a heterogeneous RNN and an LSTM of another learning rate."""
     folder = tmp_path_factory.mktemp("trained")
-    for lr, own in RATES.items():
-        own = own or ["--nonlin", "gamma2", "--n", "5", "--s", "0.5"]
-        flags = ["--epochs", "2", "--save-freq", "1", "--lr", lr, "--save-dir", str(folder)]
-        assert sMNIST_task.main([*TOY[SMNIST], *flags, *own]) == 0
+    flags = ["--epochs", "2", "--save-freq", "1"]
+    train(folder / "a", SMNIST, *flags, "--nonlin", "gamma2", "--n", "5", "--s", "0.5")
+    train(folder / "b", SMNIST, *flags, "--net-type", "LSTM", "--lr", "1e-2")
     return folder
 
 
@@ -70,50 +68,40 @@ def test_an_unfinished_run_is_listed_with_what_it_has(two_runs):
     assert second.epochs_done == 0 and np.isnan(second.validation)
 
 
-def foreign_config(path):
-    (path / "config.json").write_text('{"of": "something else"}')
+def extend(size):
+    """Writes a file of this many bytes, without filling it."""
+    return lambda path: os.truncate(path, size)
 
 
-def nested_config(path):
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"arguments": {"net_type": ["RNN"]}}))
+def replace(pattern, text):
+    """Replaces what a pattern matches in a file."""
+    return lambda path: path.write_text(re.sub(pattern, text, path.read_text(), flags=re.DOTALL))
 
 
-def large_config(path):
-    with (path / "config.json").open("a") as file:
-        file.truncate(2**20 + 1)
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
 
 
-def foreign_metrics(path):
-    (path / "metrics.csv").write_text("a;b\n1;2;3\n")
-
-
-def metrics_without_numbers(path):
-    text = (path / "metrics.csv").read_text()
-    (path / "metrics.csv").write_text(text.splitlines()[0] + "\n" + "x," * 13 + "x\n")
-
-
-def large_metrics(path):
-    with (path / "metrics.csv").open("a") as file:
-        file.truncate(2**27)
-
-
-def a_pipe(path):
-    (path / "metrics.csv").unlink()
-    os.mkfifo(path / "metrics.csv")
-
-
-BREAK = (foreign_config, nested_config, large_config, foreign_metrics, metrics_without_numbers)
-BREAK += (large_metrics, a_pipe)
-
-
-@pytest.mark.parametrize("damage", BREAK)
-def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, damage, capsys):
-    damage(two_runs[0])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", replace(r"\A.*", '{"of": "something else"}')),
+        ("config.json", replace('"arguments": {', '"arguments": {}, "others": {')),
+        ("config.json", extend(2**20 + 1)),
+        ("metrics.csv", replace(r"\A.*", "a;b\n1;2;3\n")),
+        ("metrics.csv", replace("\n.*", "\n" + "x," * 13 + "x\n")),
+        ("metrics.csv", extend(2**27)),
+        ("metrics.csv", make_pipe),
+    ],
+)
+def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, name, damage, capsys):
+    damage(two_runs[0] / name)
     table = runs.load("SavedModels")
     assert list(table["path"]) == [str(two_runs[1])]
-    said = capsys.readouterr().err
-    assert said.startswith("skipped: ") and str(two_runs[0]) in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("skipped: ") and message.count("\n") == 1
+    assert str(two_runs[0]) in message
 
 
 def test_the_command_prints_selected_runs(two_runs, capsys):
@@ -129,25 +117,20 @@ def test_the_command_prints_selected_runs(two_runs, capsys):
     for where in ("netwrk == 'LSTM'", "lr >", "lr > 'a'"):
         with pytest.raises(SystemExit):
             runs.main(["--where", where])
-        said = capsys.readouterr().err
-        assert f"argument --where: {where}: " in said and "the columns are" in said
+        message = capsys.readouterr().err
+        assert f"argument --where: {where}: " in message and "the columns are" in message
     with pytest.raises(SystemExit):
         runs.main(["nowhere"])
     assert "no runs below nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("script", "shape"), [(SMNIST, (64, 5, 1)), (PTB, (12, 5, 6))])
-def test_the_layer_input_comes_from_the_test_set(call, only_run, script, shape):
-    assert call(script, *TOY[script], "--epochs", 1)[0] == 0
-    run = Run(only_run())
+def test_the_layer_input_comes_from_the_test_set(two_runs):
+    run = Run(two_runs[0])
     x = layer_input(run, kept_model(run), 5)
-    assert x.shape == shape and not x.requires_grad
-    if script == SMNIST:
-        from sklearn.datasets import load_digits
-
-        order = np.random.RandomState(400).permutation(1797)
-        first = load_digits().images[order[-250]].flatten() / 16
-        np.testing.assert_allclose(x[:, 0, 0], first)
+    assert x.shape == (64, 5, 1) and not x.requires_grad
+    order = np.random.RandomState(400).permutation(1797)
+    first = load_digits().images[order[-250]].flatten() / 16
+    np.testing.assert_allclose(x[:, 0, 0], first)
     run.config["data"]["sha256"] = {}
     with pytest.raises(RunError, match="was trained on other data"):
         layer_input(run, kept_model(run), 5)
@@ -183,14 +166,13 @@ def compute(*words):
 
 def test_an_analysis_is_computed_once_and_skips_other_networks(two_runs, counted, capsys):
     assert compute("SavedModels") == 0 and len(counted) == 2
-    said = capsys.readouterr()
-    assert said.out == "lyapunov: 1 computed, 1 not applicable\n" and said.err == ""
+    assert capsys.readouterr() == ("lyapunov: 1 computed, 1 not applicable\n", "")
     assert compute("SavedModels") == 0
     assert capsys.readouterr().out == "lyapunov: 1 up to date, 1 not applicable\n"
     assert analyse.load(two_runs[0], "lyapunov")["values"].tolist() == [1, 0]
     assert analyse.load(two_runs[1], "lyapunov") is None
-    before = len(counted)
-    assert compute(two_runs[0], "--recompute") == 0 and len(counted) == before + 1
+    counted.clear()
+    assert compute(two_runs[0], "--recompute") == 0 and counted == [two_runs[0]]
     assert compute("SavedModels", "--where", "network == 'LSTM'") == 0
     assert counted[-1] == two_runs[1]
 
@@ -205,24 +187,27 @@ def test_an_analysis_is_computed_once_and_skips_other_networks(two_runs, counted
 )
 def test_a_failed_run_is_named_and_nothing_is_saved(two_runs, counted, setting, reason, capsys):
     assert compute("SavedModels", "--set", f"lyapunov.{setting}") == 1
-    said = capsys.readouterr()
-    assert f"failed: lyapunov of {two_runs[0]}: " in said.err and reason in said.err
-    assert said.out == "lyapunov: 1 not applicable, 1 failed\n"
+    out, err = capsys.readouterr()
+    assert f"failed: lyapunov of {two_runs[0]}: " in err and reason in err
+    assert out == "lyapunov: 1 not applicable, 1 failed\n"
     assert not (two_runs[0] / "analysis").exists()
 
 
-def test_other_settings_and_checkpoints_make_an_analysis_stale(two_runs, counted, call, capsys):
-    path = two_runs[0]
-    assert compute(path) == 0 and compute(path, "--set", "lyapunov.size=2") == 0
+def asked(name, path):
+    """The command that computes an analysis or a notebook's analyses of a run."""
+    module = f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse"
+    return f"{module} {name} {os.path.abspath(path)}"
+
+
+def test_other_settings_and_checkpoints_make_an_analysis_stale(two_runs, counted, call):
+    path, two = two_runs[0], ("--set", "lyapunov.size=2")
+    assert compute(path) == 0 and compute(path, *two) == 0
     assert analyse.load(path, "lyapunov")["values"].tolist() == [2, 0]
     assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
     with pytest.raises(RunError, match="stale, computed from other checkpoints") as error:
         analyse.load(path, "lyapunov")
-    assert str(error.value).endswith(
-        f"run cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse lyapunov "
-        f"{os.path.abspath(path)}"
-    )
-    assert compute(path, "--set", "lyapunov.size=2") == 0
+    assert str(error.value).endswith("run " + asked("lyapunov", path))
+    assert compute(path, *two) == 0 and len(counted) == 3
     assert analyse.load(path, "lyapunov")["values"].tolist() == [2, 0]
 
 
@@ -238,18 +223,15 @@ def test_a_damaged_analysis_is_named_and_computed_again(two_runs, counted):
 
 
 def test_one_command_computes_what_a_figure_lacks(two_runs, counted):
-    table = runs.load("SavedModels")[:1]
+    path, table = two_runs[0], runs.load("SavedModels")[:1]
     with pytest.raises(analyse.FigureError) as error:
         analyse.load_all({"lyapunov": table, "jacobian": table}, "dynamics")
     assert "lyapunov: missing or stale for 1 of 1 runs\njacobian: missing" in str(error.value)
-    assert str(error.value).endswith(
-        f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse dynamics "
-        f"{os.path.abspath(two_runs[0])}"
-    )
-    assert compute(two_runs[0]) == 0
-    assert list(analyse.load_all({"lyapunov": table}, "dynamics")["lyapunov"]) == [str(two_runs[0])]
-    shutil.copytree(two_runs[0], two_runs[0].parent / "copy")
-    assert compute(two_runs[0].parent / "copy", "--set", "lyapunov.size=2") == 0
+    assert str(error.value).endswith(asked("dynamics", path))
+    assert compute(path) == 0
+    assert list(analyse.load_all({"lyapunov": table}, "dynamics")["lyapunov"]) == [str(path)]
+    shutil.copytree(path, path.parent / "copy")
+    assert compute(path.parent / "copy", "--set", "lyapunov.size=2") == 0
     table = runs.load("SavedModels").query("network == 'heterogeneous'")
     with pytest.raises(analyse.FigureError, match="computed with different settings"):
         analyse.load_all({"lyapunov": table}, "dynamics")
@@ -270,5 +252,5 @@ def test_one_command_computes_what_a_figure_lacks(two_runs, counted):
 def test_a_mistyped_command_is_a_one_line_error(two_runs, counted, words, reason, capsys):
     with pytest.raises(SystemExit) as exit:
         analyse.main(words)
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and reason in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert exit.value.code == 2 and reason in message and message.count("\n") == 1

@@ -2,27 +2,26 @@
 
 import functools
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from torch.autograd.functional import jacobian
 
-from NetworkCreation.gamma_function import gamma, gamma_prime
+from NetworkCreation.gamma_function import gamma
 from NetworkCreation.Networks import ANRU
-from Postprocessing import analyse
+from Postprocessing import analyse, regularization, runs
 from Postprocessing.dynamics import push
 from Postprocessing.lyapunov import lyapunov_exponents
-from Postprocessing.networks import NotApplicable, Unsuitable, freeze
+from Postprocessing.networks import Unsuitable, freeze
 from Postprocessing.regularization import (
     KINDS,
     concatenated,
-    frozen_step,
     leading_exponents,
     root_mean_square,
     systems,
 )
-from tests.toy_runs import FEW
+from tests.toy_runs import FEW, SMALL
 from Training.run_directory import Run
 
 T, B, H, M, ONSET = 12, 2, 4, 3, 5
@@ -34,23 +33,11 @@ def draw(*shape, seed=0):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def make_layer(units=H):
-    layer = freeze(ANRU(1, units, M, generator=torch.Generator().manual_seed(0)))
+def make_layer():
+    layer = freeze(ANRU(1, H, M, generator=torch.Generator().manual_seed(0)))
     layer.Wgn.bias.fill_(2.0)  # if γ is steep, rounding dominates the smallest exponents
     layer.Wgs.bias.fill_(0.3)
     return layer
-
-
-def with_constant_supervisor(units=H):
-    layer = make_layer(units)
-    layer.Wgn.weight.zero_()
-    layer.Wgs.weight.zero_()
-    return layer
-
-
-def exponents(system, k, warm_up):
-    """The k leading exponents of a system, (B, k)."""
-    return lyapunov_exponents(*system, k, warm_up)
 
 
 def step(system, now, state):
@@ -66,47 +53,18 @@ def supervisor_log_determinants(layer, x, drive):
 
 
 def test_freezing_a_constant_supervisor_removes_only_its_exponents():
-    layer, x = with_constant_supervisor(), draw(T, B, 1)
-    found = systems(layer, x, SIZES, ONSET)
-    adaptive = exponents(found["adaptive"], H * (M + 1), ONSET).sum(1)
-    frozen = exponents(found["frozen"], H, ONSET).sum(1)
+    layer, x = make_layer(), draw(T, B, 1)
+    layer.Wgn.weight.zero_()
+    layer.Wgs.weight.zero_()
+    both = systems(layer, x, SIZES, ONSET)
+    adaptive = lyapunov_exponents(*both["adaptive"], H * (M + 1), ONSET).sum(1)
+    frozen = lyapunov_exponents(*both["frozen"], H, ONSET).sum(1)
     for i, size in enumerate(SIZES):
         drive = torch.zeros(T, B)
         drive[ONSET:] = size
         expected = supervisor_log_determinants(layer, x, drive)[ONSET:].mean(0)
         difference = (adaptive - frozen).view(len(SIZES), B)[i]
         torch.testing.assert_close(difference, expected)
-
-
-def with_faint_supervisor(units=H):
-    """The supervisor's part of a tangent is lost in rounding, so it does not change the norm."""
-    layer = with_constant_supervisor(units)
-    layer.Uag.weight.mul_(1e-9)
-    layer.Wgg.weight.mul_(0.01)
-    return layer
-
-
-def test_the_leading_exponents_agree_for_a_constant_and_faint_supervisor():
-    layer = with_faint_supervisor()
-    layer.Whh.weight.mul_(0.05).add_(0.2)  # a gap, so that any initial direction aligns in time
-    found = systems(layer, draw(22, B, 1), SIZES, 16)
-    adaptive, frozen = (exponents(system, 1, 16) for system in found.values())
-    torch.testing.assert_close(adaptive, frozen, rtol=0, atol=1e-7)
-    frozen = frozen.view(len(SIZES), B)
-    assert frozen[0].ne(frozen[1]).all()  # ξ acts
-
-
-@pytest.mark.parametrize("name", ["adaptive", "frozen"])
-def test_a_linear_network_has_the_logarithms_of_its_eigenvalues(name):
-    layer = with_faint_supervisor(units=2)
-    layer.Whh.weight.copy_(torch.tensor([[0.5, 0.25], [0.25, 0.5]]))  # eigenvalues 3/4 and 1/4
-    layer.Uxh.weight.fill_(1)
-    layer.Wgs.bias.zero_()
-    layer.Wgn.bias.fill_(1000.0)  # γ(a) = a to the last bit for a > 0.04
-    system = systems(layer, draw(24, B, 1).abs() + 0.1, SIZES, 16)[name]
-    found = exponents(system, 2, 16)
-    expected = torch.tensor([math.log(0.75), math.log(0.25)], dtype=torch.float64)
-    torch.testing.assert_close(found, expected.expand_as(found), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["adaptive", "frozen"])
@@ -119,28 +77,18 @@ def test_the_tangents_of_a_system_are_those_of_its_step(name):
         state = expected[0]
 
 
-def test_the_frozen_jacobian_is_the_slope_times_the_matrix():
-    layer, h = make_layer(), draw(B, H)
-    x_t, drive_t, n, s = draw(B, 1), draw(B), 3 + draw(B, H, seed=1), draw(B, H, seed=2)
-    none = torch.empty(B, H, 0, dtype=torch.float64)
-    found = jacobian(lambda h: frozen_step(layer, (x_t, drive_t, n, s), h, none)[0].sum(0), h)
-    slope = gamma_prime(layer.preactivation(x_t, h, drive_t), n, s)
-    for b in range(B):
-        torch.testing.assert_close(found[:, b], slope[b].diag() @ layer.Whh.weight)
-
-
 def test_the_frozen_network_holds_n_and_s_from_the_onset_on():
     layer, x = make_layer(), draw(T, B, 1)
-    found = systems(layer, x, SIZES, ONSET)
+    both = systems(layer, x, SIZES, ONSET)
     for i, size in enumerate(SIZES):
         drive = size * (torch.arange(T) >= ONSET).double()
         outputs, _, trace = layer.trace(x, drive=drive)
-        states = {name: system.state for name, system in found.items()}
+        states = {name: system.state for name, system in both.items()}
         h = outputs[ONSET - 1]
         for t in range(T):
-            for name, system in found.items():
+            for name, system in both.items():
                 states[name] = step(system, system.inputs[t], states[name])
-            adaptive, frozen = (states[k].view(len(SIZES), B, -1)[i, :, :H] for k in found)
+            adaptive, frozen = (states[k].view(len(SIZES), B, -1)[i, :, :H] for k in both)
             torch.testing.assert_close(adaptive, outputs[t])
             expected = outputs[t]
             if t >= ONSET:
@@ -170,22 +118,38 @@ def test_the_root_mean_square_of_huge_values_is_finite():
 
 
 def test_the_analysis_saves_its_arrays(toy_runs):
-    (anru, relu) = (
-        next((toy_runs / "runs/psDigits/400").glob(name)) for name in ("ANRU_*/*", "*_ReLU/*")
-    )
-    found = analyse.load(anru, "regularization")
-    assert found["since"].tolist() == [0, 4, 8, 12, 16] and found["onset"] == 16
+    anru = next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*"))
+    saved = analyse.load(anru, "regularization")
+    assert saved["since"].tolist() == [0, 4, 8, 12, 16] and saved["onset"] == 16
     for name in KINDS:
-        assert found[name].shape == (2, 1, 3)  # (X, R, S)
-        assert found[f"{name}_since"].shape == (4, 2, 1, 6)  # 66 steps: 2 of 64 steps in a row
-        assert found[f"{name}_h"].shape == (66, 2)
+        assert saved[name].shape == (2, 1, 3)  # (X, R, S)
+        assert saved[f"{name}_since"].shape == (4, 2, 1, 6)  # 66 steps: 2 of 64 steps in a row
+        assert saved[f"{name}_h"].shape == (66, 2)
         # ξ and sequences: all different
-        assert len(np.unique(found[f"{name}_since"])) == found[f"{name}_since"].size
-    adaptive, frozen = found["adaptive_h"], found["frozen_h"]
+        assert len(np.unique(saved[f"{name}_since"])) == saved[f"{name}_since"].size
+    adaptive, frozen = saved["adaptive_h"], saved["frozen_h"]
     np.testing.assert_allclose(adaptive[:16], frozen[:16])
     np.testing.assert_array_equal(adaptive[:16, 0], adaptive[:16, 1])
     assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
-    with pytest.raises(NotApplicable, match="needs an ANRU, got RNN"):
-        analyse.compute(Run(relu), "regularization", FEW)
     with pytest.raises(Unsuitable, match="400 streams need 800 test sequences, got"):
         analyse.compute(Run(anru), "regularization", FEW | {"streams": 400})
+
+
+def test_a_frozen_network_that_diverges_is_left_out_and_not_asked_for(
+    toy_runs, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(toy_runs / "seeds/psDigits", tmp_path / "psDigits")
+    table = runs.load(tmp_path)
+    remaining, diverging = table["path"]
+    monkeypatch.setattr(regularization, "frozen_step", lambda layer, now, h, tangents: (h / 0, h))
+    command = ["regularization", diverging, "--set", *SMALL, "regularization.steps=40"]
+    for count in ("1 not applicable", "1 up to date"):
+        assert analyse.main(command) == 0
+        assert f"regularization: {count}\n" in capsys.readouterr().out
+    loaded = analyse.load_all({"regularization": table}, "regularization")
+    assert list(loaded["regularization"]) == [remaining]
+    reason = f"regularization leaves out {diverging}: the state is not finite after 1 steps"
+    assert reason in capsys.readouterr().out
+    with pytest.raises(analyse.FigureError, match="every run diverges"):
+        analyse.load_all({"regularization": table[1:]}, "regularization")
+    assert analyse.scalars([diverging]).filter(like="regularization").empty

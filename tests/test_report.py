@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-import PTB_task
-import sMNIST_task
 from Postprocessing import analyse, plots, report, runs
-from tests.conftest import TOY
+from tests.toy_runs import train
 from Training import datasets
 from Training.run_directory import RunError
 
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 TRAINED = {
-    "heterogeneous": (SMNIST, ["-p", "--n", "5", "--s", "0.5", "--save-freq", "1"]),
-    "ANRU": (SMNIST, ["-p", "--net-type", "ANRU"]),
-    "LSTM": (SMNIST, ["-p", "--net-type", "LSTM", "--seed", "401"]),
-    "homogeneous": (PTB, ["--nonlin", "gamma"]),
+    "heterogeneous": (SMNIST, "-p --nonlin gamma2 --n 5 --s 0.5 --save-freq 1"),
+    "ANRU": (SMNIST, "-p --net-type ANRU"),
+    "LSTM": (SMNIST, "-p --net-type LSTM --seed 401"),
+    "homogeneous": (PTB, "--nonlin gamma"),
 }
-TRAINED["heterogeneous"][1].extend(["--nonlin", "gamma2"])
 FEW = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
 FEW += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
 
@@ -34,9 +31,8 @@ def table(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.TEXT_SETS, "pydoc", functools.cache(datasets.TEXT_SETS["pydoc"]))
-        for script, flags in TRAINED.values():
-            main = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}[script]
-            assert main([*TOY[script], *flags, "--epochs", "2", "--save-dir", str(root)]) == 0
+        for name, (script, flags) in TRAINED.items():
+            train(root / name, script, "--epochs", "2", *flags.split())
         assert analyse.main(["report", str(root), "--set", *FEW]) == 0
         yield runs.load(root).set_index("network", drop=False).rename_axis(None)
 
@@ -119,18 +115,14 @@ def test_a_page_shows_the_numbers_of_the_run(table):
     low, high = panels["saturation"].get_ylim()
     assert high - low < 0.2  # fitted to what s does
     assert list(panels["oscillating brightness"].lines[0].get_xdata()) == [0, 1, 10]
-    _, start, end = [None, *panels["recurrent matrix"].collections]
+    start, end = panels["recurrent matrix"].collections
     model = torch.load(path / "e_2.pth.tar", weights_only=True)["state_dict"]
     expected = np.linalg.eigvals(model["rnn.V.weight"].numpy())
-    found = end.get_offsets()[:, 0]
-    np.testing.assert_allclose(np.sort(found), np.sort(expected.real), atol=1e-5)
+    real = end.get_offsets()[:, 0]
+    np.testing.assert_allclose(np.sort(real), np.sort(expected.real), atol=1e-5)
     np.testing.assert_allclose(np.hypot(*start.get_offsets().T), 1, atol=1e-5)  # orthogonal
-
-
-def test_a_constant_has_no_panel(table):
-    metrics = runs.read_csv(Path(table.loc["heterogeneous", "path"]) / "metrics.csv")
-    run = table.loc["heterogeneous"].copy()
-    assert report.gains(run, metrics.assign(n_mean=5.0, s_mean=0.5), None) == {}
+    constant = metrics.assign(n_mean=5.0, s_mean=0.5)
+    assert report.gains(run.copy(), constant, None) == {}  # a constant has no panel
 
 
 @pytest.fixture
@@ -149,12 +141,11 @@ def test_the_command_names_what_is_not_computed_and_saves_the_page(copied, tmp_p
     path = copied("analysis")
     flags = ["--output", str(tmp_path / "a.page.png")]
     assert report.main([str(path), *flags]) == 0
-    said = capsys.readouterr()
-    assert said.err.endswith(
-        f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse report {path}\n"
-    )
+    out, err = capsys.readouterr()
+    command = f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse report {path}"
+    assert err.endswith(f"{command}\n")
     paths = [tmp_path / f"a.page.{kind}" for kind in ("png", "pdf")]
-    assert said.out.split() == [str(path) for path in paths]
+    assert out.split() == [str(path) for path in paths]
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].is_file()
     assert set(report.gather(runs.load(path).iloc[0])) == LEARNING | {"n", "s"}
     (path / "metrics.csv").unlink()
@@ -167,12 +158,12 @@ def test_a_stale_analysis_is_a_one_line_error(copied, capsys):
     path = copied("e_1.*")
     with pytest.raises(SystemExit):
         report.main([str(path)])
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "lyapunov.npz: stale, computed from other" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "lyapunov.npz: stale, computed from other" in message
 
 
 def test_runs_that_do_not_fit_on_a_page_are_rejected(table, tmp_path, capsys):
-    root = Path(table["path"].iloc[0]).parents[3]
+    root = Path(table["path"].iloc[0]).parents[4]
     for words, reason in (
         ([root], "a page has runs of one task, got psDigits, pydoc"),
         ([tmp_path], "no runs at or below"),

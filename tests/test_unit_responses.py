@@ -9,9 +9,7 @@ import torch
 
 from Postprocessing.unit_responses import (
     PROTOCOLS,
-    RESPONSE_ORDERS,
     TRIALS,
-    UNIT_ORDERS,
     XI,
     adaptive_index,
     fit_errors,
@@ -22,24 +20,13 @@ from Postprocessing.unit_responses import (
     unit_layer,
     unit_orders,
 )
-from tests.layers import build, randn, seeded
+from tests.layers import build, seeded
 
 FINE = np.linspace(0, 1, 1001)
 T_SHORT, T_LONG = np.arange(150), np.arange(300)
 PAPERS = {"short": np.abs(T_SHORT - 75) < 25, "long": np.abs(T_LONG - 150) < 50}
 DRIVEN = {"short": (T_SHORT > 50) & (T_SHORT < 101), "long": (T_LONG > 101) & (T_LONG < 202)}
-
-
-def test_the_protocols_are_the_papers():
-    short, long = PROTOCOLS.values()
-    assert (short.steps, short.noise, short.window) == (150, 0.1, slice(40, 110))
-    assert (long.steps, long.noise, long.window) == (300, 5.0, slice(80, 220))
-    assert (TRIALS, len(RESPONSE_ORDERS), len(UNIT_ORDERS)) == (5, 100, 100)
-    assert (RESPONSE_ORDERS[0], RESPONSE_ORDERS[-1]) == (0, 1)
-    assert (UNIT_ORDERS[0], UNIT_ORDERS[-1]) == (-1, 1)
-    h = np.arange(150.0)
-    early, late = h[100:115].mean(), h[134:149].mean()
-    assert adaptive_index(h) == pytest.approx((early - late) / (early + late), rel=1e-12)
+WINDOWS = {"short": slice(40, 110), "long": slice(80, 220)}
 
 
 def steps(name):
@@ -48,21 +35,20 @@ def steps(name):
 
 
 @pytest.mark.parametrize("order", [-1, -0.4, 0, 0.3, 0.5, 1, 1.7])
-@pytest.mark.parametrize(("length", "periods"), [(150, 1), (150, 20), (300, 7), (151, 3)])
+@pytest.mark.parametrize(("length", "periods"), [(150, 20), (151, 3)])
 def test_the_derivative_of_a_sine_is_a_shifted_sine(order, length, periods):
     omega = 2 * math.pi * periods / length
     t = np.arange(length)
     expected = omega**order * np.sin(omega * t + math.pi * order / 2)
     scale = max(1, omega**order)
-    found = fractional_derivative(np.sin(omega * t), order)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * scale)
-
-
-def test_the_derivative_acts_along_the_last_axis_and_removes_the_mean():
-    h = np.random.default_rng(0).normal(size=(2, 3, 150))
-    found = fractional_derivative(h + 5, 0.4)
-    np.testing.assert_allclose(found[1, 2], fractional_derivative(h[1, 2], 0.4), atol=1e-12)
-    np.testing.assert_allclose(found.mean(-1), 0, atol=1e-12)
+    derivative = fractional_derivative(np.sin(omega * t), order)
+    np.testing.assert_allclose(derivative, expected, rtol=0, atol=1e-12 * scale)
+    h = np.random.default_rng(0).normal(size=(2, 3, length))  # along the last axis; no mean
+    along = fractional_derivative(h + 5, order)
+    np.testing.assert_allclose(
+        along[1, 2], fractional_derivative(h[1, 2], order), atol=1e-12 * scale
+    )
+    np.testing.assert_allclose(along.mean(-1), 0, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("gain", [1, 2])
@@ -71,55 +57,64 @@ def test_an_integrated_step_has_the_order_of_its_integral(name, gain):
     h = gain * fractional_derivative(steps(name), -0.3)
     for order in np.append(*response_orders(h, XI, PROTOCOLS[name], free=True, orders=FINE)):
         assert order == pytest.approx(0.3, abs=1e-9)
+    if gain == 2 and name == "short":  # the paper's fit takes the gain for a derivative
+        step = gain * steps(name)
+        assert response_orders(step, XI, PROTOCOLS[name], orders=FINE)[0] == pytest.approx(0.188)
     if gain == 1:  # the target has this gain: without a free gain too
-        errors = fit_errors(
-            h[-1], step_target(PROTOCOLS[name], 30.0, aligned=True), slice(None), FINE
-        )
+        target = step_target(PROTOCOLS[name], 30.0, aligned=True)
+        errors = fit_errors(h[-1], target, slice(None), FINE)
         assert FINE[errors.argmin()] == pytest.approx(0.3, abs=1e-9)
 
 
-def test_a_step_of_another_gain_has_order_0_only_with_a_free_gain():
-    h = 2 * steps("short")
-    assert response_orders(h, XI, PROTOCOLS["short"], orders=FINE)[0] == pytest.approx(0.188)
-    assert response_orders(h, XI, PROTOCOLS["short"], free=True, orders=FINE)[0] == 0
-
-
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_targets_are_the_papers_and_the_driven_steps(name):
+def test_the_protocols_are_the_papers(name):
     protocol = PROTOCOLS[name]
+    assert (protocol.noise, TRIALS) == ({"short": 0.1, "long": 5.0}[name], 5)
     np.testing.assert_array_equal(step_target(protocol, 5.0, base=0.8), 0.8 + 5 * PAPERS[name])
     aligned = step_target(protocol, np.array(XI), aligned=True)
     np.testing.assert_array_equal(aligned, steps(name))
 
 
-def test_the_orders_match_the_papers_loops():
-    rng = np.random.default_rng(1)
-    h = steps("short") + rng.normal(size=(len(XI), 150)).cumsum(-1)
-    t, totals, single = np.arange(150), [], []
-    for alpha in np.linspace(0, 1, 100):
-        f = np.fft.fftfreq(150, d=1)
-        H = np.array([0 if one == 0 else (1j * 2 * np.pi * one) ** alpha for one in f])
-        errors = []
-        for xi, signal in zip(XI[1:], h[1:], strict=True):
-            y = np.fft.ifft(H * np.fft.fft(signal)).real
-            target = np.where(np.abs(t - 75) < 25, xi, 0.0)
-            errors.append(np.mean((y - y[25] - target)[40:110] ** 2))
-        totals.append(sum(errors))
-        single.append(errors)
-    alpha, alphas = response_orders(h, XI, PROTOCOLS["short"])
-    assert alpha == np.linspace(0, 1, 100)[np.argmin(totals)]
-    np.testing.assert_array_equal(alphas, np.linspace(0, 1, 100)[np.argmin(single, axis=0)])
+def papers_errors(h, name, xi, base, orders):
+    """The paper's loop: mean squared errors of D^α h (L,) for each α."""
+    t, errors = np.arange(len(h)), []
+    width = {"short": 25, "long": 50}[name]
+    for alpha in orders:
+        f = np.fft.fftfreq(len(t), d=1)
+        H = np.array([0 if f_k == 0 else (1j * 2 * np.pi * f_k) ** alpha for f_k in f])
+        y = np.fft.ifft(H * np.fft.fft(h)).real
+        target = np.where(np.abs(t - len(t) / 2) < width, base + xi, base)
+        errors.append(np.mean((y - y[25] - target)[WINDOWS[name]] ** 2))
+    return errors
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_orders_match_the_papers_loops(name):
+    rng, orders = np.random.default_rng(1), np.linspace(0, 1, 100)
+    h = steps(name) + rng.normal(size=steps(name).shape).cumsum(-1)
+    pairs = zip(XI[1:], h[1:], strict=True)
+    errors = np.array([papers_errors(signal, name, xi, 0.0, orders) for xi, signal in pairs])
+    alpha, alphas = response_orders(h, XI, PROTOCOLS[name])
+    assert alpha == orders[errors.sum(0).argmin()]
+    np.testing.assert_array_equal(alphas, orders[errors.argmin(1)])
+
+    orders = np.linspace(-1, 1, 100)  # of units, to one step and with the base 0.8
+    units = np.array([DRIVEN[name] * size for size in (0.3, 1.0, 3.0)]) + 0.1 * h[:3]
+    expected = [orders[np.argmin(papers_errors(unit, name, 1.0, 0.8, orders))] for unit in units]
+    np.testing.assert_array_equal(unit_orders(units, 1.0, PROTOCOLS[name]), expected)
+    without = [orders[np.argmin(papers_errors(unit, name, 1.0, 0.0, orders))] for unit in units]
+    assert expected != without
 
 
 def test_the_free_gain_is_the_least_squares_solution():
     h = np.random.default_rng(2).normal(size=(3, 150))
     target = step_target(PROTOCOLS["short"], np.array([1.0, 5.0, 30.0]), base=0.8, aligned=True)
-    found = fit_errors(h, target, slice(40, 110), [0.25], free=True)
+    errors = fit_errors(h, target, slice(40, 110), [0.25], free=True)
     for i in range(3):
         y = fractional_derivative(h[i], 0.25)
         y = (y - y[25])[40:110]
         _, residual, *_ = np.linalg.lstsq(y[:, None], target[i, 40:110], rcond=None)
-        assert found[0, i] == pytest.approx(residual[0] / 70)
+        assert errors[0, i] == pytest.approx(residual[0] / 70)
     silent = fit_errors(np.zeros(150), target[0], slice(40, 110), [0.25], free=True)
     assert silent[0] == pytest.approx((target[0, 40:110] ** 2).mean())
 
@@ -127,11 +122,9 @@ def test_the_free_gain_is_the_least_squares_solution():
 def test_the_order_of_a_unit_may_be_negative():
     # the base of the target, which D^α h does not have, shifts the order slightly
     for order in (-0.5, 0.5):
-        h = fractional_derivative(30.0 * DRIVEN["short"], -order)
-        for free in (False, True):
-            (found,) = unit_orders(h[None], 30.0, PROTOCOLS["short"], free)
-            assert found == pytest.approx(order, abs=0.05)
-            assert found in UNIT_ORDERS
+        h = 2 * fractional_derivative(30.0 * DRIVEN["short"], -order)  # only a free gain fits 2
+        (alpha,) = unit_orders(h[None], 30.0, PROTOCOLS["short"], free=True)
+        assert alpha == pytest.approx(order, abs=0.05)
 
 
 def test_the_adaptive_index_compares_the_two_windows():
@@ -143,35 +136,12 @@ def test_the_adaptive_index_compares_the_two_windows():
     np.testing.assert_allclose(adaptive_index(h), [0.5, -0.5, 0, 0])
 
 
-def test_connected_units_with_equal_inputs_match_the_layer():
-    layer = build("ANRU", inputs=1)
-    x, drive = randn(9, 3, 1), randn(9, 3, seed=1)
-    expected, _ = layer(x, drive=drive)
-    found, _ = unit_layer(layer)(x.expand(-1, -1, layer.hidden_size), drive=drive)
-    torch.testing.assert_close(found, expected)
-
-
-def test_isolated_units_are_networks_of_one_unit():
-    layer = build("ANRU", inputs=1)
-    x, drive = randn(9, 3, layer.hidden_size), randn(9, 3, seed=1)
-    found, _ = unit_layer(layer, isolated=True)(x, drive=drive)
-    for i in range(layer.hidden_size):
-        alone = build("ANRU", inputs=1, units=1)
-        state = layer.state_dict()
-        for name in ("Uxh.weight", "Uxh.bias", "Whh.bias"):
-            state[name] = state[name][i : i + 1]
-        state["Whh.weight"] = state["Whh.weight"][i : i + 1, i : i + 1]
-        alone.load_state_dict(state)
-        expected, _ = alone(x[:, :, i : i + 1], drive=drive)
-        torch.testing.assert_close(found[:, :, i : i + 1], expected)
-
-
 @pytest.mark.parametrize("isolated", [False, True])
 def test_the_responses_match_the_equations(isolated):
     layer = build("ANRU", inputs=1)
     protocol = dataclasses.replace(PROTOCOLS["short"], steps=60, noise=0.3)
-    found = responses(unit_layer(layer, isolated), protocol, (0.0, 2.0), 3, seeded(5))
-    assert found.shape == (3, 2, layer.hidden_size, 60)
+    h_all = responses(unit_layer(layer, isolated), protocol, (0.0, 2.0), 3, seeded(5))
+    assert h_all.shape == (3, 2, layer.hidden_size, 60)
     generator = seeded(5)
     x = 0.8 + 0.1 * torch.randn(3, 1, layer.hidden_size, generator=generator, dtype=torch.float64)
     noise = torch.randn(60, 3, 2, layer.hidden_size, generator=generator, dtype=torch.float64)
@@ -187,15 +157,4 @@ def test_the_responses_match_the_equations(isolated):
             g = torch.tanh(layer.Uag(a.unsqueeze(-1)) + layer.Wgg(g))
             n, s, z = layer.gain(g), layer.saturation(g), a * layer.gain(g)
             h = (1 - s) * torch.nn.functional.softplus(z) / n + s * torch.sigmoid(z)
-            torch.testing.assert_close(torch.from_numpy(found[..., t]).view(6, -1), h)
-
-
-def test_the_inputs_of_a_trial_are_the_same_for_all_steps_and_sizes():
-    layer = build("ANRU", inputs=1)
-    still = dataclasses.replace(PROTOCOLS["short"], noise=0.0)
-    h = responses(unit_layer(layer), still, (1.0, 30.0), 2, seeded(0))
-    np.testing.assert_array_equal(h[:, 0, :, :51], h[:, 1, :, :51])  # before ξ acts
-    assert (h[:, 0, :, 51] != h[:, 1, :, 51]).any(-1).all()
-    assert (h[0, 0, :, 0] != h[1, 0, :, 0]).all()
-    noisy = responses(unit_layer(layer), PROTOCOLS["short"], (1.0, 30.0), 2, seeded(0))
-    assert (noisy[:, 0, :, 0] != noisy[:, 1, :, 0]).all()  # ε is drawn for each ξ
+            torch.testing.assert_close(torch.from_numpy(h_all[..., t]).view(6, -1), h)

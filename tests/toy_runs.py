@@ -1,7 +1,6 @@
 """Analysed toy runs of both tasks, created once for the notebooks and the commands."""
 
 import functools
-import itertools
 import json
 import shutil
 
@@ -10,17 +9,18 @@ import pytest
 import PTB_task
 import sMNIST_task
 from Postprocessing import analyse
+from tests.conftest import TOY
 from Training import datasets
 
-COMMON = ["--nhid", "8", "--lr", "1e-2", "--epochs", "2", "--save-freq", "2"]
+MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
+COMMON = "--nhid=8 --lr=1e-2 --epochs=2 --save-freq=1"
 TASKS = {
-    "psDigits": (sMNIST_task, ["--dataset", "digits", "-p", "--batch", "20"]),
-    "pydoc": (
-        PTB_task,
-        ["--dataset", "pydoc", "--emsize", "6", "--batch_size", "16", "--bptt", "12"],
-    ),
+    "psDigits": (sMNIST_task, "--dataset=digits -p --batch=20"),
+    "pydoc": (PTB_task, "--dataset=pydoc --emsize=6 --batch_size=16 --bptt=12"),
 }
-SETTINGS = [["gamma", "--no-learn_params"], ["gamma"], ["gamma2"]]
+SETTINGS = ["--nonlin=gamma --no-learn_params", "--nonlin=gamma", "--nonlin=gamma2"]
+CELLS = ["--n=1 --s=0", "--n=5 --s=0.5"]  # a grid of 2 n × 2 s without two of its cells
+NETWORKS = {"psDigits": ["--net-type=ANRU", "--nonlin=ReLU"], "pydoc": ["--net-type=ANRU"]}
 # Small settings of regularization, and of the analyses.
 FEW = {"steps": 50, "streams": 3, "draws": 1, "sizes": [0, 5]}
 SMALL = ["robustness.amplitudes=[0,1]", "robustness.samples=50", "lyapunov.steps=16"]
@@ -28,8 +28,21 @@ SMALL += ["jacobian.sequences=1", "jacobian.times=2", "mutual_information.sample
 SMALL += ["mutual_information.times=1", "supervisor.sequences=2", "step_response.sequences=2"]
 SMALL += ["regularization.streams=3", "regularization.sizes=[0,5]", "regularization.draws=1"]
 SMALL += ["regularization.steps=50"]
-NEEDED = {"psDigits": ("dynamics", "robustness", "adaptation", "regularization")}
-NEEDED["pydoc"] = ("robustness",)
+NEEDED = {  # the analyses of the runs that figures show, by an expression that selects them
+    "psDigits": {
+        "setting in ('static', 'homogeneous', 'heterogeneous')": ["dynamics", "robustness"],
+        "network in ('ANRU', 'ReLU')": ["robustness", "adaptation", "regularization"],
+    },
+    "pydoc": {"not dry": ["robustness"]},
+}
+
+
+def train(folder, script, *flags):
+    """Trains a run of the size of `TOY`, the only one below a new folder; returns its path."""
+    words = [*TOY[script], "--epochs", "1", *flags, "--save-dir", str(folder)]
+    assert MAINS[script](words) == 0
+    (config,) = folder.rglob("config.json")
+    return config.parent
 
 
 def few_images(load):
@@ -48,24 +61,20 @@ def few_symbols(load):
     @functools.cache
     def part(*arguments):
         parts, name, checksums = load(*arguments)
-        return [one[:2000] for one in parts], name, checksums
+        return [symbols[:2000] for symbols in parts], name, checksums
 
     return part
 
 
 def make_toy_runs(task, root):
-    """Trains and analyses a grid with one cell missing, and the figures' networks but the GRU."""
+    """Trains and analyses the grid of `CELLS` and the `NETWORKS`."""
     script, flags = TASKS[task]
-    runs = [
-        ["--nonlin", *setting, "--n", gain, "--s", saturation]
-        for setting in SETTINGS
-        for gain, saturation in itertools.product(("1", "5"), ("0", "0.5"))
-        if (gain, saturation) != ("5", "0.5")
-    ]
-    runs += [["--net-type", "ANRU"], ["--net-type", "LSTM"], ["--nonlin", "ReLU"]]
-    for own in runs:
-        assert script.main([*COMMON, *flags, "--save-dir", str(root), *own]) == 0
-    assert analyse.main([*NEEDED[task], str(root / task), "--set", *SMALL]) == 0
+    grid = [f"{setting} {cell}" for setting in SETTINGS for cell in CELLS]
+    for own in grid + NETWORKS[task]:
+        words = f"{COMMON} {flags} {own}".split()
+        assert script.main([*words, "--save-dir", str(root)]) == 0
+    for where, names in NEEDED[task].items():
+        assert analyse.main([*names, str(root / task), "--where", where, "--set", *SMALL]) == 0
 
 
 def make(folder):
