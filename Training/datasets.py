@@ -11,7 +11,6 @@ import io
 import socket
 import tarfile
 import urllib.request
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from NetworkCreation.errors import UserError
+from Training.sequences import load_npz, npz_checksums
 
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -157,68 +157,11 @@ def _load_digits(root):
     return torch.from_numpy(images), labels, 16, [1297, 250, 250], 0, checksums
 
 
-SPLIT = ("train", "validation", "test")
-
-
-def _load_npz(path):
-    """A NumPy file of arrays, written by `np.savez(path, x=x, y=y)`, optionally with split=split.
-
-    x (N, T) or (N, T, I): numbers of any type but complex. Real ones stay as they are; integers are
-    divided by the largest absolute value in the training part. y (N,): integer labels, whose
-    distinct values are the classes, in ascending order. split (N,): 0, 1, 2 or train, validation,
-    test; without it, the seed draws 80, 10 and 10 % of the samples.
-    """
-    checksums = _npz_checksums(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x", "y", "split") if name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a file of arrays, as np.savez writes ({error})") from error
-
-    def require(fits, message):
-        if not fits:
-            raise UserError(f"{path}: {message}")
-
-    for name in "xy":
-        require(name in arrays, f"has no array {name}")
-    x, y = arrays["x"], arrays["y"]
-    require(x.ndim in (2, 3) and x.size > 0, f"x must be (N, T) or (N, T, I), got {x.shape}")
-    require(x.dtype.kind in "biuf", f"x must be numbers, got {x.dtype}")
-    require(y.shape == x.shape[:1], f"y must be ({len(x)},) like x, got {y.shape}")
-    require(y.dtype.kind in "biu", f"y must be integers, got {y.dtype}")
-    with np.errstate(over="ignore"):
-        x = x.astype(np.uint8 if x.dtype in (bool, np.uint8) else np.float32)
-    images = torch.from_numpy(x)
-    require(images.isfinite().all(), "x has values that are not finite in float32")
-    classes, labels = np.unique(y, return_inverse=True)
-    require(len(classes) > 1, f"y must have two classes or more, got only {classes[0]}")
-    labels = torch.from_numpy(labels.astype(np.int64))
-    sizes, last = [len(y) - len(y) // 10 * 2, len(y) // 10, len(y) // 10], 0
-    if "split" in arrays:
-        split = arrays["split"]
-        require(split.shape == y.shape, f"split must be ({len(x)},) like x, got {split.shape}")
-        split = split.astype(str)
-        parts = [np.flatnonzero(np.isin(split, (str(i), SPLIT[i]))) for i in range(3)]
-        order, sizes = np.concatenate(parts), list(map(len, parts))
-        allowed = f"0, 1, 2 or {', '.join(SPLIT)}"
-        require(len(order) == len(y), f"split must be {allowed}, got {', '.join(np.unique(split))}")
-        images, labels, last = images[order], labels[order], sizes[1] + sizes[2]
-    require(min(sizes) > 0, f"{', '.join(SPLIT)} need a sample each, got {sizes}")
-    scale = 1 if arrays["x"].dtype.kind == "f" else None
-    return images, labels, scale, sizes, last, checksums
-
-
-def _npz_checksums(path):
-    if not path.is_file():
-        raise UserError(f"argument --data: --dataset npz needs a file FILE.npz, got {path}")
-    return {"npz": _read(path, None)[1]}
-
-
 # Loaders by name. Each takes the data folder (a Path) and returns: images (N, T) or (N, T, I),
 # uint8 or float32; labels (N,) from 0; the value that becomes 1 (None: the largest in the training
 # part); the sizes of training, validation and test part; the number of last samples that stay in
 # place, such as a predefined test set, while the seed permutes the others; and {name: checksum}.
-PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits, "npz": _load_npz}
+PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits, "npz": load_npz}
 
 
 @dataclass
@@ -375,7 +318,7 @@ def checksums_of(args):
     if dataset == "ptb" and not any_corpus:
         return PENNCHAR_SHA256
     if dataset == "npz":
-        return _npz_checksums(args.data)
+        return npz_checksums(args.data)
     return _loaded_checksums(dataset, args.data, any_corpus)
 
 
