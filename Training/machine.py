@@ -17,8 +17,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Ctrl-C ends a script of this repository at once: while torch is imported, Python would print a
-# traceback of hundreds of lines. The trainer and the sweep have handlers of their own.
-if REPOSITORY in Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parents:
+# traceback of hundreds of lines. The trainer and the sweep have handlers of their own. Other
+# programs, such as a notebook's kernel or pytest, may lie in the repository's environment.
+SCRIPT = Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve()
+if REPOSITORY in (SCRIPT.parent, SCRIPT.parent.parent):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
