@@ -273,9 +273,10 @@ def draw(table):
 
 
 def panels_of(score):
-    """`PANELS` with that of the score of a task after the loss."""
+    """`PANELS` with that of the score of a task after the loss, and the name of the score."""
     label = score.replace("_", " ")
-    return {"loss": PANELS["loss"], score: (label, label, draw_curve)} | PANELS
+    first = {"loss": PANELS["loss"], score: (label, label, draw_curve)}
+    return first | PANELS | {"step": (*PANELS["step"][:1], f"test {label}", draw_score)}
 
 
 def add_keys(figure, table, entries):
