@@ -152,7 +152,8 @@ def parse(parser, argv=None):
         saved = _arguments_of_run(parser, args, typed)
     elif args.config is not None:
         saved = _arguments_in_file(parser, args.config)
-    args = parser.parse_args([*words(parser, saved), *argv])
+    if saved:
+        args = parser.parse_args([*words(parser, saved), *argv])
     given = typed | {name for name, value in saved.items() if value is not None}
     args.script, args.command = parser.prog, shlex.join(["python3", parser.prog, *argv])
     args.file = parser.file
