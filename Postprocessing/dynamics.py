@@ -4,12 +4,14 @@ Letters: T time, B batch, I input, H main units, D size of a state, k directions
 """
 
 import functools
+import math
 import warnings
 
 import torch
 from torch.func import jvp, vmap
 
 from NetworkCreation.gamma_function import derivatives
+from NetworkCreation.layer import parts
 from NetworkCreation.Networks import ANRU, EURNN
 from NetworkCreation.rnn import ElmanLayer
 
@@ -19,8 +21,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
 
 def flatten(state):
     """A layer's state as one tensor (B, D), h first."""
-    parts = state if isinstance(state, tuple) else (state,)
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    return torch.cat([part.flatten(1) for part in parts(state)], dim=1)
 
 
 def flat_step(layer):
@@ -28,9 +29,9 @@ def flat_step(layer):
 
     def step(x_t, flat, drive_t=None):
         shapes = layer.state_shapes(len(flat))
-        sizes = [torch.Size(shape[1:]).numel() for shape in shapes]
-        parts = [p.view(s) for p, s in zip(flat.split(sizes, dim=1), shapes, strict=True)]
-        return flatten(layer.step(x_t, tuple(parts) if len(parts) > 1 else parts[0], drive_t))
+        sizes = [math.prod(shape[1:]) for shape in shapes]
+        state = [p.view(s) for p, s in zip(flat.split(sizes, dim=1), shapes, strict=True)]
+        return flatten(layer.step(x_t, tuple(state) if len(state) > 1 else state[0], drive_t))
 
     return step
 
@@ -102,18 +103,3 @@ def step_jacobian(layer, x_t, state):
     size *= 2 if isinstance(layer, EURNN) else 1
     basis = torch.eye(state.shape[1], size).to(state).expand(len(state), -1, -1)
     return tangent_step(layer)(x_t, state, basis)[1][:, :size]
-
-
-def jacobians(layer, state, inputs, times):
-    """Yields `step_jacobian` at these times of a trajectory; t counts from 1.
-
-    state: (B, D), before the first input, as returned by `flatten`. inputs: iterable of x_t (B, I).
-    Raises ValueError if a state is not finite.
-    """
-    step = flat_step(layer)
-    for t, x_t in enumerate(inputs, start=1):
-        before, state = state, step(x_t, state)
-        if not state.isfinite().all():
-            raise ValueError(f"the state is not finite after {t} steps")
-        if t in times:
-            yield step_jacobian(layer, x_t, before)

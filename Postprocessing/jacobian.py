@@ -13,14 +13,19 @@ ANRU, c of the LSTM) held fixed. The spectra of the matrices are from Geadah et 
 Computational Biology 2024; those of the Jacobian are not in the paper.
 """
 
+import contextlib
+import functools
 import math
 
 import numpy as np
 import torch
+from torch.linalg import eigvals
 
-from Postprocessing.dynamics import flatten, jacobians
+from Postprocessing.dynamics import flat_step, flatten, step_jacobian
 from Postprocessing.networks import Unsuitable, trained_layers
 from Training.console import Progress
+
+spectral_norm = functools.partial(torch.linalg.matrix_norm, ord=2)  # of (B, H, H): (B,)
 
 
 def evenly(steps, count):
@@ -29,46 +34,40 @@ def evenly(steps, count):
     return range(every, steps + 1, every)
 
 
-def spectral_norms(layer, x, times):
-    """The spectral norm of ∂h_t/∂h_{t−1} at these times, (T', B); x (T, B, I)."""
-    state = flatten(layer.initial_state(x.shape[1]))
-    bar = Progress(x, desc="Jacobians", leave=False, delay=2)
-    norms = [torch.linalg.matrix_norm(J, 2) for J in jacobians(layer, state, bar, times)]
-    return torch.stack(norms)
+def of_jacobians(function, layer, x, times):
+    """function(∂h_t/∂h_{t−1}) at these times along x (T, B, I), stacked; t counts from 1.
 
-
-def jacobian_eigenvalues(layer, x, times):
-    """The eigenvalues of ∂h_t/∂h_{t−1} at these times t ≥ 1, (T', B, H) complex; x (T, B, I)."""
-    state = flatten(layer.initial_state(x.shape[1]))
-    return torch.stack([torch.linalg.eigvals(J) for J in jacobians(layer, state, x, times)])
-
-
-def matrix_eigenvalues(layer):
-    """The eigenvalues of the recurrent matrix, (H,) complex; None if the network has none."""
-    try:
-        return torch.linalg.eigvals(layer.recurrent_matrix()).cpu().numpy()
-    except NotImplementedError:
-        return None
+    function: of a batch of matrices (B, H, H), such as `eigvals`: (B, H) complex.
+    Raises ValueError if a state is not finite.
+    """
+    step, state, results = flat_step(layer), flatten(layer.initial_state(x.shape[1])), []
+    for t, x_t in enumerate(Progress(x, desc="Jacobians", leave=False, delay=2), start=1):
+        before, state = state, step(x_t, state)
+        if not state.isfinite().all():
+            raise ValueError(f"the state is not finite after {t} steps")
+        if t in times:
+            results.append(function(step_jacobian(layer, x_t, before)))
+    return torch.stack(results)
 
 
 def compute(run, data, device, *, sequences=8, times=64, eigen_sequences=4, eigen_times=16):
     """The arrays listed in the module docstring; sequences and times of norms and eigenvalues."""
-    epochs, norms, matrix, eigenvalues = [], [], [], []
+    norms, matrix, eigenvalues = [], [], []
     for epoch, layer, x in trained_layers(run, sequences, data, device):
-        few = evenly(len(x), eigen_times)
+        many, few = evenly(len(x), times), evenly(len(x), eigen_times)
         try:
-            norms.append(spectral_norms(layer, x, evenly(len(x), times)).cpu().numpy())
-            if epoch in (min(run.kept), max(run.kept)):
-                of_jacobian = jacobian_eigenvalues(layer, x[:, :eigen_sequences], few)
-                eigenvalues.append(of_jacobian.cpu().numpy())
-                matrix.append(matrix_eigenvalues(layer))
+            norms.append(of_jacobians(spectral_norm, layer, x, many).cpu().numpy())
         except ValueError as error:
             raise Unsuitable(f"epoch {epoch}: {error}") from error
-        epochs.append(epoch)
-    arrays = {} if matrix[0] is None else {"matrix": np.stack(matrix)}
+        if epoch in (min(run.kept), max(run.kept)):
+            values = of_jacobians(eigvals, layer, x[:, :eigen_sequences], few)
+            eigenvalues.append(values.cpu().numpy())
+            with contextlib.suppress(NotImplementedError):  # of LSTM and GRU
+                matrix.append(eigvals(layer.recurrent_matrix()).cpu().numpy())
+    arrays = {"matrix": np.stack(matrix)} if matrix else {}
     return arrays | {
-        "epochs": np.array(epochs),
-        "times": np.array(evenly(len(x), times)),
+        "epochs": np.array(list(run.kept)),
+        "times": np.array(many),
         "spectral": np.stack(norms),
         "times_of_eigenvalues": np.array(few),
         "eigenvalues": np.stack(eigenvalues),

@@ -56,7 +56,7 @@ def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
 
     chains: S. draws: R. steps: of a chain, at least; whole sequences are used.
     """
-    epochs, leading = [], []
+    leading = []
     for epoch, layer, x in trained_layers(run, chains, data, device, steps):
         state = flatten(layer.initial_state(chains)).repeat_interleave(draws, dim=0)
         inputs = x.repeat_interleave(draws, dim=1)  # (N, S R, I)
@@ -67,10 +67,9 @@ def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
             exponents = lyapunov_exponents(tangent_step(layer), state, bar, 1, warm_up, generator)
         except ValueError as error:
             raise Unsuitable(f"epoch {epoch}: {error}") from error
-        epochs.append(epoch)
         leading.append(exponents.view(chains, draws).cpu().numpy())
     return {
-        "epochs": np.array(epochs),
+        "epochs": np.array(list(run.kept)),
         "leading": np.stack(leading),
         "steps": np.array(length),
         "warm_up": np.array(warm_up),

@@ -20,6 +20,7 @@ is added, which does not change the information (Kraskov et al., arXiv cond-mat/
 
 import numpy as np
 import torch
+from scipy.linalg import orth
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 
@@ -76,14 +77,9 @@ def gaussian_information(x, y):
 
     −½ Σ log(1 − ρ²) over the canonical correlations ρ; infinite if there is a linear relation.
     """
-    rho = np.linalg.svd(_whitened(x).T @ _whitened(y), compute_uv=False)
+    x, y = (orth(columns - columns.mean(axis=0), 1e-10) for columns in (x, y))
+    rho = np.linalg.svd(x.T @ y, compute_uv=False)
     return float(-0.5 * np.sum(np.log1p(-(np.minimum(rho, 1) ** 2))))
-
-
-def _whitened(x):
-    """An orthonormal basis (N, rank) of the centred columns of x."""
-    U, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    return U[:, s > 1e-10 * s[0]]
 
 
 def _bias(x, y, neighbours):

@@ -52,33 +52,30 @@ def data_set(run, data=None):
 
 
 @torch.no_grad()
-def layer_input(run, model, count, data=None):
+def layer_input(run, model, count, data=None, least=1):
     """The input of the recurrent layer for the first B = `count` test sequences, x (T, B, I).
 
-    For text, the first --bptt steps of B columns. data: as for `data_set`.
+    For text, the first --bptt steps of B columns. data: as for `data_set`. least: minimum T, unless
+    the test set is too small; sequences are continued by further test sequences, or by the text.
     """
     test = data_set(run, data).test
-    if not is_text(run):
-        return test.batch(slice(0, count))[0]
-    return model.encoder(columns(test, count)[: run.config["arguments"]["bptt"]])
+    if is_text(run):
+        steps = max(least, run.config["arguments"]["bptt"])
+        return model.encoder(columns(test, count)[:steps])
+    copies = math.ceil(least / test.images.shape[1])
+    x, _ = test.batch(slice(0, copies * count))
+    return chains(x, count) if copies > 1 else x
 
 
-def trained_layers(run, sequences, data=None, device="cpu", least=0):
+def trained_layers(run, sequences, data=None, device="cpu", least=1):
     """Yields (epoch, layer, x) for every kept checkpoint of a run.
 
-    The layer is frozen and in float64, on the device. x (T, B, I) is its input for the first
-    B = `sequences` test sequences. least: minimum T; shorter sequences are continued by further
-    test sequences, or by the text. Raises Unsuitable if the test set is too small.
+    The layer is frozen and in float64, on the device. x (T, B, I) is its `layer_input` for
+    B = `sequences`. Raises Unsuitable if the test set is too small for `least`.
     """
     for epoch in run.kept:
         model = kept_model(run, epoch)
-        x = layer_input(run, model, sequences, data)
-        if len(x) < least and is_text(run):
-            with torch.no_grad():
-                x = model.encoder(columns(data_set(run, data).test, sequences)[:least])
-        elif len(x) < least:
-            count = math.ceil(least / len(x)) * sequences
-            x = chains(layer_input(run, model, count, data), sequences)
+        x = layer_input(run, model, sequences, data, least)
         if len(x) < least:
             raise Unsuitable(
                 f"the test set has only {len(x)} steps for each of {sequences} chains, "
@@ -105,7 +102,6 @@ def freeze(layer):
     """Converts a layer to float64 in place, removes parametrizations and gradients; returns it."""
     layer.double()
     for module in list(layer.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
+        for name in list(getattr(module, "parametrizations", ())):
+            parametrize.remove_parametrizations(module, name)
     return layer.requires_grad_(False)

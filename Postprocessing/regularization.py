@@ -22,9 +22,8 @@ analysis then does not apply, which is saved in its place.
 
 import functools
 import math
-from collections.abc import Callable
+from collections import namedtuple
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,14 +38,8 @@ from Training.transforms import step_window
 SIZES = (0.0, 1.0, 2.5, 5.0, 10.0, 30.0)
 SINCE = (0, 50, 100, 150, 200)  # of 784 steps
 KINDS = ("adaptive", "frozen")
-
-
-class System(NamedTuple):
-    """A driven map: `advance` as for `lyapunov_exponents`, the initial state, and the inputs."""
-
-    advance: Callable
-    state: torch.Tensor
-    inputs: list
+# A driven map: `advance` as for `lyapunov_exponents`, the initial state, and a list of inputs.
+System = namedtuple("System", ("advance", "state", "inputs"))
 
 
 def systems(layer, x, sizes, onset):
@@ -63,17 +56,13 @@ def systems(layer, x, sizes, onset):
     still = len(x) - onset  # steps with the last n and s
     n, s = (torch.cat([v, v[-1:].expand(still, -1, -1)]) for v in (before["n"], before["s"]))
     start = layer.initial_state(x.shape[1])
-    inputs = list(zip(x, drive, strict=True)), list(zip(x, drive, n, s, strict=True))
+    inputs = list(zip(x, drive, n, s, strict=True))
     return {
-        "adaptive": System(functools.partial(adaptive_step, layer), flatten(start), inputs[0]),
-        "frozen": System(functools.partial(frozen_step, layer), start[0], inputs[1]),
+        "adaptive": System(
+            lambda now, *rest: push_anru(layer, now[0], *rest, now[1]), flatten(start), inputs
+        ),
+        "frozen": System(functools.partial(frozen_step, layer), start[0], inputs),
     }
-
-
-def adaptive_step(layer, now, state, tangents):
-    """A step of an ANRU with the input (x_t, drive_t), as `push_anru`."""
-    x_t, drive_t = now
-    return push_anru(layer, x_t, state, tangents, drive_t)
 
 
 def frozen_step(layer, now, h, tangents):

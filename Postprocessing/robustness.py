@@ -29,21 +29,20 @@ def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
     """
     arguments, test = run.config["arguments"], data_set(run, data).test
     model = load_model(run.tested_checkpoint())[0].to(device)
-    scores = {"step": []} if is_text(run) else {"sin": [], "step": []}
-    if is_text(run):
-        text, steps = columns(test, EVALUATION_COLUMNS, device), arguments["bptt"]
+    text, arrays = is_text(run), {"amplitudes": amplitudes}
+    if text:
+        rows, steps = columns(test, EVALUATION_COLUMNS, device), arguments["bptt"]
     else:
         few, steps = slice(0, samples), test.images.shape[1]
         test = PixelSet(test.images[few], test.labels[few], test.scale).to(device)
     for amplitude in Progress(amplitudes, desc="amplitudes", leave=False):
         drive = step_drive(steps, amplitude, *step_window(steps))
-        if is_text(run):
-            result = evaluate_text(model, text, steps, samples, drive=drive)
-            scores["step"].append(result["bits_per_character"])
+        if text:
+            result = evaluate_text(model, rows, steps, samples, drive=drive)
+            arrays.setdefault("step", []).append(result["bits_per_character"])
             continue
         transform = sine(steps, amplitude=amplitude)
         for name, change in {"sin": {"transform": transform}, "step": {"drive": drive}}.items():
             result = evaluate_pixels(model, test, arguments["batch_size"], **change)
-            scores[name].append(result["accuracy"])
-    arrays = {name: np.array(values) for name, values in scores.items()}
-    return {"amplitudes": np.array(amplitudes), **arrays}
+            arrays.setdefault(name, []).append(result["accuracy"])
+    return {name: np.array(values) for name, values in arrays.items()}

@@ -25,17 +25,14 @@ from Training.transforms import step_drive, step_window
 
 
 @torch.no_grad()
-def along(layer, x, drive, names=("n", "s", "h")):
-    """The trace of a layer along x (T, B, I), {name: (T, B, H) array}; drive: (T,) or None."""
-    trace = layer.trace(x, drive=drive, keep=names)[2]
+def along(layer, x, drive=None):
+    """n, s and h of an ANRU along x (T, B, I), {name: (T, B, H) array}; drive: (T,) or None."""
+    trace = layer.trace(x, drive=drive, keep=("n", "s", "h"))[2]
     return {name: values.cpu().numpy() for name, values in trace.items()}
 
 
 def ends(values, window):
-    """Values (..., T) at the onset of a step and averaged over its last quarter, each (...).
-
-    window: the first driven step, and the first after it.
-    """
+    """Values (..., T) at the onset of a step and averaged over its last quarter, each (...)."""
     first, end = window
     return values[..., first], values[..., end - round((end - first) / 4) : end].mean(-1)
 
@@ -57,10 +54,7 @@ def compute(run, data, device, *, sizes=XI, sequences=16, units=16):
     for name in ("n", "s", "h"):
         arrays[name] = np.stack([trace[name].mean(axis=(1, 2)) for trace in traces])
         arrays[f"{name}_units"] = np.stack([trace[name][:, 0, recorded] for trace in traces])
-    kept = []
-    for epoch in run.kept:
-        layer = kept_model(run, epoch).rnn.to(device)
-        kept.append(along(layer, x.float(), None, ("n", "s")))
+    kept = [along(kept_model(run, epoch).rnn.to(device), x.float()) for epoch in run.kept]
     for name in ("n", "s"):
         arrays[f"{name}_kept"] = np.stack([trace[name].mean(axis=(0, 1)) for trace in kept])
     return arrays

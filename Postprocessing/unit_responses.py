@@ -26,6 +26,7 @@ the step; its α near −1 means little.
 """
 
 import copy
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +56,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # |t − 75| < 25
-    "short": Protocol(150, slice(51, 101), 0.1, slice(51, 100), slice(40, 110)),
-    # |t − 150| < 50
-    "long": Protocol(300, slice(102, 202), 5.0, slice(101, 200), slice(80, 220)),
+    "short": Protocol(150, slice(51, 101), 0.1, slice(51, 100), slice(40, 110)),  # |t − 75| < 25
+    "long": Protocol(300, slice(102, 202), 5.0, slice(101, 200), slice(80, 220)),  # |t − 150| < 50
 }
 FITS = {"paper": False, "free": True}  # whether a fit has a free gain
 
@@ -83,10 +82,7 @@ def unit_layer(layer, isolated=False):
 def responses(units, protocol, xi=XI, trials=TRIALS, generator=None):
     """h of `unit_layer` under a step of each ξ, (trials, X, H, L); generator: of x and ε."""
     like, size = units.Whh.weight, units.hidden_size
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=like.dtype)
-
+    normal = functools.partial(torch.randn, generator=generator, dtype=like.dtype)
     x = INPUT + 0.1 * normal(trials, 1, size)
     inputs = x + protocol.noise * normal(protocol.steps, trials, len(xi), size)
     drive = torch.zeros(protocol.steps, trials, len(xi), dtype=like.dtype)
@@ -159,8 +155,7 @@ def adaptive_index(h):
     """
     early, late = h[..., 100:115].mean(-1), h[..., 134:149].mean(-1)
     total = early + late
-    defined = total >= 1e-10
-    return np.where(defined, (early - late) / np.where(defined, total, 1), 0.0)
+    return np.divide(early - late, total, np.zeros_like(total), where=total >= 1e-10)
 
 
 def compute(run, data, device):

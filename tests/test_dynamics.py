@@ -11,7 +11,7 @@ from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse
 from Postprocessing.dynamics import flat_step, flatten, push, step_jacobian, tangent_step
-from Postprocessing.jacobian import jacobian_eigenvalues, spectral_norms
+from Postprocessing.jacobian import of_jacobians, spectral_norm
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.networks import Unsuitable, data_set, freeze, kept_model, trained_layers
 from tests.toy_runs import train
@@ -120,7 +120,8 @@ def test_norms_and_eigenvalues_are_those_of_the_jacobian_at_the_requested_times(
     layer = make_layer(name)
     x, state, times = draw(T, B, INPUTS), flatten(layer.initial_state(B)), range(2, T + 1, 2)
     norms, eigenvalues = (
-        function(layer, x, times).numpy() for function in (spectral_norms, jacobian_eigenvalues)
+        of_jacobians(function, layer, x, times).numpy()
+        for function in (spectral_norm, torch.linalg.eigvals)
     )
     assert norms.shape == (2, B) and eigenvalues.shape == (2, B, H)
     for t, x_t in enumerate(x, start=1):
