@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import itertools
 import json
 import os
 import shlex
@@ -50,7 +51,8 @@ NOTEBOOKS = {
     "regularization": ("regularization", "jacobian"),
     "report": ("lyapunov", "jacobian", "robustness", "step_response"),
 }
-KNOWN = ", ".join(NOTEBOOKS | ANALYSES)
+# The names that the command knows; robustness and regularization are the notebooks.
+GROUPS = NOTEBOOKS | {name: NOTEBOOKS.get(name, (name,)) for name in NAMES}
 FAILURES = (Unsuitable, UserError, np.linalg.LinAlgError, torch.linalg.LinAlgError)
 
 
@@ -145,21 +147,23 @@ def load_all(wanted, notebook):
     """
     loaded, problems, lacking, left_out = {}, [], set(), []
     for name, table in wanted.items():
-        loaded[name], reason = {}, ""
+        loaded[name], absent, reason = {}, [], ""
         for path in table["path"]:
             try:
-                loaded[name][path] = load(path, name)
+                arrays = load(path, name)
             except RunError as error:
-                loaded[name][path], reason = None, f", such as {error}"
-        absent = [path for path, arrays in loaded[name].items() if arrays is None]
-        lacking.update(absent)
+                arrays, reason = None, f", such as {error}"
+            if arrays is None:
+                absent.append(path)
+            elif "diverged" in arrays:
+                left_out.append(f"{name} leaves out {path}: {arrays['diverged']}")
+            else:
+                loaded[name][path] = arrays
         if absent:
-            problems.append(
-                f"{name}: missing or stale for {len(absent)} of {len(table)} runs{reason}"
-            )
+            number = f"{len(absent)} of {len(table)} runs"
+            problems.append(f"{name}: missing or stale for {number}{reason}")
+            lacking.update(absent)
             continue
-        for path in [path for path, arrays in loaded[name].items() if "diverged" in arrays]:
-            left_out.append(f"{name} leaves out {path}: {loaded[name].pop(path)['diverged']}")
         if len(table) and not loaded[name]:
             raise FigureError("\n".join(["every run diverges:", *left_out]))
         settings = pd.Series({p: str(arrays["settings"]) for p, arrays in loaded[name].items()})
@@ -185,11 +189,10 @@ def command(names, paths):
 def missing(table, notebook):
     """The command for the analyses of a notebook that trained runs lack; None if there are all."""
     for _, run in table.iterrows():
-        for name in NOTEBOOKS[notebook]:
-            applies = name != "step_response" or run["network"] == "ANRU"
-            applies = applies and pd.notna(run.get("dataset"))
-            if applies and run["epochs_done"] and not file_of(run["path"], name).exists():
-                return command([notebook], table["path"])
+        names = [n for n in NOTEBOOKS[notebook] if n != "step_response" or run["network"] == "ANRU"]
+        applies = run["epochs_done"] and pd.notna(run.get("dataset"))
+        if applies and not all(file_of(run["path"], name).exists() for name in names):
+            return command([notebook], table["path"])
     return None
 
 
@@ -226,33 +229,17 @@ def setting(typed):
     known = {f"{name}.{key}": v for name in ANALYSES for key, v in defaults(name).items()}
     if target not in known:
         raise argparse.ArgumentTypeError(f"{typed}: must begin with one of {', '.join(known)}")
-    if not isinstance(known[target], tuple):
-        return *target.split("."), positive_int(text)
-    return *target.split("."), [finite(number) for number in text.strip("[]").split(",")]
-
-
-def names_and_paths(words, parser):
-    """The names of the requested analyses, and the paths, from the words of the command."""
-    names, paths = {}, []
-    for word in words:
-        if not paths and word in NOTEBOOKS | ANALYSES:
-            names |= dict.fromkeys(NOTEBOOKS.get(word, (word,)))
-        else:
-            paths.append(Path(word))
-    if not names:
-        parser.error(f"argument NAME: must be one of {KNOWN}, got {words[0]}")
-    if not paths:
-        parser.error("argument RUN: no run or folder is given")
-    return list(names), paths
+    many = isinstance(known[target], tuple)
+    value = list(map(finite, text.strip("[]").split(","))) if many else positive_int(text)
+    return *target.split("."), value
 
 
 def table_of(paths, where, parser):
     """The runs at or below the paths, without duplicates; ends the program if a path has none."""
-    parts = [runs.load(path) for path in paths]
-    for path, part in zip(paths, parts, strict=True):
-        if part.empty:
-            parser.error(f"argument RUN: no runs at or below {path}")
-    table = pd.concat(parts, ignore_index=True)
+    parts = {path: runs.load(path) for path in paths}
+    if empty := [str(path) for path, part in parts.items() if part.empty]:
+        parser.error(f"argument RUN: no runs at or below {', '.join(empty)}")
+    table = pd.concat(parts.values(), ignore_index=True)
     table = table[~table["path"].map(os.path.realpath).duplicated()]
     return table if where is None else runs.select(table, where, parser)
 
@@ -261,25 +248,29 @@ def table_of(paths, where, parser):
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.analyse", __doc__)
     flag = parser.add_argument
-    flag("words", nargs="+", metavar="NAME RUN", help=f"{KNOWN}; then runs or folders of runs")
+    names = ", ".join(GROUPS)
+    flag("words", nargs="+", metavar="NAME RUN", help=f"{names}; then runs or folders of runs")
     flag("--where", metavar="EXPRESSION", help="select runs, as in Postprocessing.runs")
     flag("--set", type=setting, nargs="+", default=[], metavar="S", help="as lyapunov.chains=2")
     flag("--recompute", action="store_true", help="compute again what is up to date")
     flag("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the run's)")
     flag("--device", type=device, default="cpu", help="such as cpu or cuda")
     args = parser.parse_args(argv)
-    names, paths = names_and_paths(args.words, parser)
+    known = list(itertools.takewhile(GROUPS.__contains__, args.words))
+    paths = [Path(word) for word in args.words[len(known) :]]
+    if not known:
+        parser.error(f"argument NAME: must be one of {names}, got {paths[0]}")
+    if not paths:
+        parser.error("argument RUN: no run or folder is given")
     opened = [Run(path) for path in table_of(paths, args.where, parser)["path"]]
     failed = False
-    for name in names:
+    for name in dict.fromkeys(itertools.chain.from_iterable(map(GROUPS.get, known))):
         settings = {key: value for module, key, value in args.set if module == name}
         counts = dict.fromkeys(("computed", "up to date", "not applicable", "failed"), 0)
         for run in Progress(opened, desc=name, leave=False):
             try:
-                if max(run.kept, default=0) == 0:
-                    raise NotApplicable("has no kept checkpoint")
-                if "dataset" not in run.config["arguments"]:
-                    raise NotApplicable("the script of the run makes its data")
+                if max(run.kept, default=0) == 0 or "dataset" not in run.config["arguments"]:
+                    raise NotApplicable("has no kept checkpoint, or its script makes the data")
                 new = compute(run, name, settings, args.data, args.device, args.recompute)
                 counts["computed" if new else "up to date"] += 1
             except NotApplicable:
@@ -287,11 +278,10 @@ def main(argv=None):
             except FAILURES as error:
                 counts["failed"] += 1
                 tqdm.write(f"failed: {name} of {run.path}: {error}", file=sys.stderr)
-        print(
-            f"{name}:", ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-        )
-        failed = failed or counts["failed"] > 0
-    return 1 if failed else 0
+        summary = [f"{number} {kind}" for kind, number in counts.items() if number]
+        print(f"{name}:", ", ".join(summary))
+        failed |= counts["failed"] > 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ test score (accuracy, bits per character, …), hours of training, and the run's
 In Python, `load` returns the table as a pandas DataFrame, and `curves` the learning curves.
 """
 
-import io
 import math
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from Training.config import HOW, RunError, read_text
+from Training.config import HOW, RunError
 from Training.console import entry_point
 from Training.parser import Parser
-from Training.run_directory import Run
+from Training.run_directory import TABLES, Run
 
 SETTINGS = ("static", "homogeneous", "heterogeneous")  # of the γ of an RNN
 # Columns of the table that are not arguments of the run.
@@ -72,37 +71,22 @@ def curves(table):
     return pd.concat(parts, ignore_index=True)
 
 
-def validation_curves(table):
-    """Validation scores of runs of one task, by (setting, n, s, seed) and epoch."""
-    name = f"validation_{table['score'].iloc[0]}"
-    return curves(table).pivot_table(name, ["setting", "n", "s", "seed"], "epoch")
-
-
 def read_csv(path):
-    """A CSV file of a run, a DataFrame; empty if there is no file; RunError if it is damaged."""
-    if not path.exists():
-        return pd.DataFrame()
-    try:
-        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str)
-        numbers = [name for name in table if name != "condition"]
-        return table.astype(dict.fromkeys(numbers, float))  # exact, as Python's float
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error})") from error
+    """A table of a run, a DataFrame; empty if there is no file; RunError if it is damaged."""
+    table = pd.DataFrame(Run(path.parent).rows(path.name)).replace("", "nan")
+    numbers = table.columns.drop("condition", errors="ignore")
+    return table.astype(dict.fromkeys(numbers, float))  # exact, as Python's float
 
 
 def _row(path):
     """The row of one run, {column: value}."""
-    metrics, tests = read_csv(path / "metrics.csv"), read_csv(path / "test_results.csv")
+    metrics, tests = (read_csv(path / name) for name in TABLES)
     run = Run(path)
     config, arguments, model = run.config, run.config["arguments"], run.config["model"]
     network = network_name(arguments)
     score, chance = score_and_chance(model)
-    validation = pd.Series(dtype=float)
-    if len(metrics):
-        validation = metrics[f"validation_{score}"]
-    test = pd.Series(dtype=float)
-    if len(tests):  # of the test set as it is
-        test = tests.loc[tests["condition"].isin(["as_is", "best"]), score]
+    validation = metrics[f"validation_{score}"] if len(metrics) else pd.Series(dtype=float)
+    test = tests.loc[tests["condition"].isin(["as_is", "best"]), score] if len(tests) else ()
     plain = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in arguments.items()}
     return plain | {
         "task": config["task"],
@@ -113,9 +97,9 @@ def _row(path):
         "dry": arguments.get("limit_batches") is not None,
         "score": score,
         "chance": chance,
-        "validation": validation.iloc[-1] if len(validation) else math.nan,
+        "validation": [math.nan, *validation][-1],
         "best_validation": validation.max() if "accuracy" in score else validation.min(),
-        "test": test.iloc[-1] if len(test) else math.nan,
+        "test": [math.nan, *test][-1],
         "hours": metrics["seconds"].sum() / 3600 if len(metrics) else 0.0,
         "started": str(config["started"]),
         "path": str(path),

@@ -66,8 +66,7 @@ def matching(table, arguments):
     for name, value in arguments.items():
         if name not in table:
             raise FigureError(f"no run has an argument {name}")
-        values = value if isinstance(value, (list, tuple)) else [value]
-        table = table[table[name].isin(values)]
+        table = table[table[name].isin(value if isinstance(value, (list, tuple)) else [value])]
     return table
 
 
@@ -110,10 +109,8 @@ def missing(chosen):
     total = n * s * seeds
     lines = [f"grid of {n} n × {s} s × {seeds} seeds; {chosen['shared'].sum()} runs are shared"]
     for setting, number in chosen["setting"].value_counts().items():
-        if number < total:
-            lines.append(
-                f"{setting}: {total - number} of {total} runs missing; run its sweep again"
-            )
+        if lacks := total - number:
+            lines.append(f"{setting}: {lacks} of {total} runs missing; run its sweep again")
     for (n, s), settings in chosen.groupby(["n", "s"])["setting"].unique().items():
         if len(settings) < len(runs.SETTINGS):
             lines.append(f"n = {n:g}, s = {s:g}: only {' and '.join(settings)}")
@@ -146,19 +143,18 @@ def networks(table, names=None, **arguments):
     for name in names or NETWORKS:
         if lacks := seeds - (chosen["network"] == name).sum():
             print(f"{name}: {lacks} of {in_runs(seeds)} missing; run its sweep again")
-    rank = chosen["network"].map({name: i for i, name in enumerate(NETWORKS)})
+    rank = chosen["network"].map(NETWORKS.index)
     return chosen.assign(rank=rank).sort_values(["rank", "seed"]).drop(columns="rank")
 
 
 def at_shared_start(chosen):
     """Without the runs of static and heterogeneous whose initial n and s are not shared."""
-    gamma = chosen[chosen["setting"].notna()]
-    starts = gamma[gamma["random"].ne(True)].groupby("network")[["n", "s"]]
-    starts = [set(map(tuple, group.to_numpy())) for _, group in starts]
-    if not starts:
+    gamma = chosen[chosen["setting"].notna() & chosen["random"].ne(True)]
+    if gamma.empty:
         return chosen
-    shared = set.intersection(*starts)
-    if not shared:
+    counts = gamma.groupby(["n", "s"])["network"].nunique()
+    shared = counts.index[counts == gamma["network"].nunique()]
+    if shared.empty:
         raise FigureError("static and heterogeneous share no initial n and s")
     n, s = min(shared, key=lambda start: np.hypot(*np.subtract(start, PREFERRED)))
     return chosen[chosen["setting"].isna() | ((chosen["n"] == n) & (chosen["s"] == s))]
@@ -176,11 +172,8 @@ def check_agreement(chosen, varied, network=None):
     if lines:
         choice = {network: choice} if network else choice
         which = f" of {network}" if network else ""
-        raise FigureError(
-            f"the runs{which} differ in arguments that the figure does not vary:\n"
-            + "\n".join(lines)
-            + f"\nselect some, as in ARGUMENTS = {choice}"
-        )
+        head = f"the runs{which} differ in arguments that the figure does not vary:"
+        raise FigureError("\n".join([head, *lines, f"select some, as in ARGUMENTS = {choice}"]))
 
 
 def caption(table, *more):
