@@ -44,25 +44,18 @@ def use_style():
 def panels(titles, columns, height=2.4, caption="", **options):
     """A figure and its axes (rows, columns); titles: one a panel, after a, b, c, …"""
     rows = -(-len(titles) // columns)
-    options |= {"figsize": (PAGE, rows * height), "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, **options)
-    for letter, title, ax in zip(string.ascii_lowercase, titles, axes.flat, strict=False):
-        entitle(ax, letter, title)
+    size = (PAGE, rows * height)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    for letter, title, ax in zip(string.ascii_letters, titles, axes.flat, strict=False):
+        ax.set_title(rf"$\mathbf{{{letter}}}$  {title}")
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color="0.3")
     return figure, axes
-
-
-def entitle(ax, letter, title):
-    """Sets the title of a panel, after its letter."""
-    return ax.set_title(rf"$\mathbf{{{letter}}}$  {title}")
 
 
 def add_legend(figure, axes=None, **options):
     """Adds one legend above all panels, with each label of the axes (None: all) once."""
     pairs = [ax.get_legend_handles_labels() for ax in (figure.axes if axes is None else axes)]
-    labelled = {
-        label: h for handles, labels in pairs for h, label in zip(handles, labels, strict=True)
-    }
+    labelled = {label: handle for pair in pairs for handle, label in zip(*pair, strict=True)}
     style = {"ncols": min(len(labelled), 6), "handlelength": 1.5, "columnspacing": 1.2}
     style |= {"loc": "outside upper left"} | options
     return figure.legend(labelled.values(), labelled, **style)
@@ -87,10 +80,8 @@ def limits_of(*values):
 
 def draw_plane(plane, ax, limits):
     """Squares of a plane, a DataFrame of s (rows) by n (columns); NaN is blank, with a cross."""
-    low, high = limits
-    values = np.ma.masked_invalid(plane.to_numpy())
-    squares = {"cmap": SCALE, "vmin": low, "vmax": high, "edgecolor": "white", "linewidth": 0.5}
-    ax.pcolormesh(values, **squares)
+    values, norm = np.ma.masked_invalid(plane.to_numpy()), plt.Normalize(*limits)
+    ax.pcolormesh(values, cmap=SCALE, norm=norm, edgecolor="white", linewidth=0.5)
     row, column = np.nonzero(np.ma.getmaskarray(values))
     ax.plot(column + 0.5, row + 0.5, "x", color="0.8", markersize=4)
     ax.set_xticks(np.arange(plane.shape[1]) + 0.5, [f"{n:g}" for n in plane.columns])
@@ -128,9 +119,8 @@ def draw_difference(paired, ax, name):
     mean, low, high = comparison.cell_interval(paired)
     if np.isfinite(low).all():
         return draw_band(paired.columns, mean, low, high, ax, COLOURS[name], label=name)
-    seeds = comparison.over_cells(paired)
-    for label, line in zip([name, *[None] * (len(seeds) - 1)], seeds.to_numpy(), strict=True):
-        ax.plot(paired.columns, line, ".-", color=COLOURS[name], linewidth=0.8, label=label)
+    seeds = comparison.over_cells(paired).to_numpy()
+    ax.plot(paired.columns, seeds.T, ".-", color=COLOURS[name], linewidth=0.8, label=name)
     return ax
 
 
@@ -143,26 +133,19 @@ def draw_bars(values, ax, name, shift=0):
     at = (1 + np.array(values.columns)) * 1.07**shift - 1
     style = {"color": COLOURS[name], "label": name}
     if len(values) < comparison.LEAST:
-        for row in values.to_numpy():
-            ax.plot(at, row, "o", markersize=2.5, **style)
-            style.pop("label", None)
-        return ax
-    style |= {"elinewidth": 0.8, "capsize": 1.5, "fmt": ".", "markersize": 4}
-    ax.errorbar(at, values.mean(), values.std(ddof=0), **style)
-    return ax
-
-
-def draw_ecdf(values, ax, name):
-    """The fraction of values (R,) at or below each value."""
-    ax.ecdf(values, color=COLOURS[name], label=name)
-    ax.set_ylabel("cumulative fraction")
+        ax.plot(at, values.to_numpy().T, "o", markersize=2.5, **style)
+    else:
+        style |= {"elinewidth": 0.8, "capsize": 1.5, "fmt": ".", "markersize": 4}
+        ax.errorbar(at, values.mean(), values.std(ddof=0), **style)
     return ax
 
 
 def draw_reference(value, ax, label=None, vertical=False):
-    """A thin line at a value, such as 0 or the score of a guess."""
-    line = ax.axvline if vertical else ax.axhline
-    line(value, color="0.5", linestyle=":" if label else "-", linewidth=0.8, label=label, zorder=1)
+    """A thin line at a value, such as 0 or the score of a guess; none if there is no value."""
+    if np.isfinite(value):
+        line = ax.axvline if vertical else ax.axhline
+        style = {"color": "0.5", "linestyle": ":" if label else "-", "linewidth": 0.8, "zorder": 1}
+        line(value, label=label, **style)
     return ax
 
 
@@ -177,10 +160,9 @@ def log_axis(ax, values):
     """Makes the x axis that of log(1 + x), with ticks at the values ≥ 0 whose labels fit."""
     values = np.unique(values)
     ax.set_xscale("function", functions=(np.log1p, np.expm1))
-    places, ticks = np.log1p(values), []
-    apart = np.ptp(places) / 8
-    for value, place in zip(values, places, strict=True):
-        if not ticks or place - np.log1p(ticks[-1]) >= apart:
+    places, ticks = np.log1p(values), list(values[:1])
+    for value, place in zip(values[1:], places[1:], strict=True):
+        if place - np.log1p(ticks[-1]) >= np.ptp(places) / 8:
             ticks.append(value)
     ax.set_xticks(ticks, [f"{value:g}" for value in ticks])
     ax.set_xticks(values, minor=True)

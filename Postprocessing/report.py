@@ -9,13 +9,10 @@ share a page, one colour each, saved in the working directory. The page shows th
 saved, and the command that computes the others is printed.
 """
 
-import os
-import string
 import sys
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -26,26 +23,18 @@ from Postprocessing import analyse, plots, runs, selection
 from Training.config import RunError
 from Training.console import entry_point
 from Training.parser import Parser
-from Training.run_directory import Run
+from Training.run_directory import TABLES, Run
 
 SIZES = (1.0, 5.0, 20.0)  # of the steps of ANRU
+CHANGES = {"sin": "amplitude of the sine", "step": "size of the step (a.u.)"}  # of the input
 HEIGHT = 1.85  # of a row, in inches
+# A run on the page: its row of the table of runs, {panel: data}, and its colour.
+Entry = namedtuple("Entry", ("run", "panels", "colour"))
 STYLES = {
     "validation": {},
     "training": {"linestyle": "--", "linewidth": 0.8},
     "test": {"marker": "o", "linestyle": "", "markersize": 3, "markerfacecolor": "white"},
 }
-
-
-class Entry(NamedTuple):
-    """A run on the page: its row of the table of runs, {panel: data}, and its colour."""
-
-    run: pd.Series
-    panels: dict
-    colour: str
-
-
-# The data
 
 
 def gather(run):
@@ -54,13 +43,12 @@ def gather(run):
     Raises RunError if it has no epoch yet, or an analysis is damaged or stale.
     """
     path = Path(run["path"])
-    metrics, tests = (runs.read_csv(path / name) for name in ("metrics.csv", "test_results.csv"))
+    metrics, tests = (runs.read_csv(path / name) for name in TABLES)
     if metrics.empty:
         raise RunError(f"{path}: has no epoch yet")
-    if len(tests):
-        tests = tests[tests["condition"].isin(["as_is", "best"])]
-    panels, epochs = {}, metrics["epoch"]
-    for name in curves(run["score"]):
+    tests = tests[tests["condition"].isin(["as_is", "best"])] if len(tests) else tests
+    panels, epochs, score = {}, metrics["epoch"], run["score"]
+    for name in {score} if score == "bits_per_character" else {"loss", score}:  # bits are a loss
         if f"validation_{name}" in metrics:
             panels[name] = {"validation": (epochs, metrics[f"validation_{name}"])}
             if f"train_{name}" in metrics:
@@ -74,26 +62,18 @@ def gather(run):
     panels |= gains(run, metrics, saved["step_response"])
     if arrays := saved["lyapunov"]:
         leading = arrays["leading"].reshape(len(arrays["epochs"]), -1)
-        low, high = leading.min(axis=1), leading.max(axis=1)
-        panels["lyapunov"] = arrays["epochs"], leading.mean(axis=1), low, high
+        panels["lyapunov"] = arrays["epochs"], leading.mean(1), leading.min(1), leading.max(1)
     if arrays := saved["jacobian"]:
         low, middle, high = np.quantile(arrays["spectral"], (0.25, 0.5, 0.75), axis=(1, 2))
         panels["norm"] = arrays["epochs"], middle, low, high
         panels |= {"spectrum": arrays["matrix"]} if "matrix" in arrays else {}
     arrays = saved["robustness"]
-    panels |= {
-        kind: (arrays["amplitudes"], arrays[kind]) for kind in ("sin", "step") & arrays.keys()
-    }
+    panels |= {name: (arrays["amplitudes"], arrays[name]) for name in CHANGES if name in arrays}
     if arrays := saved["step_response"]:
         for name in ("n", "s", "h"):
             lines = dict(zip(arrays["xi"], arrays[name], strict=True))
             panels[f"{name}_t"] = lines, arrays["window"]
     return panels
-
-
-def curves(score):
-    """The names of the learning curves of a task; bits per character are a loss already."""
-    return dict.fromkeys((score,) if score == "bits_per_character" else ("loss", score))
 
 
 def gains(run, metrics, response):
@@ -108,8 +88,7 @@ def gains(run, metrics, response):
         epochs, mean, spread = metrics[["epoch", f"{name}_mean", f"{name}_std"]].to_numpy().T
         if pd.notna(run[name]):
             epochs, mean, spread = np.insert([epochs, mean, spread], 0, (0, run[name], 0), axis=1)
-        units = response[f"{name}_kept"][-1] if response else None
-        units = saved[f"rnn.{name}"].numpy() if f"rnn.{name}" in saved else units
+        units = response[f"{name}_kept"][-1] if response else saved.get(f"rnn.{name}")
         if np.ptp(mean) > 0:
             panels[name] = epochs, mean, spread, units
     return panels
@@ -124,14 +103,8 @@ def draw_curve(ax, entries, name):
         for part, line in entry.panels[name].items():
             ax.plot(*line, color=entry.colour, **STYLES[part])
     if name != "loss":
-        draw_chance(ax, entries)
+        plots.draw_reference(entries[0].run["chance"], ax, "chance")
     return by_epoch(ax)
-
-
-def draw_chance(ax, entries):
-    """A line at the score of a random guess, if the task names one."""
-    if pd.notna(chance := entries[0].run["chance"]):
-        plots.draw_reference(chance, ax, "chance")
 
 
 def draw_quantity(ax, entries, name):
@@ -164,7 +137,8 @@ def draw_gain(ax, entries, name):
         epochs, mean, spread, units = entry.panels[name]
         plots.draw_band(epochs, mean, mean - spread, mean + spread, ax, entry.colour, 0.15)
         if units is not None:
-            beside.hist(units, 20, orientation="horizontal", color=entry.colour, alpha=0.5)
+            style = {"orientation": "horizontal", "color": entry.colour, "alpha": 0.5}
+            beside.hist(np.asarray(units), 20, **style)
     ax.ticklabel_format(useOffset=False)
     return by_epoch(mark_unit_range(ax) if name == "s" else ax)
 
@@ -177,21 +151,15 @@ def mark_unit_range(ax):
     return ax
 
 
-def draw_checkpoints(ax, entries, name):
-    """A quantity with its band, at the kept checkpoints, on the axis of log(1 + epoch)."""
+def draw_points(ax, entries, name):
+    """A quantity, with its band, on the axis of log(1 + epoch) or log(1 + size)."""
     for entry in entries:
-        plots.draw_band(*entry.panels[name], ax, entry.colour, style=".-")
-    plots.draw_reference(1 if name == "norm" else 0, ax)
-    ax.set_xlabel("epoch")
-    return plots.log_axis(ax, np.concatenate([entry.panels[name][0] for entry in entries]))
-
-
-def draw_score(ax, entries, name):
-    """The test score on changed inputs, on the axis of log(1 + size)."""
-    for entry in entries:
-        ax.plot(*entry.panels[name], ".-", color=entry.colour)
-    draw_chance(ax, entries)
-    ax.set_xlabel({"sin": "amplitude of the sine", "step": "size of the step (a.u.)"}[name])
+        x, middle, *band = entry.panels[name]
+        plots.draw_band(x, middle, *(band or (middle, middle)), ax, entry.colour, style=".-")
+    chance = entries[0].run["chance"]
+    value, label = {"lyapunov": (0, None), "norm": (1, None)}.get(name, (chance, "chance"))
+    plots.draw_reference(value, ax, label)
+    ax.set_xlabel(CHANGES.get(name, "epoch"))
     return plots.log_axis(ax, np.concatenate([entry.panels[name][0] for entry in entries]))
 
 
@@ -222,10 +190,10 @@ PANELS = {  # panel: title, label of the y axis, function that draws it
     "lr": ("learning rate", "learning rate", draw_quantity),
     "n": ("gain", plots.GAIN, draw_gain),
     "s": ("saturation", plots.SATURATION, draw_gain),
-    "lyapunov": ("Lyapunov exponent", plots.EXPONENT, draw_checkpoints),
-    "norm": ("norm of the Jacobian", plots.NORM, draw_checkpoints),
-    "sin": ("oscillating brightness", "test accuracy", draw_score),
-    "step": ("step drive", "test score", draw_score),
+    "lyapunov": ("Lyapunov exponent", plots.EXPONENT, draw_points),
+    "norm": ("norm of the Jacobian", plots.NORM, draw_points),
+    "sin": ("oscillating brightness", "test accuracy", draw_points),
+    "step": (),  # named after the score, as is a panel of its own after the loss
     "n_t": ("gain under steps", "mean gain $n_t$", draw_steps),
     "s_t": ("saturation under steps", "mean saturation $s_t$", draw_steps),
     "h_t": ("output under steps", "mean $h_t$ (a.u.)", draw_steps),
@@ -244,39 +212,29 @@ NOTES = {
 
 def draw(table):
     """The page of the runs of a table, a figure. Raises RunError for more runs than colours."""
-    colours = colours_of(table["network"])
-    rows = zip(table.iterrows(), colours, strict=True)
+    rows = zip(table.iterrows(), colours_of(table["network"]), strict=True)
     entries = [Entry(run, gather(run), colour) for (_, run), colour in rows]
-    known = panels_of(table["score"].iloc[0])
-    having = {name: [entry for entry in entries if name in entry.panels] for name in known}
-    cells = [(name, group) for name, group in having.items() if group]
-    sections = [(cells, 3)]  # cells, and the number of columns
-    if len(having["spectrum"]) > 1:  # a circle for each run
-        sections = [(cells[:-1], 3), ([("spectrum", [entry]) for entry in having["spectrum"]], 4)]
-    heights = [-(-len(cells) // columns) for cells, columns in sections]
-    figure = plt.figure(figsize=(plots.PAGE, HEIGHT * sum(heights) + 0.9))
-    parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
-    letters, circles = iter(string.ascii_letters), []
-    for part, (cells, columns), height in zip(parts, sections, heights, strict=True):
-        grid = part.add_gridspec(height, columns)
-        for i, (name, group) in enumerate(cells):
-            ax = part.add_subplot(grid[divmod(i, columns)])
-            title, label, function = known[name]
-            plots.entitle(ax, next(letters), group[0].run["network"] if columns == 4 else title)
-            function(ax, group, name).set_ylabel(label)
-            circles += [ax] if name == "spectrum" else []
-    plots.share_limits(circles)
-    add_keys(parts[0], table, entries)
-    caption = selection.caption(table, *(note for name, note in NOTES.items() if having[name]))
-    parts[-1].supxlabel(caption, x=0.01, ha="left", fontsize=7, color="0.3")
-    return figure
-
-
-def panels_of(score):
-    """`PANELS` with that of the score of a task after the loss, and the name of the score."""
+    score = table["score"].iloc[0]
     label = score.replace("_", " ")
-    first = {"loss": PANELS["loss"], score: (label, label, draw_curve)}
-    return first | PANELS | {"step": (*PANELS["step"][:1], f"test {label}", draw_score)}
+    known = {"loss": PANELS["loss"], score: (label, label, draw_curve)} | PANELS
+    known["step"] = ("step drive", f"test {label}", draw_points)
+    having = {name: [entry for entry in entries if name in entry.panels] for name in known}
+    cells = [(name, group) for name, group in having.items() if group and name != "spectrum"]
+    cells += [("spectrum", [entry]) for entry in having["spectrum"]]  # a circle for each run
+    titles = [known[name][0] for name, _ in cells]
+    if (circles := len(having["spectrum"])) > 1:
+        titles[-circles:] = [entry.run["network"] for entry in having["spectrum"]]
+    caption = selection.caption(table, *(note for name, note in NOTES.items() if having[name]))
+    figure, axes = plots.panels(titles, 3, HEIGHT, caption)
+    figure.set_figheight(HEIGHT * len(axes) + 0.9)  # of the legend and the caption
+    for ax, (name, group) in zip(axes.flat, cells, strict=False):
+        _, label, function = known[name]
+        function(ax, group, name).set_ylabel(label)
+    for ax in axes.flat[len(cells) :]:
+        ax.remove()
+    plots.share_limits(axes.flat[len(cells) - circles : len(cells)])
+    add_keys(figure, table, entries)
+    return figure
 
 
 def add_keys(figure, table, entries):
@@ -286,10 +244,9 @@ def add_keys(figure, table, entries):
     if len(names) > 1:
         for name, entry in zip(names, entries, strict=True):
             keys[name] = Line2D([], [], color=entry.colour, linewidth=3)
-    shown = curves(table["score"].iloc[0])
-    drawn = {part for entry in entries for name in shown for part in entry.panels.get(name, ())}
+    curves = [data for entry in entries for data in entry.panels.values() if isinstance(data, dict)]
     for part, style in STYLES.items():
-        if part in drawn:
+        if any(part in lines for lines in curves):
             keys[part] = Line2D([], [], color="0.3", **style)
     if table["chance"].notna().any():
         keys["chance"] = Line2D([], [], color="0.5", linestyle=":", linewidth=0.8)
@@ -311,8 +268,7 @@ def colours_of(networks):
 def labels(table):
     """The network of each run, its seed, and the arguments in which runs of a network differ."""
     within = {name for _, group in table.groupby("network") for name in runs.varied(group)}
-    names = [name for name in runs.varied(table) if name == "seed" or name in within]
-    names = names or ["seed"]
+    names = [name for name in runs.varied(table) if name == "seed" or name in within] or ["seed"]
     return [
         ", ".join([run["network"], *(f"{k} {run[k]}" for k in names if pd.notna(run[k]))])
         for _, run in table.iterrows()
@@ -338,8 +294,7 @@ def main(argv=None):
         figure = draw(table)
     except RunError as error:
         parser.error(f"argument RUN: {error}")
-    folder = table["path"].iloc[0] if len(table) == 1 else os.curdir
-    output = args.output or Path(folder) / "report"
+    output = args.output or Path(table["path"].iloc[0] if len(table) == 1 else ".") / "report"
     for path in plots.save(figure, output.stem, output.parent):
         print(path)
     return 0

@@ -85,9 +85,9 @@ def test_every_applicable_panel_has_ink_and_a_title(table, names):
     circles = sum("spectrum" in panels for panels in gathered)
     assert len(panels) == len(set().union(*gathered)) - 1 + circles
     assert min(ink(figure)) > 0.002
-    caption = figure.subfigs[-1].get_supxlabel()
+    caption = figure.get_supxlabel()
     assert caption.count("\n") <= 2 and "8 units; 2 epochs; seed 40" in caption
-    (legend,) = figure.subfigs[0].legends
+    (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[-4:] == ["validation", "training", "test", "chance"]
     if len(names) == 1:
