@@ -172,6 +172,8 @@ def draw_steps(ax, entries, name):
             if size in lines:
                 ax.plot(lines[size], color=entry.colour, alpha=amount, linewidth=1)
         ax.plot(lines[0.0], "--", color="0.4", linewidth=0.7)
+    if name == "h_t" and ax.dataLim.ymax > 100:  # h has no bound
+        ax.set_yscale("symlog", linthresh=1)
     ax.set_xlabel("step $t$")
     return mark_unit_range(ax) if name == "s_t" else ax
 
