@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import struct
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ from NetworkCreation.errors import CheckpointError, OptionError
 from NetworkCreation.models import build_model
 from NetworkCreation.rnn import RNN
 
+LAST = "last.pth.tar"  # the latest state of a run
 # What torch and zipfile raise for a damaged file.
 DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 DAMAGED += (AssertionError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -61,27 +61,37 @@ def _check_archive(path):
 def load_model(path, config=None):
     """The trained model of a checkpoint, in eval mode on the CPU, and its config.
 
-    path: a checkpoint, or the directory of a run: its best model if it saved one, else that of its
-    last saved epoch, else its newest state. config: {'model': spec}, with spec as for
-    `build_model`, for a file of the paper's own code, which contains none; ignored otherwise.
-    Raises CheckpointError for a file that cannot be read or contains a different network.
+    path: a checkpoint, or the directory of a run, see `checkpoint_of`. config: {'model': spec} for
+    a file of the paper's own code, which contains none, with spec as for `build_model`; ignored
+    otherwise. Raises CheckpointError if the file cannot be read or contains a different network.
     """
-    if Path(path).is_dir():
-        path = _checkpoint_of(Path(path))
+    path = checkpoint_of(Path(path)) if Path(path).is_dir() else path
     return model_of(read_checkpoint(path), path, config)
 
 
-def _checkpoint_of(run):
+def kept_checkpoints(run):
+    """{epoch: path} of the checkpoints e_<epoch>.pth.tar in the directory of a run, in order."""
+    epochs = {path.name[2:-8]: path for path in run.glob("e_*.pth.tar")}
+    return dict(sorted((int(k), path) for k, path in epochs.items() if k.isdecimal()))
+
+
+def newest_checkpoint(run):
+    """The path of the latest kept checkpoint of a run, or else of its latest state."""
+    epoch = max(kept_checkpoints(run), default=0)
+    path = run / (f"e_{epoch}.pth.tar" if epoch else LAST)
+    if not path.is_file():
+        raise CheckpointError(f"{run}: has no checkpoint yet ({path.name})")
+    return path
+
+
+def checkpoint_of(run):
+    """The path of the model of a run: the best one if it saved one, else the newest checkpoint."""
     try:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        best = config["arguments"].get("save")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        best = run / config["arguments"].get("save", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{run}: not the directory of a run ({error})") from error
-    if best is not None and (run / best).is_file():
-        return run / best
-    epochs = [re.fullmatch(r"e_(\d+)\.pth\.tar", file.name) for file in run.iterdir()]
-    last = max((int(match[1]) for match in epochs if match), default=0)
-    return run / (f"e_{last}.pth.tar" if last > 0 else "last.pth.tar")
+    return best if best.is_file() else newest_checkpoint(run)
 
 
 def model_of(checkpoint, path, config=None):

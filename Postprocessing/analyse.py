@@ -39,7 +39,7 @@ from Training.config import RunError
 from Training.console import Progress, entry_point
 from Training.machine import REPOSITORY, allow_tf32
 from Training.parser import Parser, finite, positive_int
-from Training.run_directory import Run
+from Training.run_directory import Run, write_whole, writing
 
 NAMES = ("lyapunov", "jacobian", "mutual_information", "robustness", "step_response")
 NAMES += ("supervisor", "unit_responses", "regularization")
@@ -86,7 +86,9 @@ def compute(run, name, settings, data=None, device="cpu", recompute=False):
             raise Unsuitable(f"{name}: {key} is not finite")
     file = io.BytesIO()
     np.savez(file, **{key: np.array(value) for key, value in identity.items()}, **arrays)
-    run.write(f"analysis/{name}.npz", file.getbuffer())
+    with writing(path.parent):
+        path.parent.mkdir(exist_ok=True)
+    write_whole(path, file.getbuffer())
     if "diverged" in identity:
         raise NotApplicable(identity["diverged"])
     return True

@@ -8,7 +8,7 @@ import math
 import torch
 from torch.nn.utils import parametrize
 
-from NetworkCreation.checkpoints import load_model
+from NetworkCreation.checkpoints import load_model, newest_checkpoint
 from Training.config import RunError
 from Training.datasets import columns, load_pixels, load_text
 
@@ -32,7 +32,7 @@ def is_text(run):
 
 def kept_model(run, epoch=None):
     """The model of a run's newest kept checkpoint, or of an epoch, in eval mode on the CPU."""
-    return load_model(run.newest_checkpoint() if epoch is None else run.kept[epoch])[0]
+    return load_model(newest_checkpoint(run.path) if epoch is None else run.kept[epoch])[0]
 
 
 def data_set(run, data=None):

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from NetworkCreation.checkpoints import read_checkpoint
+from NetworkCreation.checkpoints import newest_checkpoint, read_checkpoint
 from Postprocessing import analyse, plots, runs, selection
 from Training.config import RunError
 from Training.console import entry_point
@@ -83,7 +83,7 @@ def gains(run, metrics, response):
     """
     panels, saved = {}, {}
     if run["setting"] == "heterogeneous" and Run(run["path"]).kept:
-        saved = read_checkpoint(Run(run["path"]).newest_checkpoint())["state_dict"]
+        saved = read_checkpoint(newest_checkpoint(Path(run["path"])))["state_dict"]
     for name in ("n", "s"):
         epochs, mean, spread = metrics[["epoch", f"{name}_mean", f"{name}_std"]].to_numpy().T
         if pd.notna(run[name]):

@@ -28,7 +28,7 @@ def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
     samples: number of test images, or windows of text; None: all.
     """
     arguments, test = run.config["arguments"], data_set(run, data).test
-    model = load_model(run.tested_checkpoint())[0].to(device)
+    model = load_model(run.path)[0].to(device)
     text, arrays = is_text(run), {"amplitudes": amplitudes}
     if text:
         rows, steps = columns(test, EVALUATION_COLUMNS, device), arguments["bptt"]

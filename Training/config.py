@@ -100,14 +100,10 @@ def run_name(args):
     return name if args.learn_params is not False else f"{name}_static"
 
 
-def identity(script, arguments, checksums):
-    """What distinguishes a run, as a string: what is trained, on which data.
-
-    script: name of the task script. arguments: {name: value}, of which those in `HOW` do not count.
-    checksums: of the data.
-    """
-    arguments = {name: value for name, value in arguments.items() if name not in HOW}
-    return json.dumps([script, arguments, checksums], sort_keys=True)
+def identity(config):
+    """What distinguishes a run, as a string: its script, data, and arguments except `HOW`."""
+    arguments = {name: value for name, value in config["arguments"].items() if name not in HOW}
+    return json.dumps([config["script"], arguments, config["data"]], sort_keys=True)
 
 
 def read_text(path):

@@ -45,7 +45,7 @@ def entry_point(main):
                     raise
                 script = os.path.basename(main.__globals__["__file__"])
                 print(f"{script}: error: {message}", file=sys.stderr)
-                return 1
+                return getattr(error, "exit_code", 1)
             except TrainingStopped:
                 return 1
             except Interrupted as interrupted:

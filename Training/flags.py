@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from NetworkCreation.checkpoints import read_checkpoint
+from NetworkCreation.checkpoints import checkpoint_of, read_checkpoint
 from NetworkCreation.errors import UserError
 from NetworkCreation.exprnn import ORTHOGONAL_MAPS
 from NetworkCreation.initialization import INPUT, RECURRENT
@@ -308,7 +308,7 @@ def _newest_checkpoint(parser, args, asked, given):
                 if there != run.config["data"]:
                     continue
             try:
-                return run.tested_checkpoint()
+                return checkpoint_of(run.path)
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
     asked = asked | ({"data": args.data} if "data" in given else {})

@@ -22,9 +22,8 @@ from Training.config import HOW, identity, plain, saved_arguments
 from Training.console import entry_point
 from Training.datasets import checksums_of
 from Training.parser import Parser, words
-from Training.run_directory import LOCK, find_runs, take_lock
+from Training.run_directory import find_runs, take_lock
 
-BUSY = os.EX_TEMPFAIL
 LOCKS = ".sweep"  # folder of the locks of runs that do not exist yet, in the folder of runs
 
 
@@ -41,7 +40,8 @@ def load_script(typed):
 
 def identity_of(args):
     """The `identity` of the run that these arguments of a script train."""
-    return identity(args.script, plain(saved_arguments(args)), checksums_of(args))
+    arguments = plain(saved_arguments(args))
+    return identity({"script": args.script, "arguments": arguments, "data": checksums_of(args)})
 
 
 @entry_point
@@ -63,18 +63,13 @@ def main(argv=None):
     key = identity_of(args)
     folder = args.save_dir / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(folder / hashlib.sha256(key.encode()).hexdigest()[:16])
+    lock = take_lock(folder / hashlib.sha256(key.encode()).hexdigest()[:16])  # noqa: F841
     runs = [run for run in find_runs(args.save_dir) if run.identity == key]
-    if runs and runs[0].complete:
-        print(f"already finished: {runs[0].path}")
-        return 0
-    run_lock = take_lock(runs[0].path / LOCK) if runs else lock
-    if lock is None or run_lock is None:
-        print("another process is training this run")
-        return BUSY
     if not runs:
         return own.script["main"](own.words)
-    run_lock.release()
+    if runs[0].complete:
+        print(f"already finished: {runs[0].path}")
+        return 0
     how = {name: getattr(args, name) for name in HOW if name in given and name != "save_dir"}
     changed = words(own.script["make_parser"](), how)
     return own.script["main"]([f"--resume={runs[0].path}", *changed])

@@ -11,9 +11,8 @@
         events.out.…        for TensorBoard
         lock                host and process id of the process that trains the run
 
-Checkpoints and config.json are written completely or not at all. An epoch's rows are written before
-its checkpoints, and last.pth.tar has the sizes of both tables: resuming cuts off what came later.
-Checkpoints hold tensors and plain values only.
+All but the log and the events are written completely or not at all. last.pth.tar has the text of
+both tables, so that resuming drops later rows. Checkpoints hold tensors and plain values only.
 """
 
 import contextlib
@@ -24,7 +23,6 @@ import io
 import itertools
 import json
 import os
-import re
 import socket
 import sys
 from pathlib import Path
@@ -33,12 +31,19 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from Training.config import RunError, identity, read_config, read_text, run_name
+from NetworkCreation.checkpoints import kept_checkpoints
+from Training.config import RunError, identity, read_config, run_name
 
-LAST, LOCK = "last.pth.tar", "lock"
+LOCK = "lock"
 TABLES = ("metrics.csv", "test_results.csv")
 RESUME_FIELDS = ("started", "command", "commit", "code", "versions", "platform", "device")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system without locks
+
+
+class RunBusy(RunError):
+    """Another process is training the run."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 class Run:
@@ -50,7 +55,7 @@ class Run:
     def __init__(self, path):
         self.path = Path(path)
         self.config = read_config(self.path)
-        self.sizes = dict.fromkeys(TABLES, 0)  # bytes of each table that belong to the run
+        self.tables = dict.fromkeys(TABLES, "")  # the text of each table
         self._lock = None
 
     @classmethod
@@ -65,44 +70,32 @@ class Run:
                 with contextlib.suppress(FileExistsError):
                     path.mkdir()
                     break
-            write_whole(path / "config.json", json.dumps(config, indent=2).encode())
+        write_whole(path / "config.json", json.dumps(config, indent=2).encode())
         run = cls(path)
         run.lock()
         return run
 
     def lock(self):
-        """Locks the run for this process, until `close` or the end of the process.
-
-        Raises RunError if another process holds the lock. Warns where there are no locks.
-        """
+        """Locks the run for this process, until `close` or the end of the process."""
         self._lock = take_lock(self.path / LOCK)
-        if self._lock is None:
-            holder = (self.path / LOCK).read_text(errors="replace").strip()
-            raise RunError(f"{self.path}: another process is training this run ({holder})")
         for leftover in self.path.glob(".*.part"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
 
     def resume(self, config):
         """Locks the run and adds a resume to its config, which is config from now on.
 
-        Raises RunError if the run is another script's, or its model or data differ. Warns if the
-        code or the machine has changed.
+        Raises RunError if its model or data differ. Warns if the code or the machine has changed.
         """
         self.lock()
-        for part in ("script", "model", "data"):
+        for part in ("model", "data"):
             if config[part] != self.config[part]:
                 raise RunError(f"{self.path}: the {part} of this run differs from the one given")
         before = self.config.get("resumed", [self.config])[-1]
-        if before["code"] != config["code"]:
-            self.print(
-                f"warning: this run was begun with other code (commit {before['commit']}, now "
-                f"{config['commit']}): its results are a mixture of both"
-            )
-        for part in ("device", "versions"):
+        for part, name in (("code", "commit"), ("device", "device"), ("versions", "versions")):
             if before[part] != config[part]:
                 self.print(
-                    f"warning: {part} was {before[part]}, is {config[part]}: results may differ in "
-                    "their last bits"
+                    f"warning: this run was begun with other {part} ({name} {before[name]}, now "
+                    f"{config[name]}): its results are a mixture of both"
                 )
         resume = {name: config[name] for name in RESUME_FIELDS}
         self.config.setdefault("resumed", []).append(resume)
@@ -117,85 +110,48 @@ class Run:
             file.write(text + "\n")
 
     def save(self, name, checkpoint):
-        """Writes a checkpoint, completely or not at all."""
+        """Writes a checkpoint."""
         data = io.BytesIO()
         torch.save(checkpoint, data)
-        self.write(name, data.getbuffer())
-
-    def write(self, name, data):
-        """Writes bytes to a path in the run, completely or not at all."""
-        with writing(self.path / name) as path:
-            if self.path.is_dir():  # do not recreate a run that was deleted
-                path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data)
+        write_whole(self.path / name, data.getbuffer())
 
     def write_config(self):
         """Writes config.json again."""
-        self.write("config.json", json.dumps(self.config, indent=2).encode())
+        write_whole(self.path / "config.json", json.dumps(self.config, indent=2).encode())
 
     def add_row(self, name, row):
-        """Appends a row to a table. Raises RunError if the table was changed from outside."""
-        text, size = io.StringIO(newline=""), self.sizes[name]
+        """Appends a row, {column: value}, to a table."""
+        text = io.StringIO(newline="")
         writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
-        if size == 0:
+        if not self.tables[name]:
             writer.writeheader()
         writer.writerow(row)
-        with writing(self.path / name) as path, path.open("ab") as file:
-            if file.tell() != size:
-                raise RunError(f"{path}: has {file.tell()} bytes, but the run has written {size}")
-            file.write(text.getvalue().encode())
-            file.flush()  # unlike an unbuffered write, all of it or an error
-            os.fsync(file.fileno())
-            self.sizes[name] = file.tell()
+        self.write_table(name, self.tables[name] + text.getvalue())
 
-    def cut_tables(self, sizes):
-        """Drops the rows written after a checkpoint; sizes: those of the tables at it, in bytes.
-
-        Raises RunError if a table is shorter.
-        """
-        for name, size in sizes.items():
-            present = self._size(name)
-            with writing(self.path / name) as path:
-                if present < size:
-                    raise RunError(f"{path}: has {present} bytes, {size} when {LAST} was saved")
-                if present > size:
-                    os.truncate(path, size)
-        self.sizes = dict(sizes)
-
-    def rows(self, name):
-        """The rows of a table, as dictionaries of strings. Raises RunError if it is damaged."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        try:
-            rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
-            for row in rows:
-                int(row["epoch"])
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise RunError(f"{path}: damaged ({error})") from error
-        return rows
+    def write_table(self, name, text):
+        """Replaces the text of a table."""
+        self.tables[name] = text
+        if text:
+            write_whole(self.path / name, text.encode())
+        else:
+            (self.path / name).unlink(missing_ok=True)
 
     def finish(self):
-        """Notes in config.json that the run has ended, and the sizes of what it left."""
-        last = f"e_{self.config['arguments']['epochs']}.pth.tar"
-        self.config["finished"] = self.sizes | {last: self._size(last)}
+        """Notes in config.json that the run has ended, and which files it left."""
+        names = [*TABLES, f"e_{self.config['arguments']['epochs']}.pth.tar"]
+        self.config["finished"] = [name for name in names if (self.path / name).exists()]
         self.write_config()
-
-    @property
-    def identity(self):
-        """What distinguishes the run from others; see `config.identity`."""
-        config = self.config
-        return identity(config["script"], config["arguments"], config["data"])
 
     @property
     def complete(self):
         """Whether the run has ended, and its tables and last checkpoint are still there."""
-        sizes = self.config.get("finished", {})
-        return bool(sizes) and all(self._size(name) >= size for name, size in sizes.items())
+        left = self.config.get("finished", [])
+        return bool(left) and all((self.path / name).exists() for name in left)
 
-    def _size(self, name):
-        path = self.path / name
-        return path.stat().st_size if path.exists() else 0
+    @property
+    def identity(self):
+        """What distinguishes the run from others; see `config.identity`."""
+        return identity(self.config)
 
     @property
     def dry(self):
@@ -205,24 +161,7 @@ class Run:
     @property
     def kept(self):
         """{epoch: path} of the kept checkpoints, in order."""
-        matches = [re.fullmatch(r"e_(\d+)\.pth\.tar", name) for name in os.listdir(self.path)]
-        epochs = sorted(int(match[1]) for match in matches if match)
-        return {epoch: self.path / f"e_{epoch}.pth.tar" for epoch in epochs}
-
-    def newest_checkpoint(self):
-        """The path of the latest kept checkpoint, or else of the latest state."""
-        epoch = max(self.kept, default=0)
-        return self._present(f"e_{epoch}.pth.tar" if epoch else LAST)
-
-    def tested_checkpoint(self):
-        """The path of the checkpoint that --test evaluates: the best model if the run saves one."""
-        best = self.config["arguments"].get("save")
-        return self.newest_checkpoint() if best is None else self._present(best)
-
-    def _present(self, name):
-        if not (self.path / name).is_file():
-            raise RunError(f"{self.path}: has no checkpoint yet ({name})")
-        return self.path / name
+        return kept_checkpoints(self.path)
 
     def close(self):
         """Releases the lock."""
@@ -232,17 +171,19 @@ class Run:
 
 
 def take_lock(path):
-    """Locks a file until it is released or the process ends; None if another process holds it.
+    """Locks a file until it is released or the process ends.
 
-    Where the file system has no locks, warns and returns a lock that locks nothing. Raises RunError
-    if the file cannot be written.
+    Where the file system has no locks, warns and returns a lock that locks nothing. Raises RunBusy
+    if another process holds the lock, and RunError if the file cannot be written.
     """
     lock = FileLock(path)
     with writing(path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            return None
+            holder = path.read_text(errors="replace").strip()
+            message = f"{path.parent}: another process is training this run ({holder})"
+            raise RunBusy(message) from None
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
@@ -265,25 +206,26 @@ def writing(path):
 
 
 def write_whole(path, data):
-    """Writes bytes to a file completely, or leaves it unchanged. Raises OSError.
+    """Writes bytes to a file completely, or leaves it unchanged. Raises RunError.
 
     If the process is killed here, `.<name>.<pid>.part` stays until the run is next locked.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # report the first error
-            temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that files survive a crash in the order written
-    finally:
-        os.close(folder)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # report the first error
+                temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that files survive a crash in the order written
+        finally:
+            os.close(folder)
 
 
 def find_runs(root):
@@ -293,11 +235,10 @@ def find_runs(root):
     are reported on stderr and skipped.
     """
     runs = []
-    for folder, _, files in os.walk(root):
-        if "config.json" in files:
-            try:
-                runs.append(Run(folder))
-            except RunError as error:
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
-    runs.sort(key=lambda run: datetime.datetime.fromisoformat(run.config["started"]), reverse=True)
-    return sorted(runs, key=lambda run: not run.complete)
+    for config in Path(root).rglob("config.json"):
+        try:
+            runs.append(Run(config.parent))
+        except RunError as error:
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+    started = datetime.datetime.fromisoformat
+    return sorted(runs, key=lambda r: (r.complete, started(r.config["started"])), reverse=True)

@@ -33,12 +33,13 @@ import joblib
 import torch
 from tqdm import tqdm
 
+from NetworkCreation.checkpoints import LAST
 from Training import workers
 from Training.console import Progress, entry_point
 from Training.machine import REPOSITORY
-from Training.once import BUSY, LOCKS, identity_of, load_script
+from Training.once import LOCKS, identity_of, load_script
 from Training.parser import Parser, positive_int
-from Training.run_directory import LAST, find_runs
+from Training.run_directory import RunBusy, find_runs
 
 TICK = 0.2  # seconds between checks of the runs
 
@@ -198,7 +199,7 @@ def main(argv=None):
                         tqdm.write(f"{shlex.join(run.words)}\n    {line}", file=sys.stderr)
                 if code == 0:
                     finished += 1
-                elif code == BUSY:
+                elif code == RunBusy.exit_code:
                     busy += 1
                 elif not stopped.is_set():
                     reason = lines[-1] if code is None else f"exit code {code}: {lines[-1]}"

@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from NetworkCreation.checkpoints import read_checkpoint
+from NetworkCreation.checkpoints import LAST, read_checkpoint
 from Training import evaluation
 from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
 from Training.events import Events
 from Training.machine import keep_memory
-from Training.run_directory import LAST, TABLES, Run
+from Training.run_directory import Run
 
 CHART_EVERY = 10  # batches between two points of the loss within an epoch in TensorBoard
 STREAMS = ("initialisation", "order", "transform", "evaluation", "gain", "test")
@@ -217,7 +217,7 @@ class Trainer:
         charts |= {f"training/{name}": value for name, value in statistics.items()}
         self.events.scalars(charts, self.epoch)
         for condition, result in (tests or {}).items():
-            self._add_test(condition, result)
+            self.add_test(condition, result)
         if best is not None and improved:
             self.run.save(best, self.checkpoint())
         if self.keeps(self.epoch):
@@ -235,11 +235,7 @@ class Trainer:
         return chosen or epoch == self.args.epochs
 
     def add_test(self, condition, result):
-        """Adds a row to test_results.csv after the last epoch. result: {score: number}."""
-        self._add_test(condition, result)
-        self._save()
-
-    def _add_test(self, condition, result):
+        """Adds a row to test_results.csv. result: {score: number}."""
         row = {"epoch": self.epoch, "condition": condition, **result}
         self.run.add_row("test_results.csv", row)
         self.events.scalars({f"{k}/test_{condition}": v for k, v in result.items()}, self.epoch)
@@ -248,7 +244,7 @@ class Trainer:
     @property
     def tested(self):
         """Whether the test set has been scored after the last epoch."""
-        return any(int(row["epoch"]) == self.epoch for row in self.run.rows("test_results.csv"))
+        return f"\n{self.epoch}," in self.run.tables["test_results.csv"]
 
     @property
     def lr(self):
@@ -265,7 +261,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             **{name: getattr(self, name) for name in STATE},
-            "tables": self.run.sizes,
+            "tables": self.run.tables,
             "config": self.run.config,
         }
 
@@ -275,8 +271,8 @@ class Trainer:
         self.run.save(LAST, self.checkpoint())
 
     def _restore(self):
-        """Restores the state from last.pth.tar, and drops the rows of later epochs."""
-        path, tables = self.run.path / LAST, dict.fromkeys(TABLES, 0)
+        """Restores the state and the tables from last.pth.tar."""
+        path, tables = self.run.path / LAST, {}
         if path.exists():
             checkpoint = read_checkpoint(path)
             try:
@@ -290,9 +286,10 @@ class Trainer:
                 tables = checkpoint["tables"]
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise RunError(f"{path}: cannot be resumed from ({error})") from error
-        elif max(self.run.kept, default=0) > 0 or self.run.rows("metrics.csv"):
+        elif (self.run.path / "metrics.csv").exists():
             raise RunError(f"{path}: no such file; without it the run cannot be resumed")
-        self.run.cut_tables(tables)
+        for name, text in tables.items():
+            self.run.write_table(name, text)
 
     # Interruptions
 
@@ -313,7 +310,7 @@ class Trainer:
             elif error is None:
                 arguments = self.run.config["arguments"].items()
                 self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
-                self.events.flush()
+                self._save()
                 self.run.finish()
                 self.run.print(
                     f"done: {self.run.path}\n"

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import os
 import re
 import subprocess
@@ -67,6 +68,12 @@ def pytest_xdist_make_scheduler(config, log):
 def script_arguments(root, **changes):
     """The arguments of a script that saves its runs below root."""
     return argparse.Namespace(**{**ARGUMENTS, "save_dir": Path(root), **changes})
+
+
+def rows(run, name):
+    """The rows of a table of a run, as dictionaries of strings."""
+    path = run.path / name
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
 CREATED = contextlib.ExitStack()

@@ -6,6 +6,7 @@ import torch
 
 from Postprocessing import analyse, robustness
 from Postprocessing.networks import kept_model, layer_input
+from tests.conftest import rows
 from tests.toy_runs import train
 from Training.run_directory import Run
 from Training.transforms import step_drive
@@ -61,15 +62,15 @@ def test_robustness_has_the_scores_of_the_run(opened, monkeypatch, name):
     monkeypatch.setattr(robustness, "step_window", lambda steps: (steps // 2, steps // 2))
     few = {"samples": 3} if name == "text" else {}  # as its --limit-batches
     saved = compute(opened[name], "robustness", amplitudes=[0.0, 0.5, 30.0], **few)
-    rows = {row["condition"]: row for row in opened[name].rows("test_results.csv")}
+    tested = {row["condition"]: row for row in rows(opened[name], "test_results.csv")}
     if name == "text":
-        score = float(rows["as_is"]["bits_per_character"])
+        score = float(tested["as_is"]["bits_per_character"])
         assert saved["step"][0] == pytest.approx(score, rel=1e-6)
         assert saved["step"][2] != saved["step"][0] and "sin" not in saved
     else:
-        score = float(rows["as_is"]["accuracy"])
+        score = float(tested["as_is"]["accuracy"])
         assert saved["sin"][0] == saved["step"][0] == score
-        assert saved["sin"][1] == float(rows["sin"]["accuracy"])  # of amplitude 0.5
+        assert saved["sin"][1] == float(tested["sin"]["accuracy"])  # of amplitude 0.5
 
 
 def test_every_analysis_runs_on_the_requested_device(opened):

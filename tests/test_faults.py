@@ -7,12 +7,12 @@ import torch
 from tensorboardX.event_file_writer import EventsWriter
 
 import sMNIST_task
-from NetworkCreation.checkpoints import CheckpointError, load_model
+from NetworkCreation.checkpoints import LAST, CheckpointError, load_model
 from tests.conftest import REPOSITORY, TOY
 from tests.faults import carry_out
 from tests.test_scripts import assert_same_result, metrics
 from Training.config import RunError
-from Training.run_directory import LAST, Run
+from Training.run_directory import Run
 
 
 @pytest.mark.parametrize(("kind", "rounds"), [("files", 20), ("kill", 7), ("disk", 2)])

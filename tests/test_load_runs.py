@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from Postprocessing import analyse, runs
 from Postprocessing.networks import NotApplicable, Unsuitable, kept_model, layer_input
+from tests.conftest import rows
 from tests.toy_runs import train
 from Training.run_directory import Run, RunError
 
@@ -50,10 +51,10 @@ def test_the_table_has_the_arguments_and_scores_of_every_run(two_runs):
     assert table["finished"].all() and list(table["epochs_done"]) == [2, 2]
     assert table["dry"].all()  # TOY has --limit-batches
     for path, row in zip(two_runs, table.itertuples(), strict=True):
-        metrics = Run(path).rows("metrics.csv")
+        metrics = rows(Run(path), "metrics.csv")
         assert row.validation == float(metrics[-1]["validation_accuracy"])
         assert row.hours == pytest.approx(sum(float(m["seconds"]) for m in metrics) / 3600)
-        tests = [r for r in Run(path).rows("test_results.csv") if r["condition"] == "as_is"]
+        tests = [r for r in rows(Run(path), "test_results.csv") if r["condition"] == "as_is"]
         assert row.test == float(tests[-1]["accuracy"])
     curves = runs.curves(table)
     assert list(curves["epoch"]) == [1, 2, 1, 2] and set(runs.KEYS) <= set(curves)

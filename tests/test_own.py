@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import sMNIST_task
-from NetworkCreation.checkpoints import load_model
+from NetworkCreation.checkpoints import load_model, newest_checkpoint
 from NetworkCreation.errors import UserError
 from NetworkCreation.initialization import RECURRENT, linear_map, torch_default
 from NetworkCreation.layer import NONLINEARITIES, Activation, RecurrentLayer, unsqueeze_drive
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse, report, runs
 from tests import copy_memory_task
-from tests.conftest import REPOSITORY, TOY
+from tests.conftest import REPOSITORY, TOY, rows
 from Training import once, sweep
 from Training.datasets import load_pixels
 from Training.run_directory import Run
@@ -89,7 +89,7 @@ def test_a_network_needs_one_line(call, in_process, monkeypatch):
     assert list(table["rinit"]) == ["cayley", "cayley"] and table["nonlin"].isna().all()
     path = table["path"][0]
     assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
-    assert len(Run(path).rows("metrics.csv")) == 3
+    assert len(rows(Run(path), "metrics.csv")) == 3
     code, out, err = call(SMNIST, "--test", "--net-type", "mgu", "--limit-batches", 3)
     assert code == 0 and out.count("accuracy") == 3, err
     code, _, err = call(SMNIST, "--net-type", "MGU", "--iinit", "xavier")
@@ -141,7 +141,7 @@ def test_sequences_in_a_file_are_trained_on(call, tmp_path):
     assert analyse.main(["dynamics", "robustness", str(run.path), "--set", *small]) == 0
     save_sequences(first, x=np.ones((60, 12)))
     assert once.identity_of(args) != run.identity
-    code, _, err = call(SMNIST, "--test", "--checkpoint", run.newest_checkpoint())
+    code, _, err = call(SMNIST, "--test", "--checkpoint", newest_checkpoint(run.path))
     assert code == 1 and "has 2 inputs and 3 classes, but" in err and "1 and 3" in err
     code, _, err = call(SMNIST, "--test", "--dataset", "npz", "--data", first)
     assert code == 1 and "no run with dataset npz, data" in err  # the file has changed

@@ -1,16 +1,17 @@
 """Run directories: names, whole files, tables, locks, and which of several runs counts."""
 
-import csv
 import json
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from tests.conftest import create_run, script_arguments
-from Training import run_directory
+from NetworkCreation.checkpoints import LAST, newest_checkpoint
+from NetworkCreation.errors import CheckpointError
+from tests.conftest import create_run, rows, script_arguments
 from Training.config import RunError, read_text, run_name
-from Training.run_directory import LAST, LOCK, Run, find_runs, take_lock, write_whole
+from Training.run_directory import LOCK, Run, find_runs, take_lock, write_whole
 
 
 def name(**arguments):
@@ -42,38 +43,36 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         write_whole(path, b"second")
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_after_a_checkpoint_are_dropped_and_lost_rows_are_named(tmp_path):
+def test_rows_after_a_checkpoint_are_dropped_and_lost_rows_are_written_again(tmp_path):
     run = create_run(tmp_path)
     for epoch in (1, 2, 3):
         run.add_row("metrics.csv", {"epoch": epoch, "loss": 0.1 * epoch, "n_mean": None})
         if epoch == 2:
-            sizes = dict(run.sizes)
-    run.cut_tables(sizes)
-    with (run.path / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert float(rows[1]["loss"]) == 0.2 and rows[0]["n_mean"] == ""
-    (run.path / "metrics.csv").write_text("epoch,loss,n_mean\n")
-    with pytest.raises(RunError, match=r"metrics\.csv: has 18 bytes, 32 when last"):
-        run.cut_tables(sizes)
-    with pytest.raises(RunError, match=r"metrics\.csv: has 18 bytes, but the run has written 32"):
-        run.add_row("metrics.csv", {"epoch": 3, "loss": 0.3, "n_mean": None})
+            text = run.tables["metrics.csv"]
+    run.write_table("metrics.csv", text)
+    assert [row["epoch"] for row in rows(run, "metrics.csv")] == ["1", "2"]
+    (run.path / "metrics.csv").unlink()
+    run.add_row("metrics.csv", {"epoch": 3, "loss": 0.3, "n_mean": None})
+    *_, second, third = rows(run, "metrics.csv")
+    assert float(second["loss"]) == 0.2 and second["n_mean"] == "" and third["epoch"] == "3"
+    run.write_table("metrics.csv", "")
+    assert not (run.path / "metrics.csv").exists()
 
 
 def test_the_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
     run = create_run(tmp_path)
-    with pytest.raises(RunError, match="no checkpoint"):
-        run.newest_checkpoint()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        newest_checkpoint(run.path)
     run.save(LAST, {})
-    assert run.newest_checkpoint().name == LAST
-    for epoch in (9, 10):
+    assert newest_checkpoint(run.path).name == LAST
+    for epoch in (9, 10, "best"):
         run.save(f"e_{epoch}.pth.tar", {})
-    assert run.newest_checkpoint().name == "e_10.pth.tar"
+    assert newest_checkpoint(run.path).name == "e_10.pth.tar"
 
 
 def finish(run):
@@ -110,7 +109,7 @@ def test_a_run_is_complete_while_its_files_are_there(tmp_path):
     (run.path / "e_2.pth.tar").unlink()
     assert not Run(run.path).complete
     finish(run)
-    (run.path / "metrics.csv").write_text("")
+    (run.path / "metrics.csv").unlink()
     assert not Run(run.path).complete
 
 
@@ -145,18 +144,14 @@ def test_a_file_system_without_locks_is_mentioned(tmp_path, monkeypatch, capsys,
     assert "this file system has no locks" in capsys.readouterr().err
 
 
-def test_files_of_absurd_kind_or_size_are_refused(tmp_path, monkeypatch):
+def test_files_of_absurd_kind_or_size_are_refused(tmp_path):
     for path, reason in (("/dev/zero", "not a file"), (tmp_path / "absent", "no such file")):
         with pytest.raises(RunError, match=reason):
-            read_text(run_directory.Path(path))
-    run = create_run(tmp_path)
-    with (run.path / "metrics.csv").open("wb") as file:
+            read_text(Path(path))
+    with (tmp_path / "large").open("wb") as file:
         file.truncate(2**27)
     with pytest.raises(RunError, match="larger than"):
-        run.rows("metrics.csv")
-    (run.path / "metrics.csv").write_text("time,loss\n1,2\n")
-    with pytest.raises(RunError, match=r"metrics\.csv: damaged"):
-        run.rows("metrics.csv")
+        read_text(tmp_path / "large")
     with pytest.raises(RunError, match="no such file"):
         Run(tmp_path)
 
