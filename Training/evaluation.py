@@ -1,4 +1,4 @@
-"""Scores of images and of text, statistics of n and s, values that are not finite; in words."""
+"""Scores of images and of text, statistics of n and s, extreme values; in words."""
 
 import math
 
@@ -9,11 +9,6 @@ from Training.console import Progress
 from Training.datasets import windows
 
 EVALUATION_COLUMNS = 10  # batch size of validation and test text
-
-
-def bits_per_character(loss):
-    """Converts a mean cross-entropy from nats to bits: loss / ln 2."""
-    return loss / math.log(2)
 
 
 @torch.no_grad()
@@ -56,8 +51,8 @@ def evaluate_text(model, text, bptt, limit=None, drive=None):
 
 
 def text_scores(loss):
-    """The scores that belong to a mean cross-entropy in nats."""
-    return {"loss": loss, "bits_per_character": bits_per_character(loss)}
+    """The scores of a text with this mean cross-entropy in nats."""
+    return {"loss": loss, "bits_per_character": loss / math.log(2)}
 
 
 def gain_statistics(gains):
@@ -97,31 +92,18 @@ def test_line(condition, result):
     return f"test {condition}: {', '.join(numbers)}"
 
 
-def why_not_finite(model, loss):
-    """Why this loss, or else the gradient, is not finite, in words."""
-    if not math.isfinite(loss):
-        return not_finite(model.state_dict()) or f"the loss is not finite; {extremes(model)}"
-    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-    return not_finite({f"the gradient of {k}": g for k, g in gradients.items()}) or (
-        f"the gradient's norm is not finite; the gradient is, {_largest(gradients)}"
-    )
-
-
-def not_finite(tensors):
-    """Names those of these tensors, {name: tensor}, that are not finite; empty if none."""
-    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not finite" if names else ""
-
-
 def extremes(model):
-    """The largest parameter and the smallest |n|, which may have made the network overflow."""
-    state = model.state_dict()
+    """The largest parameter and gradient and the smallest |n|, in words; inf stands for NaN too.
+
+    They tell which values are not finite, or what may have made the network overflow.
+    """
+    state, words = model.state_dict(), []
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for kind, tensors in (("parameter", state), ("gradient", gradients)):
+        sizes = {name: t.abs().nan_to_num(math.inf, math.inf) for name, t in tensors.items()}
+        sizes = {name: size.max().item() for name, size in sizes.items() if size.numel()}
+        if sizes:
+            name = max(sizes, key=sizes.get)
+            words.append(f"largest {kind} {sizes[name]:.3g} in {name}")
     gains = {name: n.abs().min() for name, n in state.items() if name.endswith(".n")}
-    smallest = "".join(f"; |n| is {n:.3g} or more in {name}" for name, n in gains.items())
-    return f"all parameters are, {_largest(state)}{smallest}"
-
-
-def _largest(tensors):
-    sizes = {name: tensor.abs().max() for name, tensor in tensors.items() if tensor.numel()}
-    name = max(sizes, key=sizes.get)
-    return f"the largest {sizes[name]:.3g} in {name}"
+    return ", ".join(words + [f"smallest |n| {n:.3g} in {name}" for name, n in gains.items()])

@@ -19,7 +19,6 @@ import time
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from NetworkCreation.checkpoints import LAST, read_checkpoint
 from Training import evaluation
@@ -62,10 +61,10 @@ class Trainer:
         keep_memory()  # not earlier: memory used to load the data is returned to the system
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.generators = {name: stream(args.seed, name) for name in ("order", "transform")}
+        self.draws = self.generators["transform"]  # of training batches
         self.epoch, self.batch, self.best = 0, 0, math.inf
         self.sums, self.marks, self.carry = {}, {}, {}
         self._signum, self._handlers, self._scoring = None, {}, False
-        self._scoring_seconds = 0.0  # of the last epoch
         config = describe(args, task, spec, checksums)
         if args.resume is None:
             self.run = Run.create(args, config)
@@ -112,10 +111,7 @@ class Trainer:
                 yield items[self.batch]
                 self.batch += 1
                 self.add(seconds=time.perf_counter() - begun)
-                epochs = self.args.epochs - self.epoch
-                left = self.sums["seconds"] / self.batch * (epochs * len(items) - self.batch)
-                left = tqdm.format_interval(left + epochs * self._scoring_seconds)
-                bar.set_postfix_str(f"loss {self.mean('loss'):.4f}, run {left} left", refresh=False)
+                bar.set_postfix_str(f"loss {self.mean('loss'):.4f}", refresh=False)
                 bar.update()
                 if self.batch % CHART_EVERY == 0:
                     step = self.epoch * len(items) + self.batch
@@ -146,11 +142,6 @@ class Trainer:
             self.carry["order"] = torch.randperm(count, generator=self.generators["order"])
         return self.carry["order"] if shuffle else torch.arange(count)
 
-    @property
-    def draws(self):
-        """The generator of the transforms of training batches."""
-        return self.generators["transform"]
-
     def chance(self, probability):
         """True with this probability."""
         return torch.rand((), generator=self.draws).item() < probability
@@ -169,12 +160,12 @@ class Trainer:
         norm = torch.stack([p.grad.norm() for p in parameters]).norm()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
         if not math.isfinite(value + norm):
-            self._stop(evaluation.why_not_finite(self.model, value))
+            self._stop("the loss" if not math.isfinite(value) else "the gradient's norm")
         if self.args.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.args.clip)
         self.optimizer.step()
         if not nn.utils.parameters_to_vector(parameters).isfinite().all():
-            self._stop(evaluation.not_finite(dict(self.model.named_parameters())))
+            self._stop("a parameter")
         self.add(loss=value * count, seen=count, gradient_norm=norm, **sums)
 
     def add(self, **values):
@@ -198,13 +189,12 @@ class Trainer:
         self._scoring = False  # a signal waits until all files of the epoch are written
         loss, lr = scores["validation"]["loss"], self.lr
         if not math.isfinite(loss):
-            self._stop(f"the validation loss is not finite; {evaluation.extremes(self.model)}")
+            self._stop("the validation loss")
         self.scheduler.step(loss)
-        self._scoring_seconds = time.perf_counter() - self._scoring_begun
         statistics = {
             "gradient_norm": self.sums["gradient_norm"] / self.batch,
             "lr": lr,
-            "seconds": self.sums["seconds"] + self._scoring_seconds,
+            "seconds": self.sums["seconds"] + time.perf_counter() - self._scoring_begun,
         }
         spread = evaluation.gain_statistics(gains or {})
         named = {f"{part}_{k}": v for part, score in scores.items() for k, v in score.items()}
@@ -341,6 +331,8 @@ class Trainer:
         self._scoring, self._scoring_begun = True, time.perf_counter()
         self._heed_signal()
 
-    def _stop(self, reason):
-        where = f"epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate {self.lr:g}"
-        raise TrainingStopped(f"{reason} ({where}); a lower --lr may help")
+    def _stop(self, name):
+        raise TrainingStopped(
+            f"{name} is not finite (epoch {self.epoch + 1}, batch {self.batch + 1}, learning rate "
+            f"{self.lr:g}, {evaluation.extremes(self.model)}); a lower --lr may help"
+        )
