@@ -83,7 +83,7 @@ def main(argv=None):
     if args.test:
         return test(args, given, device)
 
-    data = load_pixels(args.dataset, args.data, args.seed, args.permute).to(device)
+    data = load_pixels(args.dataset, args.data, args.seed, args.permute, device)
     spec = model_spec(args, data.classes, data.inputs)
     model = build_model(spec, stream(args.seed, "initialisation")).to(device)
     optimizer = flags.make_optimizer(args, model)
@@ -128,17 +128,16 @@ def test(args, given, device):
     trained = trained or args
     config = checkpoint.get("config") or {"model": model_spec(args, classes=10)}
     model = model_of(checkpoint, path, config)[0].to(device)
-    data = load_pixels(trained.dataset, trained.data, trained.seed, trained.permute)
+    data = load_pixels(trained.dataset, trained.data, trained.seed, trained.permute, device)
     sizes = model.rnn.input_size, model.lin.out_features
     if sizes != (data.inputs, data.classes):
         raise UserError(f"{path}: has {sizes[0]} inputs and {sizes[1]} classes, but {trained.data} "
                         f"has {data.inputs} and {data.classes}")  # fmt: skip
-    part = data.test.to(device)
     transform = TEST_TRANSFORMS[args.transform](data.steps)
     drive = step_drive(data.steps, 1.0, *step_window(data.steps)).to(device)
     changes = {"as_is": {}, args.transform: {"transform": transform}, "step": {"drive": drive}}
     for condition, change in changes.items():
-        print(test_line(condition, evaluate(model, part, args, **change)))
+        print(test_line(condition, evaluate(model, data.test, args, **change)))
     return 0
 
 

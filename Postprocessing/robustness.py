@@ -34,7 +34,7 @@ def compute(run, data, device, *, amplitudes=AMPLITUDES, samples=None):
         rows, steps = columns(test, EVALUATION_COLUMNS, device), arguments["bptt"]
     else:
         few, steps = slice(0, samples), test.images.shape[1]
-        test = PixelSet(test.images[few], test.labels[few], test.scale).to(device)
+        test = PixelSet(test.images[few].to(device), test.labels[few].to(device), test.scale)
     for amplitude in Progress(amplitudes, desc="amplitudes", leave=False):
         drive = step_drive(steps, amplitude, *step_window(steps))
         if text:

@@ -98,21 +98,22 @@ class _Stream:
         pass  # each write is flushed
 
 
+class _Lines:
+    """A file for tqdm that prints each state of a bar as a line on stderr."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self):
+        pass
+
+
 class Progress(tqdm):
     """tqdm's progress bar; a line on stderr once a minute where that is not a terminal."""
 
     def __init__(self, *arguments, **options):
-        self.lines = not sys.stderr.isatty()
-        if self.lines:
-            options |= {"mininterval": 60, "delay": 60, "leave": False, "ascii": True}
+        if not sys.stderr.isatty():
+            minute = dict.fromkeys(("delay", "mininterval", "maxinterval"), 60)
+            options |= {"file": _Lines(), "leave": False, "ascii": True, **minute}
         super().__init__(*arguments, **options)
-
-    def display(self, msg=None, pos=None):
-        if not self.lines:
-            super().display(msg, pos)
-        elif msg is None and self._time() - self.last_print_t >= self.mininterval:
-            print(self, file=sys.stderr)
-
-    def clear(self, nolock=False):
-        if not self.lines:
-            super().clear(nolock)

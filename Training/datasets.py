@@ -8,17 +8,17 @@ own is a function and its entry in `PIXEL_SETS` or `TEXT_SETS`, whose keys --dat
 import functools
 import hashlib
 import io
+import os
 import socket
-import tarfile
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from NetworkCreation.errors import UserError
-from Training.sequences import load_npz, npz_checksums
+from Training.sequences import load_npz
 
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -34,7 +34,6 @@ PENNCHAR_SHA256 = {
 PENNCHAR_URL = (
     "https://raw.githubusercontent.com/vgeadah/NonlinMod/HEAD/Training/training_data/pennchar"
 )
-PENNCHAR_ARCHIVE = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 DOWNLOAD_TIMEOUT = 60  # seconds without a response
 
 
@@ -51,9 +50,6 @@ class PixelSet:
 
     def __len__(self):
         return len(self.labels)
-
-    def to(self, device):
-        return PixelSet(self.images.to(device), self.labels.to(device), self.scale)
 
     def batch(self, index):
         """x (T, B, I) and labels (B,) of the samples at index, a slice or a tensor.
@@ -89,17 +85,13 @@ class PixelData:
         """I, the number of inputs of a step."""
         return 1 if self.train.images.ndim == 2 else self.train.images.shape[2]
 
-    def to(self, device):
-        sets = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        return replace(self, **sets)
 
-
-def load_pixels(name, root, seed, permute):
+def load_pixels(name, root, seed, permute, device=None):
     """Loads an image data set, splits it and optionally permutes its pixels (or steps).
 
     name: a key of `PIXEL_SETS`. root: the data folder, or the file of npz. seed: of the RandomState
-    that draws the pixel permutation (if permute), then the sample permutation. Returns PixelData.
-    Raises UserError if a file cannot be read or downloaded, or has the wrong checksum.
+    that draws the pixel permutation (if permute), then the sample permutation. Returns PixelData on
+    the device. Raises UserError if a file cannot be read or downloaded, or has the wrong checksum.
     """
     images, labels, scale, sizes, last, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
@@ -113,7 +105,7 @@ def load_pixels(name, root, seed, permute):
         scale = images[parts[0]].abs().max().item() or 1
     task = {"mnist": "MNIST", "npz": Path(root).stem}.get(name, name)
     return PixelData(
-        *(PixelSet(images[part], labels[part], scale) for part in parts),
+        *(PixelSet(images[i].to(device), labels[i].to(device), scale) for i in parts),
         permutation=permutation,
         classes=int(labels.max()) + 1,
         name=("ps" if permute else "s") + task[:1].upper() + task[1:],
@@ -200,19 +192,15 @@ def _load_pennchar(root, any_corpus):
     """
     own = any_corpus and (root / "train.txt").is_file()
     folder = root if own else root / "pennchar"
-    missing = [name for name in PENNCHAR_SHA256 if not (folder / name).is_file()]
-    if missing and any_corpus:
-        raise UserError(
-            f"the corpus is missing: {', '.join(missing)} in {root} or {folder} (symbols separated "
-            "by spaces); --dataset pydoc needs no files"
-        )
-    for name in missing:
-        _download_pennchar(folder / name)
     parts, checksums = [], {}
     for name, digest in PENNCHAR_SHA256.items():
+        if any_corpus and not (folder / name).is_file():
+            where = f"{name} in {root} or {folder}, symbols separated by spaces"
+            raise UserError(f"the corpus is missing ({where}); --dataset pydoc needs no files")
+        if not (folder / name).is_file():
+            _download_pennchar(folder / name)
         hint = "; use --any-corpus for a text of your own"
-        expected = None if any_corpus else digest
-        data, checksums[name] = _read(folder / name, expected, hint)
+        data, checksums[name] = _read(folder / name, None if any_corpus else digest, hint)
         parts.append(_symbols(folder / name, data))
     if checksums == PENNCHAR_SHA256:
         return parts, "PTB", checksums
@@ -220,35 +208,19 @@ def _load_pennchar(root, any_corpus):
 
 
 def _download_pennchar(path):
-    """Downloads a file of pennchar, from Mikolov's archive if it is not to be had by itself."""
-    reasons = []
-    for url in (f"{PENNCHAR_URL}/{path.name}", PENNCHAR_ARCHIVE):
-        try:
-            data = _fetch(url)
-            if url == PENNCHAR_ARCHIVE:
-                with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                    member = f"./simple-examples/data/ptb.char.{path.name}"
-                    data = archive.extractfile(member).read()
-            if hashlib.sha256(data).hexdigest() != PENNCHAR_SHA256[path.name]:
-                raise OSError("wrong checksum")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.part")
-            partial.write_bytes(data)
-            partial.replace(path)
-            return
-        except (OSError, KeyError, tarfile.TarError) as error:
-            reasons.append(f"{url} ({error})")
-    raise UserError(
-        f"pennchar is missing ({path}) and not obtained from {', '.join(reasons)}; --dataset pydoc "
-        "needs no files"
-    )
-
-
-@functools.cache
-def _fetch(url):
-    print(f"downloading {url}")
-    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer:
-        return answer.read()
+    url = f"{PENNCHAR_URL}/{path.name}"
+    try:
+        print(f"downloading {url}")
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        urllib.request.urlretrieve(url, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"pennchar is missing ({path}) and cannot be downloaded ({url}: {error}); "
+            "--dataset pydoc needs no files"
+        ) from error
 
 
 def _read(path, digest, hint=""):
@@ -311,15 +283,11 @@ def windows(rows, bptt):
 def checksums_of(args):
     """The checksums of the data that a script with these arguments would load; {} without data."""
     dataset, any_corpus = getattr(args, "dataset", None), getattr(args, "any_corpus", False)
-    if dataset is None:
-        return {}
     if dataset == "mnist":
         return MNIST_SHA256
     if dataset == "ptb" and not any_corpus:
         return PENNCHAR_SHA256
-    if dataset == "npz":
-        return npz_checksums(args.data)
-    return _loaded_checksums(dataset, args.data, any_corpus)
+    return {} if dataset is None else _loaded_checksums(dataset, args.data, any_corpus)
 
 
 @functools.cache

@@ -6,6 +6,8 @@ to a thread, and waits for it forever if the disk is full.
 
 import time
 
+import torch
+
 from Training.run_directory import writing
 
 
@@ -26,16 +28,12 @@ class Events:
         with writing(self._path):
             self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
 
-    def scalars(self, values, step):
-        """Adds a point to each chart; values: {'group/name': number or None}."""
+    def add(self, step, values):
+        """Adds points to charts, and distributions of tensors; values: {'group/name': value}."""
         for tag, value in values.items():
-            if value is not None:
+            if not isinstance(value, torch.Tensor):
                 self._write(step, self._summary.scalar(tag, float(value)))
-
-    def histograms(self, values, step):
-        """Adds the distributions of these tensors, {'group/name': tensor}."""
-        for tag, value in values.items():
-            if value.isfinite().all():
+            elif value.isfinite().all():
                 array = value.detach().cpu().numpy().ravel()
                 self._write(step, self._summary.histogram(tag, array, bins="auto"))
 
@@ -47,9 +45,8 @@ class Events:
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in given.items()}
-        _, start, end = self._summary.hparams(plain, {})
-        self._write(0, start)
-        self._write(0, end)
+        for summary in self._summary.hparams(plain, {})[1:]:
+            self._write(0, summary)
 
     def flush(self):
         with writing(self._path):

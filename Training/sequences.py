@@ -19,7 +19,9 @@ def load_npz(path):
     distinct values are the classes, in ascending order. split (N,): 0, 1, 2 or train, validation,
     test; without it, the seed draws 80, 10 and 10 % of the samples.
     """
-    checksums = npz_checksums(path)
+    if not path.is_file():
+        raise UserError(f"argument --data: --dataset npz needs a file FILE.npz, got {path}")
+    checksums = {"npz": hashlib.sha256(path.read_bytes()).hexdigest()}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("x", "y", "split") if name in file.files}
@@ -57,10 +59,3 @@ def load_npz(path):
     require(min(sizes) > 0, f"{', '.join(SPLIT)} need a sample each, got {sizes}")
     scale = 1 if arrays["x"].dtype.kind == "f" else None
     return images, labels, scale, sizes, last, checksums
-
-
-def npz_checksums(path):
-    """The checksum of the file. Raises UserError if there is no such file."""
-    if not path.is_file():
-        raise UserError(f"argument --data: --dataset npz needs a file FILE.npz, got {path}")
-    return {"npz": hashlib.sha256(path.read_bytes()).hexdigest()}

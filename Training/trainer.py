@@ -115,7 +115,7 @@ class Trainer:
                 bar.update()
                 if self.batch % CHART_EVERY == 0:
                     step = self.epoch * len(items) + self.batch
-                    self.events.scalars({"loss/within_epoch": self._since("chart")[0]}, step)
+                    self.events.add(step, {"loss/within_epoch": self._since("chart")[0]})
                 if self.batch % log_every == 0:
                     loss, seconds = self._since("log")
                     self.run.print(
@@ -203,16 +203,17 @@ class Trainer:
         self.sums, self.marks, self.carry = {}, {}, {}
         self.run.add_row("metrics.csv", {"epoch": self.epoch, **named, **spread, **statistics})
         charts = {f"{k}/{part}": v for part, score in scores.items() for k, v in score.items()}
-        charts |= {f"gain/{name}": value for name, value in spread.items()}
+        charts |= {f"gain/{name}": value for name, value in spread.items() if value is not None}
         charts |= {f"training/{name}": value for name, value in statistics.items()}
-        self.events.scalars(charts, self.epoch)
+        if self.keeps(self.epoch):
+            charts |= {f"gain/{name}": tensor for name, tensor in (gains or {}).items()}
+        self.events.add(self.epoch, charts)
         for condition, result in (tests or {}).items():
             self.add_test(condition, result)
         if best is not None and improved:
             self.run.save(best, self.checkpoint())
         if self.keeps(self.epoch):
             self.run.save(f"e_{self.epoch}.pth.tar", self.checkpoint())
-            self.events.histograms({f"gain/{k}": v for k, v in (gains or {}).items()}, self.epoch)
         self._save()
         self.run.print(
             f"epoch {self.epoch:{len(str(self.args.epochs))}}/{self.args.epochs}  "
@@ -228,7 +229,7 @@ class Trainer:
         """Adds a row to test_results.csv. result: {score: number}."""
         row = {"epoch": self.epoch, "condition": condition, **result}
         self.run.add_row("test_results.csv", row)
-        self.events.scalars({f"{k}/test_{condition}": v for k, v in result.items()}, self.epoch)
+        self.events.add(self.epoch, {f"{k}/test_{condition}": v for k, v in result.items()})
         self.run.print(evaluation.test_line(condition, result))
 
     @property

@@ -19,7 +19,7 @@ from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse, report, runs
 from tests import copy_memory_task
 from tests.conftest import REPOSITORY, TOY, rows
-from Training import once, sweep
+from Training import datasets, once, sweep
 from Training.datasets import load_pixels
 from Training.run_directory import Run
 
@@ -140,6 +140,7 @@ def test_sequences_in_a_file_are_trained_on(call, tmp_path):
     small = ["lyapunov.steps=16", "jacobian.times=2", "mutual_information.times=1"]
     assert analyse.main(["dynamics", "robustness", str(run.path), "--set", *small]) == 0
     save_sequences(first, x=np.ones((60, 12)))
+    datasets._loaded_checksums.cache_clear()
     assert once.identity_of(args) != run.identity
     code, _, err = call(SMNIST, "--test", "--checkpoint", newest_checkpoint(run.path))
     assert code == 1 and "has 2 inputs and 3 classes, but" in err and "1 and 3" in err
