@@ -35,7 +35,6 @@ from Training.parser import (
     positive,
     positive_int,
     seed_int,
-    words,
 )
 from Training.run_directory import find_runs
 
@@ -89,8 +88,7 @@ def make_parser(script, description, datasets, **defaults):
     flag("--adam", action=switch, default=True, help="Adam; --no-adam: RMSprop")
     flag("--betas", type=beta, nargs=2, default=[0.9, 0.999], metavar=("B1", "B2"), help="of Adam")
     flag("--alpha", type=fraction, default=0.99, help="smoothing constant of RMSprop")
-    flag("--weight_decay", type=not_negative, default=0.0, help="L2 penalty; n, s and orthogonal "
-         "parameters are exempt")  # fmt: skip
+    flag("--weight_decay", type=not_negative, default=0.0, help="L2 penalty, not on n and s")
     flag("--clip", type=positive, metavar="C", help="clip the gradient to this norm (default: off)")
     flag("--batch", "--batch_size", dest="batch_size", type=positive_int, help="batch size")
     flag("--epochs", type=positive_int, default=100, help="number of epochs")
@@ -101,15 +99,15 @@ def make_parser(script, description, datasets, **defaults):
     data = parser.file.parent / "data"
     if datasets:
         flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
-        flag("--data", type=Path, default=data, metavar="DIR", help="folder of the data sets; "
-             "FILE.npz with --dataset npz")  # fmt: skip
+        flag("--data", type=Path, default=data, metavar="DIR", help="their folder, or FILE.npz")
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
     flag("--tf32", **SWITCH, help="faster, less precise products on a GPU")
     flag("--save-dir", type=Path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
     flag("--save-freq", type=positive_int, default=25, metavar="N", help="save a checkpoint every "
          "N epochs (pixels: also evaluate the test set)")  # fmt: skip
-    flag("--save-epochs", type=positive_int, nargs="+", default=[], metavar="N", help="epochs at "
-         "which to save in addition")  # fmt: skip
+    flag(
+        "--save-epochs", type=positive_int, nargs="+", default=[], metavar="N", help="save here too"
+    )
     flag("--snapshot-minutes", type=not_negative, default=10.0, metavar="M", help="save the state "
          "within an epoch every M minutes; 0: after every batch")  # fmt: skip
     flag("--log-interval", type=positive_int, metavar="N", help="print the loss every N batches")
@@ -151,42 +149,43 @@ def parse(parser, argv=None):
     if args.resume is not None:
         saved = _arguments_of_run(parser, args, typed)
     elif args.config is not None:
-        saved = _arguments_in_file(parser, args.config)
+        saved = _arguments_in_file(args.config)
     if saved:
-        args = parser.parse_args([*words(parser, saved), *argv])
+        args = parser.parse_args([*parser.words(saved), *argv])
     given = typed | {name for name, value in saved.items() if value is not None}
     args.script, args.command = parser.prog, shlex.join(["python3", parser.prog, *argv])
     args.file = parser.file
 
     if args.net_type != "RNN" and "nonlin" in takes(args.net_type) and "nonlin" not in given:
         args.nonlin = inspect.signature(NETWORKS[args.net_type]).parameters["nonlin"].default
-    gains = ("n", "s", "learn_params", "random")
-    dropped = {}  # name → the flag that rules it out, and the values that it needs
-    for name in set().union(*map(takes, NETWORKS)) & vars(args).keys():
-        owners = [network for network in NETWORKS if name in takes(network)]
-        if args.net_type not in owners:
-            dropped[name] = "net_type", owners
-        elif name in gains and args.nonlin not in ("gamma", "gamma2"):
-            dropped[name] = "nonlin", ["gamma", "gamma2"]
-    dropped["alpha" if args.adam else "betas"] = "adam", [not args.adam]
-    for name, (choice, owners) in sorted(dropped.items()):
+    for name in sorted(set().union({"alpha", "betas"}, *map(takes, NETWORKS)) & vars(args).keys()):
+        choice, values = _condition(name, args.net_type)
+        if getattr(args, choice) in values:
+            continue
         # A value from a file is dropped silently if the command line rules it out.
         if name in typed or (name in given and choice not in typed):
             parser.error(
                 f"argument {parser.option(name)}: applies to {parser.option(choice)} "
-                f"{', '.join(map(str, owners))}, got {getattr(args, choice)}"
+                f"{', '.join(map(str, values))}, got {getattr(args, choice)}"
             )
         setattr(args, name, None)
     return args, given
 
 
+def _condition(name, net_type):
+    """The flag that decides whether another one applies, and the values with which it does."""
+    if name in ("alpha", "betas"):
+        return "adam", [name == "betas"]
+    if name in ("n", "s", "learn_params", "random") and name in takes(net_type):
+        return "nonlin", ["gamma", "gamma2"]
+    return "net_type", [network for network in NETWORKS if name in takes(network)]
+
+
 def _arguments_of_run(parser, args, typed):
     """The arguments of the run to resume; an error if a typed flag would change what is trained."""
-    if "save_dir" in typed:
-        parser.error("argument --save-dir: a resumed run stays where it is")
-    if others := sorted(typed - {"resume", "epochs", *HOW}):
+    if others := sorted(typed - {"resume", "epochs", *HOW} | typed & {"save_dir"}):
         flags = ", ".join(map(parser.option, others))
-        parser.error(f"argument --resume: what is trained cannot be changed ({flags})")
+        parser.error(f"argument --resume: what is trained, and where, cannot be changed ({flags})")
     config = read_config(args.resume)
     if config["script"] != parser.prog:
         raise UserError(f"{args.resume}: a run of {config['script']}")
@@ -196,22 +195,16 @@ def _arguments_of_run(parser, args, typed):
     return config["arguments"]
 
 
-def _arguments_in_file(parser, path):
+def _arguments_in_file(path):
     """The arguments in a JSON file, or those that repeat the run of a config.json."""
     try:
         content = json.loads(read_text(path))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
+        saved = content.get("arguments", content)
+        # An n that was drawn is drawn again, by the seed.
+        aside = {*HOW, "n", "random"} if saved.get("random") and saved is not content else HOW
+    except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object of arguments ({error})") from error
-    if "arguments" not in content:
-        return content
-    if content.get("script") != parser.prog:
-        raise UserError(f"{path}: of a run of {content.get('script')}")
-    saved = content["arguments"]
-    # An n that was drawn is drawn again, by the seed.
-    aside = {*HOW, "n", "random"} if saved.get("random") else HOW
-    return {name: value for name, value in saved.items() if name not in aside}
+    return saved if saved is content else {k: v for k, v in saved.items() if k not in aside}
 
 
 # From arguments to objects
@@ -261,37 +254,32 @@ def choose_device(args):
 
 
 def tested_checkpoint(parser, args, given):
-    """The path and content of the checkpoint that --test evaluates; prints which one it is.
+    """The path and content of the checkpoint that --test evaluates, and its run's arguments.
 
     That of --checkpoint, or that of the newest run with the given arguments: a complete one rather
-    than another, and a dry run (--limit-batches) only if that flag is given. Raises UserError.
+    than another, and a dry run (--limit-batches) only if that flag is given. Prints which it is.
+    The arguments are None for a file of the paper's own code. Raises UserError.
     """
     asked = given - {*HOW, *MODE, "limit_batches", "transform"}
     asked = plain({name: getattr(args, name) for name in sorted(asked)})
     path = args.checkpoint or _newest_checkpoint(parser, args, asked, given)
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("config")
-    if config is None:  # a file of the paper's own code: its arguments are those of the flags
+    if config is None:
         return path, checkpoint, None
     try:
-        script, saved = config["script"], config["arguments"]
-        differing = [name for name, value in asked.items() if saved[name] != value]
-        epochs = f"{checkpoint['epoch']} of {saved['epochs']} epochs"
+        reason = _mismatch(parser, config, asked)
+        trained = argparse.Namespace(**config["arguments"])
+        epochs = f"{checkpoint['epoch']} of {trained.epochs} epochs"
         if checkpoint["batch"]:
             epochs += f" and {checkpoint['batch']} batches, within an epoch"
-        if saved["limit_batches"] is not None:
+        if trained.limit_batches is not None:
             epochs += ", a dry run"
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its config is not that of a run ({error!r})") from error
-    if script != parser.prog:
-        raise UserError(f"{path}: of a run of {script}")
-    for name in differing:
-        raise UserError(
-            f"argument {parser.option(name)}: {asked[name]} contradicts {path}, trained with "
-            f"{saved[name]}"
-        )
+    if reason is not None:
+        raise UserError(f"{path}: {reason}")
     print(f"checkpoint: {path}, after {epochs}")
-    trained = argparse.Namespace(**saved)
     if "data" in given or not Path(getattr(trained, "data", "")).exists():
         trained.data = args.data
     return path, checkpoint, trained
@@ -299,21 +287,29 @@ def tested_checkpoint(parser, args, given):
 
 def _newest_checkpoint(parser, args, asked, given):
     for run in find_runs(args.save_dir):
-        saved = run.config["arguments"]
-        if run.config["script"] != parser.prog or (run.dry and args.limit_batches is None):
+        if _mismatch(parser, run.config, asked) or (run.dry and args.limit_batches is None):
             continue
-        if asked.items() <= saved.items():
-            if "data" in given:
-                there = checksums_of(argparse.Namespace(**{**saved, "data": args.data}))
-                if there != run.config["data"]:
-                    continue
-            try:
-                return checkpoint_of(run.path)
-            except UserError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+        if "data" in given:
+            elsewhere = argparse.Namespace(**{**run.config["arguments"], "data": args.data})
+            if checksums_of(elsewhere) != run.config["data"]:
+                continue
+        try:
+            return checkpoint_of(run.path)
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
     asked = asked | ({"data": args.data} if "data" in given else {})
     wanted = ", ".join(f"{name} {value}" for name, value in asked.items())
     raise UserError(
         f"argument --test: no run{' with ' if wanted else ''}{wanted} in {args.save_dir}; see "
         "--checkpoint"
     )
+
+
+def _mismatch(parser, config, asked):
+    """Why a run is not the one that was asked for; None if it is."""
+    if config["script"] != parser.prog:
+        return f"of a run of {config['script']}"
+    for name, value in asked.items():
+        if (saved := config["arguments"].get(name)) != value:
+            return f"trained with {parser.option(name)} {saved}, not {value}"
+    return None

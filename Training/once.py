@@ -21,7 +21,7 @@ from pathlib import Path
 from Training.config import HOW, identity, plain, saved_arguments
 from Training.console import entry_point
 from Training.datasets import checksums_of
-from Training.parser import Parser, words
+from Training.parser import Parser
 from Training.run_directory import find_runs, take_lock
 
 LOCKS = ".sweep"  # folder of the locks of runs that do not exist yet, in the folder of runs
@@ -71,7 +71,7 @@ def main(argv=None):
         print(f"already finished: {runs[0].path}")
         return 0
     how = {name: getattr(args, name) for name in HOW if name in given and name != "save_dir"}
-    changed = words(own.script["make_parser"](), how)
+    changed = own.script["make_parser"]().words(how)
     return own.script["main"]([f"--resume={runs[0].path}", *changed])
 
 

@@ -101,6 +101,21 @@ class Parser(argparse.ArgumentParser):
         options = self._actions[names.index(name)].option_strings
         return next(option for option in options if option.startswith("--"))
 
+    def words(self, arguments):
+        """The words of a command line that set these arguments, {name: value}, except None."""
+        line = []
+        for name, value in arguments.items():
+            flag = self.option(name)
+            if value is True:
+                line.append(flag)
+            elif value is False:
+                line += {f"--no-{flag[2:]}"} & self._option_string_actions.keys()
+            elif isinstance(value, list):
+                line += [flag, *map(str, value)] if value else []
+            elif value is not None:
+                line.append(f"{flag}={value}")
+        return line
+
     def is_flag(self, word):
         """Whether a word is a flag rather than a value such as -1."""
         return word.startswith("-") and not self._negative_number_matcher.match(word)
@@ -119,24 +134,3 @@ class Parser(argparse.ArgumentParser):
 def _suggestion(name, names, cutoff=0.6):
     near = difflib.get_close_matches(name, names, 1, cutoff)
     return f": did you mean {near[0]}?" if near else ""
-
-
-def words(parser, arguments):
-    """The words of a command line that set these arguments, {name: value}; None sets nothing."""
-    line = []
-    for name, value in arguments.items():
-        flag = parser.option(name)
-        action = parser._option_string_actions[flag]
-        if value is None or value == []:
-            continue
-        if action.nargs == 0 and not isinstance(value, bool):
-            raise UserError(f"{name} is {value!r}, not true or false")
-        if value is True:
-            line.append(flag)
-        elif value is False and isinstance(action, argparse.BooleanOptionalAction):
-            line.append(f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            line += [flag, *map(str, value)]
-        elif value is not False:
-            line.append(f"{flag}={value}")
-    return line

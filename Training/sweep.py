@@ -55,14 +55,15 @@ class SweepRun(NamedTuple):
 def combinations(parser, script, lists, common):
     """The runs, one for each choice of a value from every list.
 
-    script: of `load_script`. lists: {flag: words}. common: words for all runs. Exits if the script
+    script: of `load_script`. lists: (flag, words). common: words for all runs. Exits if the script
     rejects one of them, or if two combinations are the same run.
     """
     runs = {}
-    if (flag := script["make_parser"]().repeated([*lists, *common])) is not None:
+    names = [name for name, _ in lists]
+    if (flag := script["make_parser"]().repeated([*names, *common])) is not None:
         parser.error(f"argument {flag}: given twice")
-    for choice in itertools.product(*lists.values()):
-        own = [word for pair in zip(lists, choice, strict=True) for word in pair]
+    for choice in itertools.product(*(values for _, values in lists)):
+        own = [word for pair in zip(names, choice, strict=True) for word in pair]
         args, _ = script["parse"](own + common)
         if args.test or args.resume is not None:
             parser.error("--test and --resume do not train a new run")
@@ -120,7 +121,7 @@ def _saved_at(run):
 
 
 def parse(argv):
-    """The sweep's parser and arguments, the lists {flag: words}, and the words after --."""
+    """The sweep's parser and arguments, the lists (flag, words), and the words after --."""
     parser = Parser("python3 -m Training.sweep", __doc__)
     parser.usage = (
         "%(prog)s [-h] [--jobs N | --scheduler ADDRESS | --commands]\n"
@@ -135,20 +136,16 @@ def parse(argv):
          "do not train")  # fmt: skip
     end = argv.index("--") if "--" in argv else len(argv)
     args, words = parser.parse_known_args(argv[:end])
-    lists, name = {}, None
+    lists = []
     for word in words:
-        if not parser.is_flag(word):
-            if name is None:
-                parser.error(f"unrecognized argument {word}")
-            lists[name].append(word)
-            continue
-        name, equals, value = word.partition("=")
-        if not name.startswith("--"):
-            parser.error(f"argument {word}: put it after --, with what applies to all runs")
-        if name in lists:
-            parser.error(f"argument {name}: given twice")
-        lists[name] = [value] if equals else []
-    for name, values in lists.items():
+        if parser.is_flag(word):
+            name, equals, value = word.partition("=")
+            lists.append((name, [value] if equals else []))
+        elif lists:
+            lists[-1][1].append(word)
+        else:
+            parser.error(f"unrecognized argument {word}")
+    for name, values in lists:
         if not values:
             parser.error(f"argument {name}: has no values; flags for all runs go after --")
     return parser, args, lists, argv[end + 1 :]

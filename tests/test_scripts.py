@@ -322,9 +322,9 @@ WRONG = [
     ({"nhid": 2.5}, "argument --nhid: invalid whole number"),
     ({"net_type": "LSTM", "rinit": "henaff"}, "argument --rinit: applies to --net-type"),
     ({"alpha": 0.5}, "argument --alpha: applies to --adam False"),
-    ({"permute": "yes"}, "permute is 'yes', not true or false"),
+    ({"permute": "yes"}, "argument -p/--permute/--no-permute: ignored explicit argument 'yes'"),
     ({"n": 3, "random": True}, "argument --random: contradicts --n 3"),
-    ({"script": "PTB_task.py", "arguments": {}}, "of a run of PTB_task.py"),
+    ({"script": "PTB_task.py", "arguments": {"bptt": 9}}, "no argument bptt"),
     ([1], "not a JSON object"),
 ]
 

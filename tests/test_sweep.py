@@ -122,7 +122,7 @@ def test_other_data_make_another_run(folder, in_this_process, capsys):
         (["--n", "1", "2", "--", "--n=9"], "--n: given twice"),
         (["--note", "x", "y"], "--note x and --note y are the same run"),
         (["--seed", "1", "01"], "--seed 1 and --seed 01 are the same run"),
-        (["--seed", "1", "-p"], "-p: put it after --"),
+        (["--seed", "1", "-p"], "-p: has no values; flags for all runs go after --"),
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
         (["--seed", "1", "--", "--test"], "--test and --resume do not train a new run"),
     ],
