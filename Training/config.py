@@ -1,7 +1,7 @@
 """The config of a run: what it trains, on which data, with which code."""
 
+import contextlib
 import datetime
-import functools
 import hashlib
 import json
 import platform
@@ -28,33 +28,24 @@ class RunError(UserError):
 
 
 def describe(args, task, spec, checksums):
-    """The config of a run, from which it can be repeated, as plain values.
-
-    args: resolved arguments. task: name of the task, for people and figures. spec: the model's.
-    checksums: {file or data set: SHA-256}.
-    """
+    """The config of a run, from which it can be repeated; arguments as for `Trainer`."""
     processor = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     return plain(
         {
             "script": args.script,
             "task": task,
-            "arguments": saved_arguments(args),
+            "arguments": {name: v for name, v in vars(args).items() if name not in MODE},
             "model": spec,
             "data": checksums,
             "command": args.command,
             "commit": _commit(),
             "code": _code(args.file),
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-            "versions": {"python": platform.python_version()} | _versions(),
+            "versions": _versions(),
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if args.cuda else processor,
         }
     )
-
-
-def saved_arguments(args):
-    """The arguments that config.json has, {name: value}, from those of a script."""
-    return {name: value for name, value in vars(args).items() if name not in MODE}
 
 
 def plain(values):
@@ -62,10 +53,12 @@ def plain(values):
     return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
 
 
-@functools.cache
 def _versions():
-    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
-    return {name: installed.get(name.lower()) for name in PACKAGES} | {"cuda": torch.version.cuda}
+    versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _commit():
@@ -93,16 +86,14 @@ def run_name(args):
     """The name of the directory shared by runs with these main arguments."""
     ratio = getattr(args, "transform_ratio", 0.0)
     name = f"{args.net_type}_lr{args.lr}_p{ratio}_hs{args.nhid}"
-    if args.nonlin is not None:
-        name += f"_{args.nonlin}"
-    if args.n is not None:
-        name += f"_n{args.n:.5g}_s{args.s:.5g}"
-    return name if args.learn_params is not False else f"{name}_static"
+    name += "" if args.nonlin is None else f"_{args.nonlin}"
+    name += "" if args.n is None else f"_n{args.n:.5g}_s{args.s:.5g}"
+    return f"{name}_static" if args.learn_params is False else name
 
 
 def identity(config):
-    """What distinguishes a run, as a string: its script, data, and arguments except `HOW`."""
-    arguments = {name: value for name, value in config["arguments"].items() if name not in HOW}
+    """What distinguishes a run, as a string: its script, data, and the arguments that matter."""
+    arguments = {k: v for k, v in config["arguments"].items() if k not in (*HOW, *MODE)}
     return json.dumps([config["script"], arguments, config["data"]], sort_keys=True)
 
 

@@ -15,16 +15,15 @@ from NetworkCreation.errors import OptionError, UserError
 class TrainingStopped(Exception):
     """A loss, a gradient or a parameter is not finite."""
 
+    exit_code = 1
+
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; `code` is the exit code.
-
-    Not an Exception, which torch and tqdm catch in places.
-    """
+    """SIGINT or SIGTERM arrived. Not an Exception, which torch and tqdm catch in places."""
 
     def __init__(self, signum):
         super().__init__(signal.Signals(signum).name)
-        self.code = 128 + signum
+        self.exit_code = 128 + signum
 
 
 def entry_point(main):
@@ -46,10 +45,8 @@ def entry_point(main):
                 script = os.path.basename(main.__globals__["__file__"])
                 print(f"{script}: error: {message}", file=sys.stderr)
                 return getattr(error, "exit_code", 1)
-            except TrainingStopped:
-                return 1
-            except Interrupted as interrupted:
-                return interrupted.code
+            except (TrainingStopped, Interrupted) as stopped:  # the trainer has said so
+                return stopped.exit_code
             except KeyboardInterrupt:  # where SIGINT has Python's own handler
                 return 128 + signal.SIGINT
 

@@ -105,9 +105,8 @@ def make_parser(script, description, datasets, **defaults):
     flag("--save-dir", type=Path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
     flag("--save-freq", type=positive_int, default=25, metavar="N", help="save a checkpoint every "
          "N epochs (pixels: also evaluate the test set)")  # fmt: skip
-    flag(
-        "--save-epochs", type=positive_int, nargs="+", default=[], metavar="N", help="save here too"
-    )
+    flag("--save-epochs", type=positive_int, nargs="+", default=[], metavar="N", help="epochs at "
+         "which to save in addition")  # fmt: skip
     flag("--snapshot-minutes", type=not_negative, default=10.0, metavar="M", help="save the state "
          "within an epoch every M minutes; 0: after every batch")  # fmt: skip
     flag("--log-interval", type=positive_int, metavar="N", help="print the loss every N batches")

@@ -18,7 +18,7 @@ import sys
 import threading
 from pathlib import Path
 
-from Training.config import HOW, identity, plain, saved_arguments
+from Training.config import HOW, identity, plain
 from Training.console import entry_point
 from Training.datasets import checksums_of
 from Training.parser import Parser
@@ -40,8 +40,8 @@ def load_script(typed):
 
 def identity_of(args):
     """The `identity` of the run that these arguments of a script train."""
-    arguments = plain(saved_arguments(args))
-    return identity({"script": args.script, "arguments": arguments, "data": checksums_of(args)})
+    data = checksums_of(args)
+    return identity({"script": args.script, "arguments": plain(vars(args)), "data": data})
 
 
 @entry_point

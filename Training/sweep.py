@@ -34,6 +34,7 @@ import torch
 from tqdm import tqdm
 
 from NetworkCreation.checkpoints import LAST
+from NetworkCreation.errors import UserError
 from Training import workers
 from Training.console import Progress, entry_point
 from Training.machine import REPOSITORY
@@ -93,8 +94,8 @@ def train(runs, submit, stopped):
     """Trains these runs until `stopped` is set; yields (run, exit code, output) as they end.
 
     submit: takes the words of a command and returns a future of its exit code and output. A run
-    whose Dask workers died is submitted again as long as it progresses. Raises CancelledError if
-    the connection to the Dask scheduler is lost.
+    whose Dask workers died is submitted again as long as it progresses. Raises UserError if the
+    connection to the Dask scheduler is lost.
     """
     pending = {submit(run.words): (run, None) for run in runs}
     while pending and not stopped.wait(TICK):
@@ -102,8 +103,9 @@ def train(runs, submit, stopped):
             run, before = pending.pop(future)
             try:
                 code, output = future.result()
-            except CancelledError:  # by Dask, when its scheduler is gone
-                raise
+            except CancelledError:  # by Dask
+                message = "lost the connection to the scheduler; its runs save and exit"
+                raise UserError(message) from None
             except Exception as error:  # of a Dask worker
                 now = _saved_at(run)
                 if type(error).__name__ == "KilledWorker" and now != before:
@@ -178,7 +180,7 @@ def main(argv=None):
         signum.append(number)
         stopped.set()
 
-    finished, busy, failures, lost = len(runs) - len(left), 0, [], []
+    finished, busy, failures = len(runs) - len(left), 0, []
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
@@ -188,30 +190,27 @@ def main(argv=None):
         except (OSError, ValueError) as error:
             parser.error(f"argument --scheduler: {error}")
         bar = stack.enter_context(Progress(total=len(runs), initial=finished, desc="runs"))
-        try:
-            for run, code, output in train(left, submit, stopped):
-                lines = output.strip().splitlines() or [""]
-                for line in lines:
-                    if line.startswith("warning:"):
-                        tqdm.write(f"{shlex.join(run.words)}\n    {line}", file=sys.stderr)
-                if code == 0:
-                    finished += 1
-                elif code == RunBusy.exit_code:
-                    busy += 1
-                elif not stopped.is_set():
-                    reason = lines[-1] if code is None else f"exit code {code}: {lines[-1]}"
-                    failures.append(f"failed: {shlex.join(run.words)}\n    {reason}")
-                    tqdm.write(failures[-1], file=sys.stderr)
-                bar.update()
-        except CancelledError:
-            lost.append("lost the connection to the scheduler; its runs save and exit")
+        for run, code, output in train(left, submit, stopped):
+            lines = output.strip().splitlines() or [""]
+            for line in lines:
+                if line.startswith("warning:"):
+                    tqdm.write(f"{shlex.join(run.words)}\n    {line}", file=sys.stderr)
+            if code == 0:
+                finished += 1
+            elif code == RunBusy.exit_code:
+                busy += 1
+            elif not stopped.is_set():
+                reason = lines[-1] if code is None else f"exit code {code}: {lines[-1]}"
+                failures.append(f"failed: {shlex.join(run.words)}\n    {reason}")
+                tqdm.write(failures[-1], file=sys.stderr)
+            bar.update()
     counts = {"finished": finished, "failed": len(failures), "being trained elsewhere": busy}
     counts["not trained to the end"] = len(runs) - sum(counts.values())
     summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
-    print("\n".join([f"{len(runs)} runs: {summary}", *failures, *lost]))
+    print("\n".join([f"{len(runs)} runs: {summary}", *failures]))
     if signum:
         return 128 + signum[0]
-    return 1 if failures or lost else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

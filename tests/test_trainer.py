@@ -309,7 +309,7 @@ def test_a_signal_waits_for_the_end_of_the_batch(tmp_path, capsys, number):
     with pytest.raises(Interrupted) as caught:
         train(trainer, during=stop)
     assert not isinstance(caught.value, Exception)  # which torch catches while it loads a model
-    assert caught.value.code == 128 + number and signal.getsignal(number) is before
+    assert caught.value.exit_code == 128 + number and signal.getsignal(number) is before
     assert last(trainer.run)["batch"] == 3
     assert f"--resume={trainer.run.path}" in capsys.readouterr().out
 
