@@ -18,6 +18,7 @@ import sys
 import threading
 from pathlib import Path
 
+from NetworkCreation.errors import UserError
 from Training.config import HOW, identity, plain
 from Training.console import entry_point
 from Training.datasets import checksums_of
@@ -39,7 +40,9 @@ def load_script(typed):
 
 
 def identity_of(args):
-    """The `identity` of the run that these arguments of a script train."""
+    """The `identity` of the new run that these arguments of a script train."""
+    if args.test or args.resume is not None:
+        raise UserError("--test and --resume do not train a new run")
     data = checksums_of(args)
     return identity({"script": args.script, "arguments": plain(vars(args)), "data": data})
 
@@ -53,8 +56,6 @@ def main(argv=None):
     flag("words", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of the script")
     own = parser.parse_args(argv)
     args, given = own.script["parse"](own.words)
-    if args.test or args.resume is not None:
-        parser.error("--test and --resume do not train a new run")
     if own.attended:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 

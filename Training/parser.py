@@ -95,11 +95,10 @@ class Parser(argparse.ArgumentParser):
 
     def option(self, name):
         """The long flag that sets an argument. Raises UserError if there is none."""
-        names = [action.dest for action in self._actions]
-        if name not in names:
-            raise UserError(f"no argument {name}{_suggestion(name, names)}")
-        options = self._actions[names.index(name)].option_strings
-        return next(option for option in options if option.startswith("--"))
+        options = {action.dest: action.option_strings for action in self._actions}
+        if name not in options:
+            raise UserError(f"no argument {name}{_suggestion(name, options)}")
+        return next(option for option in options[name] if option.startswith("--"))
 
     def words(self, arguments):
         """The words of a command line that set these arguments, {name: value}, except None."""
@@ -119,16 +118,6 @@ class Parser(argparse.ArgumentParser):
     def is_flag(self, word):
         """Whether a word is a flag rather than a value such as -1."""
         return word.startswith("-") and not self._negative_number_matcher.match(word)
-
-    def repeated(self, words):
-        """The first flag among these words that was set before, under any name; else None."""
-        seen = set()
-        for word in words:
-            action = self._option_string_actions.get(self._spelling(word).split("=")[0])
-            if action is not None and action.dest in seen:
-                return word.split("=")[0]
-            seen.add(action and action.dest)
-        return None
 
 
 def _suggestion(name, names, cutoff=0.6):

@@ -56,7 +56,6 @@ class Run:
         self.path = Path(path)
         self.config = read_config(self.path)
         self.tables = dict.fromkeys(TABLES, "")  # the text of each table
-        self._lock = None
 
     @classmethod
     def create(cls, args, config):
@@ -165,9 +164,7 @@ class Run:
 
     def close(self):
         """Releases the lock."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
 
 
 def take_lock(path):

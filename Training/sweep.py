@@ -60,14 +60,10 @@ def combinations(parser, script, lists, common):
     rejects one of them, or if two combinations are the same run.
     """
     runs = {}
-    names = [name for name, _ in lists]
-    if (flag := script["make_parser"]().repeated([*names, *common])) is not None:
-        parser.error(f"argument {flag}: given twice")
-    for choice in itertools.product(*(values for _, values in lists)):
-        own = [word for pair in zip(names, choice, strict=True) for word in pair]
+    pairs = ([(flag, value) for value in values] for flag, values in lists)
+    for choice in itertools.product(*pairs):
+        own = [word for pair in choice for word in pair]
         args, _ = script["parse"](own + common)
-        if args.test or args.resume is not None:
-            parser.error("--test and --resume do not train a new run")
         run = SweepRun([script["path"], *own, *common], args, identity_of(args))
         same = runs.setdefault((run.identity, args.save_dir), run)
         if same is not run:

@@ -26,7 +26,7 @@ from Training.config import HOW, RunError, describe
 from Training.console import Interrupted, Progress, TrainingStopped
 from Training.events import Events
 from Training.machine import keep_memory
-from Training.run_directory import Run
+from Training.run_directory import TABLES, Run
 
 CHART_EVERY = 10  # batches between two points of the loss within an epoch in TensorBoard
 STREAMS = ("initialisation", "order", "transform", "evaluation", "gain", "test")
@@ -130,11 +130,10 @@ class Trainer:
 
     def _since(self, mark):
         """The mean loss, and the seconds per batch, since `mark` was last set; sets it anew."""
-        now = self.sums | {"batch": self.batch}
-        before = self.marks.get(mark, dict.fromkeys(now, 0))
+        now = [*map(self.sums.get, ("loss", "seen", "seconds")), self.batch]
+        changes = np.subtract(now, self.marks.get(mark, 0))
         self.marks[mark] = now
-        change = {name: now[name] - before[name] for name in ("loss", "seen", "seconds", "batch")}
-        return change["loss"] / change["seen"], change["seconds"] / change["batch"]
+        return changes[0] / changes[1], changes[2] / changes[3]
 
     def order(self, count, shuffle):
         """The order of `count` samples in this epoch, (count,): 0, 1, … or a random one."""
@@ -227,8 +226,7 @@ class Trainer:
 
     def add_test(self, condition, result):
         """Adds a row to test_results.csv. result: {score: number}."""
-        row = {"epoch": self.epoch, "condition": condition, **result}
-        self.run.add_row("test_results.csv", row)
+        self.run.add_row("test_results.csv", {"epoch": self.epoch, "condition": condition} | result)
         self.events.add(self.epoch, {f"{k}/test_{condition}": v for k, v in result.items()})
         self.run.print(evaluation.test_line(condition, result))
 
@@ -263,7 +261,7 @@ class Trainer:
 
     def _restore(self):
         """Restores the state and the tables from last.pth.tar."""
-        path, tables = self.run.path / LAST, {}
+        path = self.run.path / LAST
         if path.exists():
             checkpoint = read_checkpoint(path)
             try:
@@ -274,13 +272,12 @@ class Trainer:
                     generator.set_state(checkpoint["generators"][name])
                 for name in STATE:
                     setattr(self, name, checkpoint[name])
-                tables = checkpoint["tables"]
+                for name in TABLES:
+                    self.run.write_table(name, checkpoint["tables"][name])
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise RunError(f"{path}: cannot be resumed from ({error})") from error
         elif (self.run.path / "metrics.csv").exists():
             raise RunError(f"{path}: no such file; without it the run cannot be resumed")
-        for name, text in tables.items():
-            self.run.write_table(name, text)
 
     # Interruptions
 

@@ -117,14 +117,12 @@ def test_other_data_make_another_run(folder, in_this_process, capsys):
         (["--gian", "1", "--", *ONE], "--gian: did you mean --gain?"),
         (["1", "--gain", "2"], "unrecognized argument 1"),
         (["--gain", "--", *ONE], "--gain: has no values"),
-        (["--gain", "1", "--gain", "2"], "--gain: given twice"),
-        (["--n", "1", "--gain=2"], "--gain: given twice"),
-        (["--n", "1", "2", "--", "--n=9"], "--n: given twice"),
+        (["--n", "1", "2", "--gain=3"], "--n 1 --gain 3 and --n 2 --gain 3 are the same run"),
+        (["--n", "1", "2", "--", "--n=9"], "--n 1 and --n 2 are the same run"),
         (["--note", "x", "y"], "--note x and --note y are the same run"),
         (["--seed", "1", "01"], "--seed 1 and --seed 01 are the same run"),
         (["--seed", "1", "-p"], "-p: has no values; flags for all runs go after --"),
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
-        (["--seed", "1", "--", "--test"], "--test and --resume do not train a new run"),
     ],
 )
 def test_a_mistake_is_a_one_line_error_before_any_run(folder, capsys, words, message):
@@ -140,6 +138,8 @@ def test_a_file_that_is_no_script_and_a_folder_that_cannot_be_written(folder, ca
         with pytest.raises(SystemExit):
             call("--gain", "1", script=str(conftest.REPOSITORY / script))
         assert f"{script} is not a task script" in capsys.readouterr().err
+    assert call("--seed", "1", "--", "--test") == 1
+    assert "--test and --resume do not train a new run" in capsys.readouterr().err
     (folder / "file").touch()
     assert once.main([SCRIPT, *ONE, "--save-dir", "file/in the way"]) == 1
     assert capsys.readouterr().err == "once.py: error: file/in the way/.sweep: Not a directory\n"
