@@ -22,12 +22,7 @@ from NetworkCreation import time_loop
 from NetworkCreation.initialization import INPUT, linear_map, uniform_parameter
 from NetworkCreation.layer import RecurrentLayer, check_sizes, choose, modrelu, unsqueeze_drive
 
-
-def _identity(z, bias):
-    return z
-
-
-NONLINEARITIES = {"modrelu": modrelu, "none": _identity}
+NONLINEARITIES = {"modrelu": modrelu, "none": lambda z, bias: z}
 
 
 class EURNN(RecurrentLayer):
@@ -50,7 +45,7 @@ class EURNN(RecurrentLayer):
         super().__init__(input_size, hidden_size, batch_first)
         like = {"generator": generator, "device": device, "dtype": dtype}
         check_sizes(capacity=capacity)
-        self._phi = choose("nonlin", nonlin, NONLINEARITIES)
+        choose("nonlin", nonlin, NONLINEARITIES)
         self.capacity = capacity
         self.nonlin = nonlin
         entry = choose("iinit", iinit, INPUT)
@@ -101,7 +96,7 @@ class EURNN(RecurrentLayer):
 
     def step(self, x_t, state, drive_t=None):
         a = self.preactivation(x_t, torch.complex(*state), drive_t)  # (B, H)
-        h = self._phi(a, self.b)
+        h = NONLINEARITIES[self.nonlin](a, self.b)
         return h.real, h.imag
 
     def quantities(self, x_t, before, after, drive_t=None):
@@ -118,7 +113,7 @@ class EURNN(RecurrentLayer):
         bias = None if self.b is None else self.b.unsqueeze(1)
         inputs = (torch.complex(re, im), torch.complex(*state).t(), *self.rotations())
         learns = time_loop.needs_backward(*inputs, bias)
-        outputs, h = _Unitary.apply(learns, self._phi, *inputs, bias)
+        outputs, h = _Unitary.apply(learns, NONLINEARITIES[self.nonlin], *inputs, bias)
         return outputs.transpose(1, 2), (h.real.t(), h.imag.t())
 
     def extra_repr(self):

@@ -3,6 +3,8 @@
 Letters, in all files: T time, B batch, I input, H main units, M supervisor units.
 """
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -71,14 +73,7 @@ def _modrelu_terms(h, bias):
     return sign.abs(), (sign,)
 
 
-def _relu(a, out=None):
-    return torch.threshold(a, 0, 0, out=out)
-
-
-def _identity(a, out=None):
-    return a if out is None else out.copy_(a)
-
-
+_relu = functools.partial(torch.threshold, threshold=0, value=0)
 GAMMA = Activation(gamma, value, slope, terms, combine, parameters=("n", "s"))
 NONLINEARITIES = {
     "gamma": GAMMA,
@@ -87,7 +82,7 @@ NONLINEARITIES = {
     "tanh": Activation(torch.tanh, torch.tanh, lambda h: 1 - h * h, from_a=False),
     "sigmoid": Activation(torch.sigmoid, torch.sigmoid, lambda h: h * (1 - h), from_a=False),
     "modrelu": Activation(modrelu, modrelu, terms=_modrelu_terms, parameters=("b",), from_a=False),
-    "none": Activation(_identity, _identity, torch.ones_like, from_a=False),
+    "none": Activation(lambda a: a, slope=torch.ones_like, from_a=False),
 }
 
 
