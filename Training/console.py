@@ -70,10 +70,7 @@ def _message(error):
 
 
 class _Stream:
-    """Standard output or stderr, without an error if it is closed or its disk is full.
-
-    After the first failed write everything is discarded.
-    """
+    """Standard output or stderr; it discards everything once it is closed or its disk is full."""
 
     def __init__(self, stream):
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115

@@ -39,10 +39,7 @@ DOWNLOAD_TIMEOUT = 60  # seconds without a response
 
 @dataclass
 class PixelSet:
-    """Images as sequences: images (N, T) or (N, T, I), labels (N,); `scale` is the value of white.
-
-    Images are uint8 or float32.
-    """
+    """Images (uint8 or float32) as sequences (N, T) or (N, T, I); labels (N,); value of white."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -52,10 +49,7 @@ class PixelSet:
         return len(self.labels)
 
     def batch(self, index):
-        """x (T, B, I) and labels (B,) of the samples at index, a slice or a tensor.
-
-        x is the images divided by `scale`: in [0, 1] for pixels.
-        """
+        """x (T, B, I), divided by `scale`, and labels (B,) at index, a slice or a tensor."""
         images = self.images[index]
         images = images.unsqueeze(-1) if images.ndim == 2 else images
         return images.transpose(0, 1).float() / self.scale, self.labels[index]
@@ -63,15 +57,11 @@ class PixelSet:
 
 @dataclass
 class PixelData:
-    """An image data set, split; `permutation` (T,) is the pixel order, None if not permuted.
-
-    `name` is the name of the task: sMNIST, psMNIST, sDigits, …
-    """
+    """An image data set, split; `name` is that of the task: sMNIST, psMNIST, sDigits, …"""
 
     train: PixelSet
     validation: PixelSet
     test: PixelSet
-    permutation: np.ndarray | None
     classes: int
     name: str
     checksums: dict
@@ -95,9 +85,8 @@ def load_pixels(name, root, seed, permute, device=None):
     """
     images, labels, scale, sizes, last, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
-    permutation = random.permutation(images.shape[1]) if permute else None
     if permute:
-        images = images[:, permutation]
+        images = images[:, random.permutation(images.shape[1])]
     order = random.permutation(len(labels) - last)
     order = torch.from_numpy(np.append(order, np.arange(len(order), len(labels))))
     parts = torch.split(order, sizes)
@@ -106,7 +95,6 @@ def load_pixels(name, root, seed, permute, device=None):
     task = {"mnist": "MNIST", "npz": Path(root).stem}.get(name, name)
     return PixelData(
         *(PixelSet(images[i].to(device), labels[i].to(device), scale) for i in parts),
-        permutation=permutation,
         classes=int(labels.max()) + 1,
         name=("ps" if permute else "s") + task[:1].upper() + task[1:],
         checksums=checksums,
@@ -158,10 +146,7 @@ PIXEL_SETS = {"mnist": _load_mnist, "digits": _load_digits, "npz": load_npz}
 
 @dataclass
 class TextData:
-    """A corpus as three streams of symbol indices (N,), with its symbols.
-
-    `name` is the name of the task: PTB, pydoc, or for any other text that of its folder, or corpus.
-    """
+    """A corpus as three streams of symbol indices (N,), with its symbols; `name`: of the task."""
 
     train: torch.Tensor
     validation: torch.Tensor
@@ -186,10 +171,7 @@ def load_text(name, root, any_corpus=False):
 
 
 def _load_pennchar(root, any_corpus):
-    """The characters of the Penn Treebank, or any text in its place: three files in pennchar.
-
-    Any text may also lie in the data folder itself, whose name is then that of the task.
-    """
+    """The Penn Treebank; any text in its place, or in the data folder itself and named by it."""
     own = any_corpus and (root / "train.txt").is_file()
     folder = root if own else root / "pennchar"
     parts, checksums = [], {}
@@ -245,10 +227,7 @@ def _symbols(path, data):
 
 
 def _load_pydoc(root, any_corpus):
-    """The reference topics of Python's documentation, split in order into 90, 5 and 5 %.
-
-    The text differs slightly between Python versions; the checksum tells them apart.
-    """
+    """The topics of the documentation of this version of Python, split into 90, 5 and 5 %."""
     from pydoc_data.topics import topics
 
     text = "\n".join(topics[name] for name in sorted(topics))
@@ -262,10 +241,9 @@ TEXT_SETS = {"ptb": _load_pennchar, "pydoc": _load_pydoc}
 
 
 def columns(stream, batch_size, device=None, name="the text"):
-    """Splits a stream (N,) into parallel columns, (N // batch_size, batch_size).
+    """A stream (N,) as parallel columns, (N // batch_size, batch_size), without the remainder.
 
-    The remainder is dropped. Raises UserError, with the stream's name, if the stream is too short
-    to predict one symbol per column.
+    Raises UserError, with the stream's name, if it is too short to predict a symbol per column.
     """
     rows = len(stream) // batch_size
     if rows < 2:

@@ -56,10 +56,7 @@ def text_scores(loss):
 
 
 def gain_statistics(gains):
-    """Mean and standard deviation of n and s, {"n_mean": …}; None without them.
-
-    gains: {"n": tensor, "s": tensor} of any shape, or empty.
-    """
+    """Mean and standard deviation of {"n": tensor, "s": tensor}, {"n_mean": …}; None if empty."""
     statistics = {}
     for name in ("n", "s"):
         values = gains[name].cpu().double() if name in gains else None
@@ -93,10 +90,7 @@ def test_line(condition, result):
 
 
 def extremes(model):
-    """The largest parameter and gradient and the smallest |n|, in words; inf stands for NaN too.
-
-    They tell which values are not finite, or what may have made the network overflow.
-    """
+    """The largest parameter and gradient and the smallest |n|, in words; inf stands for NaN too."""
     state, words = model.state_dict(), []
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for kind, tensors in (("parameter", state), ("gradient", gradients)):

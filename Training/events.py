@@ -12,11 +12,7 @@ from Training.run_directory import writing
 
 
 class Events:
-    """The event file of one process in the directory of a run.
-
-    A process that resumes a run may write points again; they have the same values. Raises RunError
-    if the file cannot be written.
-    """
+    """The event file of one process in the directory of a run. Raises RunError."""
 
     def __init__(self, folder):
         from tensorboardX import event_file_writer, summary
@@ -38,13 +34,10 @@ class Events:
                 self._write(step, self._summary.histogram(tag, array, bins="auto"))
 
     def hyperparameters(self, arguments):
-        """Makes the run a row of the HPARAMS page; arguments: {name: value}.
-
-        Without an experiment's summary, which TensorBoard would take from one run alone, the page
-        has the arguments and scores of all runs.
-        """
+        """Makes the run a row of the HPARAMS page; arguments: {name: value}."""
         given = {name: value for name, value in arguments.items() if value is not None}
         plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in given.items()}
+        # The first, an experiment's summary, would limit the page to the columns of one run.
         for summary in self._summary.hparams(plain, {})[1:]:
             self._write(0, summary)
 

@@ -43,10 +43,7 @@ SWITCH = {"action": argparse.BooleanOptionalAction, "default": False}  # off unl
 
 @functools.cache
 def takes(net_type):
-    """The names of the flags that a network takes: arguments of its constructor, `training_flags`.
-
-    An argument that is named like a flag takes its value.
-    """
+    """The flags that a network takes, by name: its constructor's arguments and `training_flags`."""
     network = NETWORKS[net_type]
     names = {*inspect.signature(network).parameters, *network.training_flags}
     return names | ({"random"} if "learn_params" in names else set())
@@ -216,10 +213,8 @@ def layer_options(args):
 
 
 def make_optimizer(args, model):
-    """Adam or RMSprop; groups of parameters that a layer sets apart have their own options.
-
-    Weight decay would pull n and s to 0, and an orthogonal matrix back to its initial value.
-    """
+    """Adam or RMSprop; groups of parameters that a layer sets apart have their own options."""
+    # Weight decay would pull n and s to 0, and an orthogonal matrix back to its initial value.
     options = {
         "gains": {"weight_decay": 0.0},
         "orthogonal": {"lr": args.lr_orth, "weight_decay": 0.0},
@@ -236,10 +231,7 @@ def make_optimizer(args, model):
 
 
 def choose_device(args):
-    """The GPU if there is one and not --no-cuda, else the CPU; sets args.cuda.
-
-    Matrix products are in float32, or with --tf32 in TF32.
-    """
+    """The GPU if there is one and not --no-cuda, else the CPU; sets args.cuda, and TF32."""
     allow_tf32(args.tf32)
     if args.cuda and not torch.cuda.is_available():
         raise UserError("argument --cuda: torch sees no GPU here; use --no-cuda for the CPU")

@@ -13,7 +13,6 @@ from pathlib import Path
 # wait for may not be running at all, so they sleep after this many turns instead.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Ctrl-C ends a script of this repository at once: while torch is imported, Python would print a
@@ -25,15 +24,15 @@ if REPOSITORY in (SCRIPT.parent, SCRIPT.parent.parent):
 
 
 def keep_memory():
-    """Has glibc keep freed memory for the next allocation instead of returning it to the system.
+    """Has glibc, if it is there, keep freed memory instead of returning it to the system.
 
     A training step allocates the same large buffers again and again; in fresh pages they cost a
-    tenth of its time. Does nothing where there is no glibc.
+    tenth of its time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def allow_tf32(allowed):

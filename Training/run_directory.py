@@ -47,10 +47,7 @@ class RunBusy(RunError):
 
 
 class Run:
-    """The directory of one run: `Run.create` makes a new one, `Run(path)` opens an existing one.
-
-    Raises RunError if path is not a run.
-    """
+    """The directory of a run: `Run.create` makes a new one, `Run(path)` opens an existing one."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -226,10 +223,9 @@ def write_whole(path, data):
 
 
 def find_runs(root):
-    """The runs at or below root: a list of Run, complete ones first, then the newest first.
+    """The runs at or below root, complete ones first, then the newest first.
 
-    Of runs with the same `identity` the first one counts. Directories whose config cannot be read
-    are reported on stderr and skipped.
+    Of runs with the same `identity` the first one counts. Damaged ones are named and skipped.
     """
     runs = []
     for config in Path(root).rglob("config.json"):

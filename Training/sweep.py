@@ -18,7 +18,6 @@ The paper's grid: --n 1 2.5 5 7.5 10 12.5 15 17.5 20 --s 0 0.25 0.5 0.75 1
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -26,8 +25,8 @@ import shlex
 import signal
 import sys
 import threading
+from collections import namedtuple
 from concurrent.futures import CancelledError
-from typing import NamedTuple
 
 import joblib
 import torch
@@ -45,12 +44,7 @@ from Training.run_directory import RunBusy, find_runs
 TICK = 0.2  # seconds between checks of the runs
 
 
-class SweepRun(NamedTuple):
-    """A run of a sweep: the words of its command, its arguments, and its identity."""
-
-    words: list
-    args: argparse.Namespace
-    identity: str
+SweepRun = namedtuple("SweepRun", ["words", "args", "identity"])  # words: of its command
 
 
 def combinations(parser, script, lists, common):
@@ -202,7 +196,7 @@ def main(argv=None):
             bar.update()
     counts = {"finished": finished, "failed": len(failures), "being trained elsewhere": busy}
     counts["not trained to the end"] = len(runs) - sum(counts.values())
-    summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     print("\n".join([f"{len(runs)} runs: {summary}", *failures]))
     if signum:
         return 128 + signum[0]

@@ -34,10 +34,7 @@ STATE = ("epoch", "batch", "sums", "marks", "carry", "best")
 
 
 def stream(seed, name, epoch=0):
-    """A random generator for one purpose, a name in `STREAMS`, and optionally one epoch.
-
-    The streams of one seed are independent.
-    """
+    """A random generator for a purpose in `STREAMS` and an epoch; all of a seed are independent."""
     entropy = np.random.SeedSequence([seed, STREAMS.index(name), epoch])
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
 

@@ -84,10 +84,7 @@ def cluster(address, folders):
     import distributed
 
     class OneRun(distributed.WorkerPlugin):
-        """Gives each worker the resource that a run needs, also one that joins later.
-
-        A worker that lacks a folder gets no runs.
-        """
+        """Gives each worker the resource of a run, also a later one, if it has the folders."""
 
         name = "one run at a time"
 

@@ -22,7 +22,6 @@ def test_digits_are_permuted_and_split_by_seed():
     assert [len(part) for part in (data.train, data.validation, data.test)] == [1297, 250, 250]
     random = np.random.RandomState(3)
     permutation, order = random.permutation(64), random.permutation(1797)
-    assert np.array_equal(data.permutation, permutation)
     digits = load_digits()
     labels = torch.cat([data.train.labels, data.validation.labels, data.test.labels])
     assert np.array_equal(labels, digits.target[order])
@@ -31,7 +30,6 @@ def test_digits_are_permuted_and_split_by_seed():
     assert np.allclose(x[:, :, 0], expected)
     data = load_pixels("digits", "absent", seed=3, permute=False)
     order = np.random.RandomState(3).permutation(1797)
-    assert data.permutation is None
     assert np.array_equal(data.train.images, digits.images[order[:1297]].reshape(-1, 64))
 
 
