@@ -61,9 +61,8 @@ def _check_archive(path):
 def load_model(path, config=None):
     """The trained model of a checkpoint, in eval mode on the CPU, and its config.
 
-    path: a checkpoint, or the directory of a run, see `checkpoint_of`. config: {'model': spec} for
-    a file of the paper's own code, which contains none, with spec as for `build_model`; ignored
-    otherwise. Raises CheckpointError if the file cannot be read or contains a different network.
+    path: a checkpoint, or the directory of a run, see `checkpoint_of`. config: {'model': spec of
+    `build_model`} for a file of the paper's own code, which has none. Raises CheckpointError.
     """
     path = checkpoint_of(Path(path)) if Path(path).is_dir() else path
     return model_of(read_checkpoint(path), path, config)

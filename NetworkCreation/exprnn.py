@@ -21,9 +21,8 @@ ORTHOGONAL_MAPS = {"exp": "matrix_exp", "cayley": "cayley"}
 
 
 class NewtonStep(nn.Module):
-    """P (3 − PᵀP)/2: makes an almost orthogonal P (H, H) orthogonal to rounding.
+    """P (3 − PᵀP)/2: makes an almost orthogonal P (H, H), such as exp(A), orthogonal to rounding.
 
-    In float32 the error of the exponential of a large matrix exceeds 1e-5.
     Source: the Newton-Schulz iteration for the polar factor, Higham, Functions of Matrices, 2008.
     """
 

@@ -142,10 +142,7 @@ class RecurrentLayer(nn.Module):
         return None
 
     def parameter_groups(self):
-        """The parameters that an optimiser treats differently, {name of the group: list}.
-
-        'gains': n and s, or their base values; 'orthogonal': of orthogonal matrices; 'T': of nnRNN.
-        """
+        """The parameters with options of their own, {'gains', 'orthogonal' or 'T': list}."""
         return {}
 
     def initial_state(self, batch):

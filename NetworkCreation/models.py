@@ -11,10 +11,7 @@ from NetworkCreation.time_loop import Embedded
 
 
 class PixelClassifier(nn.Module):
-    """A recurrent layer that reads an image pixel by pixel, and a read-out of its last state.
-
-    `lin` maps h_T to the classes; its initial values are those of `torch.nn.Linear`.
-    """
+    """A recurrent layer that reads an image pixel by pixel, and a linear read-out of h_T."""
 
     def __init__(self, rnn, classes=10, generator=None, device=None):
         super().__init__()
@@ -62,10 +59,7 @@ class CharacterModel(nn.Module):
 
     @torch.no_grad()
     def sample(self, symbol, count, generator):
-        """Draws the `count` symbols after `symbol`, an index, from the state 0; a list of indices.
-
-        Each is drawn from the softmax of the logits. generator: on the CPU.
-        """
+        """Draws `count` indices of symbols to follow `symbol`; generator: on the CPU."""
         symbols, state = [], None
         for _ in range(count):
             symbol = torch.tensor([[symbol]], device=self.encoder.weight.device)

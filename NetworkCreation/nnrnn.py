@@ -45,10 +45,7 @@ class Schur(nn.Module):
 
 
 class NonNormalRNN(ExpRNN):
-    """nnRNN. V is initially orthogonal; rinit and ostep_method act on P.
-
-    Arguments and errors as for `ExpRNN`, and OptionError for an odd number of units.
-    """
+    """nnRNN. Arguments, of P, and errors as for `ExpRNN`; OptionError for an odd hidden_size."""
 
     training_flags = ("lr_orth", "alam", "Tdecay")
 

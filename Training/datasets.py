@@ -106,8 +106,7 @@ def _load_mnist(root):
     # Not by root / "MNIST", which is root / "mnist" where file names ignore case.
     folder = root if (root / "MNIST" / "raw").is_dir() else root / "mnist"
     raw = folder / "MNIST" / "raw"
-    missing = [name for name in MNIST_SHA256 if not (raw / name).is_file()]
-    if missing:
+    if not all((raw / name).is_file() for name in MNIST_SHA256):
         from torchvision.datasets import MNIST  # slow to import, only needed here
 
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
@@ -115,8 +114,8 @@ def _load_mnist(root):
             MNIST(folder, download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"MNIST is missing ({', '.join(missing)} in {raw}) and cannot be downloaded "
-                f"({error}); --dataset digits needs no files"
+                f"MNIST is missing in {raw} and cannot be downloaded ({error}); --dataset digits "
+                "needs no files"
             ) from error
     files = [_read(raw / name, digest)[0] for name, digest in MNIST_SHA256.items()]
     # After a header of 16 or 8 bytes, the IDX format has one byte per pixel or label.
