@@ -73,13 +73,10 @@ def _commit():
 
 def _code(script):
     """A digest of the files that training depends on, committed or not."""
-    digest = hashlib.sha256()
     patterns = ("NetworkCreation/*.py", "Training/*.py")
     files = [path for pattern in patterns for path in sorted(REPOSITORY.glob(pattern))]
-    for path in [*files, script]:
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    contents = b"".join(path.name.encode() + path.read_bytes() for path in [*files, script])
+    return hashlib.sha256(contents).hexdigest()[:16]
 
 
 def run_name(args):

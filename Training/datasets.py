@@ -62,18 +62,11 @@ class PixelData:
     train: PixelSet
     validation: PixelSet
     test: PixelSet
+    steps: int
+    inputs: int  # of a step
     classes: int
     name: str
     checksums: dict
-
-    @property
-    def steps(self):
-        return self.train.images.shape[1]
-
-    @property
-    def inputs(self):
-        """I, the number of inputs of a step."""
-        return 1 if self.train.images.ndim == 2 else self.train.images.shape[2]
 
 
 def load_pixels(name, root, seed, permute, device=None):
@@ -95,6 +88,8 @@ def load_pixels(name, root, seed, permute, device=None):
     task = {"mnist": "MNIST", "npz": Path(root).stem}.get(name, name)
     return PixelData(
         *(PixelSet(images[i].to(device), labels[i].to(device), scale) for i in parts),
+        steps=images.shape[1],
+        inputs=1 if images.ndim == 2 else images.shape[2],
         classes=int(labels.max()) + 1,
         name=("ps" if permute else "s") + task[:1].upper() + task[1:],
         checksums=checksums,
