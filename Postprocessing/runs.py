@@ -94,7 +94,7 @@ def _row(path):
         "setting": network if network in SETTINGS else None,
         "epochs_done": len(metrics),
         "finished": run.complete,
-        "dry": arguments.get("limit_batches") is not None,
+        "dry": run.dry,
         "score": score,
         "chance": chance,
         "validation": [math.nan, *validation][-1],
