@@ -195,12 +195,14 @@ def _arguments_in_file(path):
     """The arguments in a JSON file, or those that repeat the run of a config.json."""
     try:
         content = json.loads(read_text(path))
-        saved = content.get("arguments", content)
-        # An n that was drawn is drawn again, by the seed.
-        aside = {*HOW, "n", "random"} if saved.get("random") and saved is not content else HOW
+        saved = content.get("arguments")
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object of arguments ({error})") from error
-    return saved if saved is content else {k: v for k, v in saved.items() if k not in aside}
+    if saved is None:
+        return content
+    # An n that was drawn is drawn again, by the seed.
+    aside = {*HOW, "n", "random"} if saved.get("random") else HOW
+    return {name: value for name, value in saved.items() if name not in aside}
 
 
 # From arguments to objects

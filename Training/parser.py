@@ -108,7 +108,8 @@ class Parser(argparse.ArgumentParser):
             if value is True:
                 line.append(flag)
             elif value is False:
-                line += {f"--no-{flag[2:]}"} & self._option_string_actions.keys()
+                negative = f"--no-{flag[2:]}"
+                line += [negative] if negative in self._option_string_actions else []
             elif isinstance(value, list):
                 line += [flag, *map(str, value)] if value else []
             elif value is not None:
