@@ -124,7 +124,6 @@ def evaluate(model, text, args):
 def test(args, given, device):
     """Evaluates the test text, and prints a --sample."""
     path, checkpoint, trained = flags.tested_checkpoint(make_parser(), args, given)
-    trained = trained or args
     data = load_text(trained.dataset, trained.data, trained.any_corpus)
     config = checkpoint.get("config") or {"model": model_spec(args, data.vocabulary)}
     if config["model"].get("vocabulary") != data.vocabulary:

@@ -125,7 +125,6 @@ def evaluate(model, part, args, **change):
 def test(args, given, device):
     """Evaluates the test set as it is, under --transform, and under a step drive of size 1."""
     path, checkpoint, trained = flags.tested_checkpoint(make_parser(), args, given)
-    trained = trained or args
     config = checkpoint.get("config") or {"model": model_spec(args, classes=10)}
     model = model_of(checkpoint, path, config)[0].to(device)
     data = load_pixels(trained.dataset, trained.data, trained.seed, trained.permute, device)

@@ -251,7 +251,7 @@ def tested_checkpoint(parser, args, given):
 
     That of --checkpoint, or that of the newest run with the given arguments: a complete one rather
     than another, and a dry run (--limit-batches) only if that flag is given. Prints which it is.
-    The arguments are None for a file of the paper's own code. Raises UserError.
+    A file of the paper's own code has no arguments but the flags. Raises UserError.
     """
     asked = given - {*HOW, *MODE, "limit_batches", "transform"}
     asked = plain({name: getattr(args, name) for name in sorted(asked)})
@@ -259,7 +259,7 @@ def tested_checkpoint(parser, args, given):
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("config")
     if config is None:
-        return path, checkpoint, None
+        return path, checkpoint, args
     try:
         reason = _mismatch(parser, config, asked)
         trained = argparse.Namespace(**config["arguments"])
