@@ -25,7 +25,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections import namedtuple
+from collections import Counter, namedtuple
 from concurrent.futures import CancelledError
 
 import joblib
@@ -42,6 +42,7 @@ from Training.parser import Parser, positive_int
 from Training.run_directory import RunBusy, find_runs
 
 TICK = 0.2  # seconds between checks of the runs
+OUTCOMES = {0: "finished", RunBusy.exit_code: "being trained elsewhere"}
 
 
 SweepRun = namedtuple("SweepRun", ["words", "args", "identity"])  # words: of its command
@@ -170,7 +171,7 @@ def main(argv=None):
         signum.append(number)
         stopped.set()
 
-    finished, busy, failures = len(runs) - len(left), 0, []
+    counts, failures = Counter(finished=len(runs) - len(left)), []
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
@@ -179,23 +180,23 @@ def main(argv=None):
             submit = stack.enter_context(executor)
         except (OSError, ValueError) as error:
             parser.error(f"argument --scheduler: {error}")
-        bar = stack.enter_context(Progress(total=len(runs), initial=finished, desc="runs"))
+        bar = stack.enter_context(
+            Progress(total=len(runs), initial=counts["finished"], desc="runs")
+        )
         for run, code, output in train(left, submit, stopped):
             lines = output.strip().splitlines() or [""]
             for line in lines:
                 if line.startswith("warning:"):
                     tqdm.write(f"{shlex.join(run.words)}\n    {line}", file=sys.stderr)
-            if code == 0:
-                finished += 1
-            elif code == RunBusy.exit_code:
-                busy += 1
+            if code in OUTCOMES:
+                counts[OUTCOMES[code]] += 1
             elif not stopped.is_set():
+                counts["failed"] += 1
                 reason = lines[-1] if code is None else f"exit code {code}: {lines[-1]}"
                 failures.append(f"failed: {shlex.join(run.words)}\n    {reason}")
                 tqdm.write(failures[-1], file=sys.stderr)
             bar.update()
-    counts = {"finished": finished, "failed": len(failures), "being trained elsewhere": busy}
-    counts["not trained to the end"] = len(runs) - sum(counts.values())
+    counts["not trained to the end"] = len(runs) - counts.total()
     summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     print("\n".join([f"{len(runs)} runs: {summary}", *failures]))
     if signum:
