@@ -9,13 +9,14 @@ test score (accuracy, bits per character, …), hours of training, and the run's
 In Python, `load` returns the table as a pandas DataFrame, and `curves` the learning curves.
 """
 
+import io
 import math
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from Training.config import HOW, RunError
+from Training.config import HOW, RunError, read_text
 from Training.console import entry_point
 from Training.parser import Parser
 from Training.run_directory import TABLES, Run
@@ -73,9 +74,14 @@ def curves(table):
 
 def read_csv(path):
     """A table of a run, a DataFrame; empty if there is no file; RunError if it is damaged."""
-    table = pd.DataFrame(Run(path.parent).rows(path.name)).replace("", "nan")
-    numbers = table.columns.drop("condition", errors="ignore")
-    return table.astype(dict.fromkeys(numbers, float))  # exact, as Python's float
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str)
+        numbers = table.columns.drop("condition", errors="ignore")
+        return table.astype(dict.fromkeys(numbers, float))  # exact, as Python's float
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error})") from error
 
 
 def _row(path):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import socket
+import tarfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ PENNCHAR_SHA256 = {
 PENNCHAR_URL = (
     "https://raw.githubusercontent.com/vgeadah/NonlinMod/HEAD/Training/training_data/pennchar"
 )
+PENNCHAR_ARCHIVE = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 DOWNLOAD_TIMEOUT = 60  # seconds without a response
 
 
@@ -184,19 +186,35 @@ def _load_pennchar(root, any_corpus):
 
 
 def _download_pennchar(path):
-    url = f"{PENNCHAR_URL}/{path.name}"
-    try:
-        print(f"downloading {url}")
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        urllib.request.urlretrieve(url, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"pennchar is missing ({path}) and cannot be downloaded ({url}: {error}); "
-            "--dataset pydoc needs no files"
-        ) from error
+    """Downloads a file of pennchar, from Mikolov's archive if it is not to be had by itself."""
+    reasons = []
+    for url in (f"{PENNCHAR_URL}/{path.name}", PENNCHAR_ARCHIVE):
+        try:
+            data = _fetch(url)
+            if url == PENNCHAR_ARCHIVE:
+                with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                    member = f"./simple-examples/data/ptb.char.{path.name}"
+                    data = archive.extractfile(member).read()
+            if hashlib.sha256(data).hexdigest() != PENNCHAR_SHA256[path.name]:
+                raise OSError("wrong checksum")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+            partial.write_bytes(data)
+            partial.replace(path)
+            return
+        except (OSError, KeyError, tarfile.TarError) as error:
+            reasons.append(f"{url} ({error})")
+    raise UserError(
+        f"pennchar is missing ({path}) and not obtained from {', '.join(reasons)}; --dataset pydoc "
+        "needs no files"
+    )
+
+
+@functools.cache
+def _fetch(url):
+    print(f"downloading {url}")
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer:
+        return answer.read()
 
 
 def _read(path, digest, hint=""):

@@ -4,6 +4,7 @@ import argparse
 import gzip
 import hashlib
 import io
+import tarfile
 import urllib.error
 
 import numpy as np
@@ -163,19 +164,27 @@ def test_without_data_and_network_the_error_names_the_folder(tmp_path, monkeypat
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_pennchar_is_downloaded_and_verified(tmp_path, monkeypatch):
+def test_pennchar_is_downloaded_file_by_file_or_from_the_archive(tmp_path, monkeypatch):
     served = tmp_path / "served"
     write_corpus(served, train=b"x y\n", valid=b"y z\n", test=b"z x\n")
-    paths = [served / "pennchar" / name for name in datasets.PENNCHAR_SHA256]
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    contents = {path.name: path.read_bytes() for path in (served / "pennchar").iterdir()}
+    digests = {
+        name: hashlib.sha256(contents[name]).hexdigest() for name in datasets.PENNCHAR_SHA256
+    }
     monkeypatch.setattr(datasets, "PENNCHAR_SHA256", digests)
     monkeypatch.setattr(datasets, "PENNCHAR_URL", (served / "pennchar").as_uri())
+    monkeypatch.setattr(datasets, "PENNCHAR_ARCHIVE", (served / "archive.tgz").as_uri())
+    (served / "pennchar" / "valid.txt").write_text("something else\n")
+    with pytest.raises(UserError, match=r"valid\.txt.*wrong checksum.*archive\.tgz"):
+        load_text("ptb", tmp_path / "here")
+    assert [path.name for path in (tmp_path / "here" / "pennchar").iterdir()] == ["train.txt"]
+    with tarfile.open(served / "archive.tgz", "w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"./simple-examples/data/ptb.char.{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     text = load_text("ptb", tmp_path / "here")
     assert text.vocabulary == ["x", "y", "<eos>", "z"] and text.validation.tolist() == [1, 3, 2]
-    assert {path.name for path in (tmp_path / "here" / "pennchar").iterdir()} == {*digests}
-    (served / "pennchar" / "valid.txt").write_text("something else\n")
-    with pytest.raises(UserError, match=r"valid\.txt has SHA-256"):
-        load_text("ptb", tmp_path / "there")
 
 
 # Windows
