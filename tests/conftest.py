@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import csv
+import io
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 import PTB_task
 import sMNIST_task
+from Training import once, sweep, workers
 from Training.config import describe
 from Training.run_directory import Run
 from Training.trainer import Trainer
@@ -150,6 +153,23 @@ def call(tmp_path, capsys, monkeypatch):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Lets a sweep train one run after the other in this process; returns their exit codes."""
+    codes = []
+
+    def submit(words):
+        future, out = Future(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            codes.append(once.main(words))
+        future.set_result((codes[-1], out.getvalue()))
+        return future
+
+    monkeypatch.setattr(workers, "processes", lambda *_: contextlib.nullcontext(submit))
+    monkeypatch.setattr(sweep, "TICK", 0.01)
+    return codes
 
 
 @pytest.fixture

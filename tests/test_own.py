@@ -1,9 +1,4 @@
-"""What a user adds: a network, an activation, data, a text and a task; README's Python runs."""
-
-import contextlib
-import re
-import textwrap
-from concurrent.futures import Future
+"""What a user adds: a network, an activation, data, a text and a task."""
 
 import numpy as np
 import pytest
@@ -55,21 +50,6 @@ class MGU(RecurrentLayer):
         return (1 - f) * h + f * candidate, count + 1
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Lets a sweep run its scripts in this process; returns the exit codes."""
-    codes = []
-
-    def submit(words):
-        codes.append(once.main(words))
-        future = Future()
-        future.set_result((codes[-1], ""))
-        return future
-
-    monkeypatch.setattr(sweep, "make_executor", lambda *_: contextlib.nullcontext(submit))
-    return codes
-
-
 def analyse_and_draw():
     """The panels of the runs below SavedModels, analysed and drawn."""
     assert analyse.main(["report", "SavedModels", "--set", *FEW]) == 0
@@ -80,12 +60,12 @@ def analyse_and_draw():
 # A network and an activation
 
 
-def test_a_network_needs_one_line(call, in_process, monkeypatch):
+def test_a_network_needs_one_line(call, in_this_process, monkeypatch):
     monkeypatch.setitem(NETWORKS, "MGU", MGU)
     flags = [*TOY[SMNIST], "--net-type", "MGU", "--rinit", "cayley", "--epochs", 2]
     assert sweep.main([SCRIPT, "--seed", "1", "2", "--", *map(str, flags)]) == 0
     table = runs.load("SavedModels")
-    assert in_process == [0, 0] and list(table["network"]) == ["MGU", "MGU"]
+    assert in_this_process == [0, 0] and list(table["network"]) == ["MGU", "MGU"]
     assert list(table["rinit"]) == ["cayley", "cayley"] and table["nonlin"].isna().all()
     path = table["path"][0]
     assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
@@ -217,12 +197,12 @@ def test_a_text_of_ones_own_is_trained_on_and_written(call, tmp_path):
 # A task
 
 
-def test_a_task_is_one_script(in_process, tmp_path, monkeypatch):
+def test_a_task_is_one_script(in_this_process, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--delay=3", "--nhid=8", "--batches=4", "--epochs=2", "--lr=1e-2", "--n=3"]
     assert sweep.main([copy_memory_task.__file__, "--seed", "1", "2", "--", *flags]) == 0
     table = runs.load("SavedModels")
-    assert in_process == [0, 0] and set(table["task"]) == {"copy"} and table["finished"].all()
+    assert in_this_process == [0, 0] and set(table["task"]) == {"copy"} and table["finished"].all()
     assert table["score"].eq("error").all() and table["chance"].eq(7 / 8).all()
     best = runs.curves(table).groupby("path")["validation_error"].min()
     assert list(table["best_validation"]) == list(best[table["path"]])
@@ -232,22 +212,3 @@ def test_a_task_is_one_script(in_process, tmp_path, monkeypatch):
     assert copy_memory_task.main(["--test", "--seed", "1"]) == 0
     x, target = copy_memory_task.draw(4, 2, torch.Generator())
     assert torch.equal(x[:10], target[-10:]) and len(x) == 24 and (x[10:] >= 8).all()
-
-
-# README
-
-
-def python_blocks():
-    """The indented blocks of README that import something."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = map(textwrap.dedent, re.findall(r"(?<=\n\n)((?: {4}.*\n|\n)+)", text))
-    return [block for block in blocks if re.search(r"^(from \S+ )?import", block, re.MULTILINE)]
-
-
-def test_the_python_of_the_readme_runs_as_printed(call):
-    assert call(SMNIST, *TOY[SMNIST], "--epochs", 1)[0] == 0
-    trace, adding = {}, {}
-    for block, names in zip(python_blocks(), (trace, adding), strict=True):
-        exec(block, names)
-    assert trace["quantities"]["n"].shape == (64, 10, 8)
-    assert sum(adding["losses"][-50:]) / 50 < 0.08  # half of what a constant has

@@ -1,7 +1,6 @@
 """Sweeps: which runs they train and where, and how they resume after failures and signals."""
 
 import contextlib
-import io
 import json
 import os
 import shlex
@@ -36,21 +35,6 @@ def folder(tmp_path, monkeypatch):
 
 def call(*words, script=SCRIPT):
     return sweep.main([script, *words])
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Replaces `workers.processes`: trains one run after the other in this process."""
-
-    def submit(words):
-        future, out = Future(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            code = once.main(words)
-        future.set_result((code, out.getvalue()))
-        return future
-
-    monkeypatch.setattr(workers, "processes", lambda *_: contextlib.nullcontext(submit))
-    monkeypatch.setattr(sweep, "TICK", 0.01)
 
 
 def saved(root="SavedModels"):
