@@ -139,6 +139,7 @@ class _ANRU(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.no_grad()  # for torch.compile in torch 2.4
     def forward(ctx, learns, x, h, y, U, b, W, E, N):
         steps, batch, size, M = *x.shape[:2], len(W), len(E)
         outputs = h.new_empty(steps, batch, size)

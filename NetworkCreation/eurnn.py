@@ -153,6 +153,7 @@ class _Unitary(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.no_grad()  # for torch.compile in torch 2.4
     def forward(ctx, learns, phi, entry, h, own, other, swaps, bias):
         steps, real = len(entry), entry.real
         outputs = torch.empty_like(real, memory_format=torch.contiguous_format)

@@ -107,6 +107,7 @@ class _RNN(torch.autograd.Function):
     """All steps of an ElmanLayer: a_t = U x_t + b + V h_{t−1}, h_t = φ(a_t)."""
 
     @staticmethod
+    @torch.no_grad()  # for torch.compile in torch 2.4
     def forward(ctx, phi, learns, x, h, U, b, V, *parameters):
         outputs = h.new_empty(*x.shape[:2], len(V))
         a = torch.empty_like(outputs) if learns and phi.from_a else outputs
