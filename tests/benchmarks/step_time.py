@@ -46,7 +46,7 @@ CONTESTANTS = {  # the networks that each can train
     "products": [name for name in CHOICES if name != "EURNN"],
     "loop": CHOICES,
 }
-ANRU_STEPS = 196  # at 784, the paper's ANRU takes 23 GB
+ANRU_STEPS = 196  # with 784, the paper's ANRU needs four times as much memory, about 18 GB
 
 
 class Worker:
