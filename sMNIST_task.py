@@ -3,8 +3,8 @@
     python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2         psMNIST, 400 units, 100 epochs
     python3 sMNIST_task.py -p --net-type RNN --nonlin gamma2 --test  evaluates the newest such run
     python3 sMNIST_task.py --resume RUN                              continues an interrupted run
-    python3 sMNIST_task.py --dataset digits --net-type ANRU --nhid 64 --lr 5e-4 --batch 50 \\
-        --epochs 40 --shuffle                                        needs no download
+    python3 sMNIST_task.py --dataset digits --net-type ANRU --nhid 64 --iinit xavier --lr 5e-4 \\
+        --batch 50 --epochs 55 --shuffle                             needs no download
     python3 sMNIST_task.py --dataset npz --data FILE.npz             your own sequences
 
 FILE.npz has the arrays x (N, T) or (N, T, I), y (N,), which are the labels, and optionally split

@@ -55,14 +55,23 @@ def t_interval(values):
     return mean, stats.t.ppf(0.975, number - 1) * error
 
 
-def p_value(mean, half, number):
-    """The two-sided p of a t test of a mean of `number` values with this 95 % t interval."""
-    error = half / stats.t.ppf(0.975, number - 1)
-    return 2 * stats.t.sf(np.abs(mean) / error, number - 1)
+def t_tests(values):
+    """A t test over seeds for each of several quantities, one row each.
+
+    values: {name: values over seeds, such as paired differences}. Columns: mean, half (of the 95 %
+    t interval), seeds, p (two-sided) and p_holm, corrected for the number of rows.
+    """
+    rows = []
+    for over_seeds in values.values():
+        number = len(over_seeds)
+        p = stats.ttest_1samp(over_seeds, 0).pvalue if number >= LEAST else np.nan
+        rows.append((*t_interval(over_seeds), number, p))
+    table = pd.DataFrame(rows, pd.Index(list(values)), ["mean", "half", "seeds", "p"])
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def holm(p, number=None):
-    """p values corrected for their number by Holm's method, of the same shape; NaN stays.
+    """p values (N,) corrected for their number by Holm's method; NaN stays, and does not count.
 
     number: of all comparisons, if p lacks some that are larger than those that it has.
     """
@@ -82,17 +91,18 @@ def compare(quantities):
     cells), half (of the t interval over seeds), cells, seeds, p (t test over seeds) and p_holm,
     corrected for the number of rows.
     """
-    rows = []
-    for quantity, values in quantities.items():
-        for pair, paired in differences(values).items():
-            seeds = over_cells(paired)
-            mean, low, high = cell_interval(paired)
-            average, half = t_interval(seeds)
-            sizes, p = (len(over_seeds(paired)), len(seeds)), p_value(average, half, len(seeds))
-            rows.append((quantity, pair, mean, low, high, half, *sizes, p))
-    names = ["quantity", "difference", "mean", "low", "high", "half", "cells", "seeds", "p"]
-    table = pd.DataFrame(rows, columns=names)
-    return table.assign(p_holm=holm(table["p"]))
+    pairs = {
+        (quantity, pair): paired
+        for quantity, values in quantities.items()
+        for pair, paired in differences(values).items()
+    }
+    table = t_tests({key: over_cells(paired) for key, paired in pairs.items()})
+    names = pd.MultiIndex.from_tuples(pairs, names=["quantity", "difference"])
+    intervals = [cell_interval(paired) for paired in pairs.values()]
+    table = table.set_axis(names).assign(cells=[len(over_seeds(p)) for p in pairs.values()])
+    table[["mean", "low", "high"]] = intervals
+    columns = ["mean", "low", "high", "half", "cells", "seeds", "p", "p_holm"]
+    return table[columns].reset_index()
 
 
 def in_words(row):

@@ -1,33 +1,46 @@
-"""Prints the tables of RESULTS.md from results/*.csv: python3 -m Postprocessing.results [--update]
+"""Prints the tables of RESULTS.md and README.md from results/*.csv.
 
---update writes them into RESULTS.md, each between <!-- table NAME --> and <!-- end -->.
+    python3 -m Postprocessing.results [--update]
 
-The files hold rows of runs: settings, scores, and scalars of analyses. Those that end in _summary
-hold means and intervals, because the runs behind them are gone. Rows are written by
+--update writes them into the two files, each between <!-- table NAME --> and <!-- end -->.
+
+The files in results hold rows of runs: settings, scores, and scalars of analyses, as from
 
     python3 -m Postprocessing.results --rows RUN... [--where EXPRESSION] > results/NAME.csv
 
-psDigits_grid.csv, with the runs of the grid, replaces its summary.
+psDigits_grid_summary holds means and intervals, because the runs behind it are gone;
+psDigits_grid.csv, with the runs of the grid, replaces it.
 """
 
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from Postprocessing import analyse, comparison, runs
+from Postprocessing.regularization import KINDS
+from Postprocessing.selection import NETWORKS
+from Postprocessing.unit_responses import CONNECTIVITY, PROTOCOLS
 from Training.console import entry_point
+from Training.machine import REPOSITORY
 from Training.parser import Parser
 
 FOLDER = Path(__file__).resolve().parent
-RESULTS = FOLDER / "RESULTS.md"
+TEXTS = FOLDER / "RESULTS.md", REPOSITORY / "README.md"
 COMPARISONS = 18  # of the grid: six quantities, each of three pairs of settings
-CLAIMS = {  # of the paper, by the quantities of the grid that measure them
+LEADING = "λ₁ (nats/step)"
+WITHSTANDS = "test accuracy, mean over the six changes"
+RANGE = "range of λ₁ over ξ (nats/step)"
+CLAIMS = {  # of the paper and of the later study, by the quantities that measure them
     "test accuracy": "learned n and s perform better, one pair for each unit best",
     "validation accuracy at epoch 41": "learned n and s learn faster",
     "validation accuracy, mean over epochs": "learned n and s learn faster",
-    "λ₁ (nats/step)": "learned networks are nearer to the edge of chaos",
+    LEADING: "learned networks are nearer to the edge of chaos",
+    WITHSTANDS: "ANRU withstands changes of the input better",
+    RANGE: "with adaptation, λ₁ changes less with ξ (later study)",
 }
 SCORES = {  # column: label, format
     "train_loss": ("mean training loss", "{:.2f}"),
@@ -35,6 +48,7 @@ SCORES = {  # column: label, format
     "validation_transformed": ("under a sine transform", "{:.1%}"),
     "test": ("test accuracy", "{:.1%}"),
 }
+CHANGES = {"sin": (0.0, 0.5, 1.0), "step": (1.0, 2.5, 5.0, 30.0)}  # sizes in the table of digits
 
 
 def read(name):
@@ -83,27 +97,73 @@ def by_column(name, index, heading):
     return markdown(pd.DataFrame(rows).T.rename_axis(heading))
 
 
-def changed(name, function):
-    """Test accuracy of the networks with changed inputs."""
-    table = read(name)
-    kinds = {"sin": "sine, amplitude ", "step": "step, size ", "unchanged": "unchanged, "}
-    table["change"] = table["change"].map(kinds) + table["size"].map("{:g}".format)
-    table["change"] = table["change"].replace("unchanged, 0", "unchanged")
-    if "mean" in table:
-        table["test"] = table.apply(interval, axis=1)
-    return markdown(wide(table, "network", "change", "test", function))
+def changed(table, function):
+    """A column `test` of networks with changed inputs, as text: networks by changes."""
+    kinds = {"sin": "sine, amplitude ", "step": "step, size "}
+    names = table["change"].map(kinds) + table["size"].map("{:g}".format)
+    table = table.assign(change=names.replace("sine, amplitude 0", "unchanged"))
+    return wide(table, "network", "change", "test", function)
 
 
-def interval(row):
-    """Mean ± half the 95 % t interval over seeds."""
-    return f"{row['mean']:.3f} ± {row['half']:.3f}".replace("-", "−")
+def changed_digits():
+    """Test accuracy on psDigits with changed inputs: a row per network, seed and change."""
+    table = read("psDigits_networks")
+    table = table.sort_values("network", key=lambda names: names.map(NETWORKS.index), kind="stable")
+    sizes = list(numbered(table, "robustness amplitudes").iloc[0])
+    parts = [
+        table[["network", "seed"]].assign(
+            change=kind, size=size, test=table[f"robustness {kind} {sizes.index(size)}"]
+        )
+        for kind in CHANGES
+        for size in CHANGES[kind]
+    ]
+    return pd.concat(parts)
+
+
+def anru_minus_others(columns):
+    """Differences of ANRU from each other network on psDigits, {(difference, *columns): Series}.
+
+    columns: of `changed_digits`, over whose other columns the accuracy is averaged.
+    """
+    table = changed_digits()
+    table = table[(table["change"] != "sin") | (table["size"] > 0)]
+    scores = table.pivot_table("test", "seed", ["network", *columns], sort=False)
+    others = (name for name in NETWORKS if name != "ANRU")
+    paired = {f"ANRU − {name}": scores["ANRU"].sub(scores[name], axis=0) for name in others}
+    return {key: values.dropna() for key, values in pd.concat(paired, axis=1).items()}
+
+
+def digits():
+    """Test accuracy with changed inputs, and the differences of ANRU from the other networks."""
+    means = changed(changed_digits(), lambda values: interval(*comparison.t_interval(values)))
+    tests = comparison.t_tests(anru_minus_others(["change", "size"]))
+    tests["test"] = differences(tests)
+    tests.loc[tests["p_holm"] < 0.05, "test"] += " *"
+    tests = tests.rename_axis(["network", "change", "size"]).reset_index()
+    return markdown(pd.concat([means, changed(tests, "".join)]).fillna(""))
+
+
+def interval(mean, half, sign="-"):
+    """Mean ± half the 95 % t interval over seeds; sign: "+" for differences."""
+    return f"{mean:{sign}.3f} ± {half:.3f}".replace("-", "−")
+
+
+def differences(tests):
+    """The intervals of differences, a list of text."""
+    return [interval(*pair, "+") for pair in zip(tests["mean"], tests["half"], strict=True)]
+
+
+def numbered(table, name):
+    """The columns "<name> <i>" of rows of runs, named i."""
+    return table.filter(regex=rf"^{name} \d+$").rename(columns=lambda label: int(label.split()[-1]))
 
 
 def grid_differences():
     """The comparisons of the grid, as from `comparison.compare`."""
     if not (FOLDER / "results" / "psDigits_grid.csv").exists():
         table = read("psDigits_grid_summary")
-        p = comparison.p_value(table["mean"], table["half"], table["seeds"])
+        error = table["half"] / stats.t.ppf(0.975, table["seeds"] - 1)
+        p = 2 * stats.t.sf((table["mean"] / error).abs(), table["seeds"] - 1)
         return table.assign(p=p, p_holm=comparison.holm(p, COMPARISONS))
     table = read("psDigits_grid").set_index(["setting", "n", "s", "seed"])
     curves = table.filter(regex=r"^validation \d+$")
@@ -112,25 +172,40 @@ def grid_differences():
             "test accuracy": table["test"],
             "validation accuracy at epoch 41": curves["validation 41"],
             "validation accuracy, mean over epochs": curves.mean(axis=1),
-            "λ₁ (nats/step)": table.filter(like="lyapunov leading").iloc[:, -1],
+            LEADING: table.filter(like="lyapunov leading").iloc[:, -1],
             "norm of the Jacobian": table.filter(like="jacobian spectral").iloc[:, -1],
             "mutual information (nats)": table.filter(like="information information").mean(axis=1),
         }
     )
 
 
-def claims():
+def grid_summary():
+    """The main differences between the settings, mean ± half the t interval over seeds."""
     table = grid_differences()
-    text = {
+    table["text"] = differences(table)
+    text = wide(table, "quantity", "difference", "text", "".join)
+    return markdown(text.loc[["test accuracy", "validation accuracy, mean over epochs", LEADING]])
+
+
+def claims():
+    """Each claim, what was measured, and the verdict; p is corrected within each group of rows."""
+    table = grid_differences()
+    cells = table["cells"].map("{} cells × ".format)
+    parts = [table.assign(text=table.apply(comparison.in_words, axis=1), cells=cells)]
+    for quantity, paired in ((WITHSTANDS, anru_minus_others([])), (RANGE, anru_ranges())):
+        tests = comparison.t_tests(paired).rename_axis("difference").reset_index()
+        parts.append(tests.assign(quantity=quantity, text=differences(tests), cells=""))
+    table = pd.concat(parts)
+    columns = {
         "the paper": table["quantity"].map(CLAIMS).fillna("no claim"),
         "measured": table["quantity"] + ", " + table["difference"],
-        "n": table.apply("{0[cells]:.0f} cells × {0[seeds]:.0f} seeds".format, axis=1),
-        "mean [over cells] ± over seeds": table.apply(comparison.in_words, axis=1),
+        "n": table["cells"] + table["seeds"].map("{} seeds".format),
+        "mean [over cells] ± over seeds": table["text"],
         "p": table["p"].map("{:.3f}".format),
         "p (Holm)": table["p_holm"].map("{:.2f}".format),
-        "verdict": (table["p_holm"] < 0.05).map({True: "resolved", False: "not resolved"}),
+        "verdict": np.where(table["p_holm"] < 0.05, "resolved", "not resolved"),
     }
-    return markdown(pd.DataFrame(text).set_index("the paper"))
+    return markdown(pd.DataFrame(columns).set_index("the paper"))
 
 
 def correction():
@@ -146,39 +221,66 @@ def correction():
 
 
 def anru():
-    table = read("psDigits_ANRU_summary").set_index("quantity")
-    p = comparison.p_value(table["mean"], table["half"], table["seeds"])
-    p = pd.Series(p, table.index)[table.index.str.contains(" − ")]  # α is not compared with 0
-    text = pd.DataFrame({"mean ± half the 95 % t interval": table.apply(interval, axis=1)})
-    text["p (Holm)"] = pd.Series(comparison.holm(p), p.index).map("{:.2f}".format)
-    return markdown(text.fillna("").rename_axis("ANRU, five seeds"))
+    """The rows of the ANRUs on psDigits, and their λ₁ under a step, {kind: seeds by ξ}."""
+    table = read("psDigits_networks").query("network == 'ANRU'").set_index("seed")
+    sizes = numbered(table, "regularization sizes").max()
+    return table, {k: numbered(table, f"regularization {k}").set_axis(sizes, axis=1) for k in KINDS}
+
+
+def anru_ranges():
+    """How much less λ₁ varies with ξ with adaptation, {difference: values over seeds}."""
+    ranges = {kind: values.max(axis=1) - values.min(axis=1) for kind, values in anru()[1].items()}
+    return {"adaptive − frozen": (ranges["adaptive"] - ranges["frozen"]).dropna()}
+
+
+def later_study():
+    """What the later study measures, of the ANRUs on psDigits."""
+    table, leading = anru()
+    values = {}
+    for protocol in PROTOCOLS:
+        for fit, words in (("paper", "paper's fit"), ("free", "free gain")):
+            alpha = {c: table[f"unit_responses {protocol}_{c}_alpha_{fit} 0"] for c in CONNECTIVITY}
+            alpha["connected − isolated"] = alpha["connected"] - alpha["isolated"]
+            values |= {f"α, {protocol} step, {words}, {c}": order for c, order in alpha.items()}
+    for xi in (0, 5, 30):
+        paired = leading["frozen"][xi] - leading["adaptive"][xi]
+        values[f"λ₁, frozen − adaptive, ξ = {xi}"] = paired.dropna()
+    values |= {f"range of λ₁ over ξ, {pair}": paired for pair, paired in anru_ranges().items()}
+    tests = comparison.t_tests(values)
+    compared = tests.index.str.contains(" − ")  # α is not compared with 0
+    p = pd.Series(comparison.holm(tests["p"].where(compared)), tests.index)
+    text = {
+        "mean ± half the 95 % t interval": [*map(interval, tests["mean"], tests["half"])],
+        "seeds": tests["seeds"].map(str),
+        "p (Holm)": p.map("{:.2f}".format, na_action="ignore").fillna(""),
+    }
+    return markdown(pd.DataFrame(text, tests.index).rename_axis("ANRU"))
 
 
 TABLES = {
     "first epoch": lambda: by_column("psMNIST_first_epoch", "seed", "homogeneous, 400 units, seed"),
     "PTB": lambda: markdown(by_epoch("PTB", BITS)),
     "psMNIST": lambda: markdown(by_epoch("psMNIST_128", PERCENT)),
-    "psMNIST robustness": lambda: changed("psMNIST_robustness", PERCENT),
+    "psMNIST robustness": lambda: markdown(changed(read("psMNIST_robustness"), PERCENT)),
     "psMNIST 400 units": lambda: by_column("psMNIST_400", "epoch", "heterogeneous, epoch"),
     "claims": claims,
     "correction": correction,
+    "grid": grid_summary,
     "settings": lambda: markdown(
         wide(read("psDigits_grid_settings"), "quantity", "setting", "value", BITS)
     ),
-    "digits": lambda: changed("psDigits_networks_summary", PLAIN),
-    "ANRU": anru,
+    "digits": digits,
+    "later study": later_study,
 }
 
 
 def updated(text):
     """A text with its tables replaced by those of `TABLES`."""
-    for name, function in TABLES.items():
-        pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
-            raise ValueError(f"{RESULTS.name} must have one place for the table {name}")
-        table = function()
-        text = pattern.sub(lambda place, table=table: f"{place[1]}\n{table}\n\n{place[2]}", text)
-    return text
+
+    def table(place):
+        return f"{place[1]}{TABLES[place[2]]()}\n<!-- end -->"
+
+    return re.sub(r"(<!-- table (.*?) -->\n).*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def rows(table):
@@ -207,15 +309,16 @@ def rows(table):
 def main(argv=None):
     parser = Parser("python3 -m Postprocessing.results", __doc__)
     flag = parser.add_argument
-    flag("--update", action="store_true", help="write the tables into RESULTS.md")
+    flag("--update", action="store_true", help="write the tables into RESULTS.md and README.md")
     flag("--rows", type=Path, nargs="+", metavar="RUN", help="print the rows of these runs, as CSV")
     flag("--where", metavar="EXPRESSION", help="select runs, as in Postprocessing.runs")
     args = parser.parse_args(argv)
     if args.rows:
         table = analyse.table_of(args.rows, args.where, parser)
-        print(rows(table).to_csv(index=False, float_format="%.6g"), end="")
+        print(rows(table).to_csv(index=False, float_format="%.5g"), end="")
     elif args.update:
-        RESULTS.write_text(updated(RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
+        for path in TEXTS:
+            path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         for name, function in TABLES.items():
             print(f"{name}\n\n{function()}\n")

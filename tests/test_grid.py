@@ -1,6 +1,7 @@
 """Selecting the runs of a figure, statistics over them, and the tables of RESULTS.md."""
 
 import itertools
+import re
 import shutil
 
 import matplotlib.pyplot as plt
@@ -204,17 +205,33 @@ def test_holms_correction():
     np.testing.assert_allclose(comparison.holm([0.01, 0.5], 10), [0.1, 1])
 
 
-# RESULTS.md
+# RESULTS.md and README.md
 
 
-def test_the_tables_of_the_results_come_from_the_committed_rows():
-    text = results.RESULTS.read_text(encoding="utf-8")
-    assert results.updated(text) == text
+def test_the_tables_come_from_the_committed_rows():
+    texts = [path.read_text(encoding="utf-8") for path in results.TEXTS]
+    places = re.findall("<!-- table (.*?) -->", "".join(texts))
+    assert set(places) == set(results.TABLES) and "claims" in places
+    for text in texts:
+        assert results.updated(text) == text
     size = sum(path.stat().st_size for path in (results.FOLDER / "results").iterdir())
     assert size < 2**20
-    assert "99.1" not in text and "±" not in results.TABLES["psMNIST"]()  # two seeds, no interval
-    with pytest.raises(ValueError, match="one place for the table first epoch"):
-        results.updated("no tables")
+    assert "±" not in results.TABLES["psMNIST"]()  # two seeds, no interval
+
+
+def in_words(values, sign="+"):
+    """Mean ± half the 95 % t interval of values over seeds."""
+    interval = ttest_1samp(values, 0).confidence_interval()
+    half = (interval.high - interval.low) / 2
+    return f"{np.mean(values):{sign}.3f} ± {half:.3f}".replace("-", "−")
+
+
+def test_the_tables_by_hand():
+    step = results.read("psDigits_networks").set_index(["network", "seed"])["robustness step 9"]
+    text = results.TABLES["digits"]()
+    assert f"{in_words(step['ANRU'], '')} |\n| heterogeneous |" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| ANRU − LSTM |"))
+    assert in_words(step["ANRU"] - step["LSTM"]) in row
 
 
 def test_runs_of_the_grid_replace_their_summary(tmp_path, monkeypatch):
@@ -226,5 +243,9 @@ def test_runs_of_the_grid_replace_their_summary(tmp_path, monkeypatch):
     names += ["mutual_information information 0"]
     table[names] = np.random.default_rng(0).normal(size=(len(table), len(names)))
     table.to_csv(tmp_path / "results" / "psDigits_grid.csv", index=False)
-    assert len(results.grid_differences()) == results.COMPARISONS
+    differences = results.grid_differences()
+    assert len(differences) == results.COMPARISONS
+    paired = table.set_index(INDEX)["test"].loc["homogeneous"]
+    paired -= table.set_index(INDEX)["test"].loc["static"]
+    assert in_words(paired.groupby("seed").mean()) in results.TABLES["grid"]()
     assert "nan" not in results.claims() and "18 listed" in results.correction()

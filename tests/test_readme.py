@@ -1,4 +1,4 @@
-"""What the documentation prints runs: README's Python and commands; other commands are parsed."""
+"""What the documentation prints runs: Python and README's commands; other commands are parsed."""
 
 import argparse
 import importlib
@@ -43,8 +43,14 @@ SHORT = {
     "tensorboard": (["--inspect"], "loss/train"),
 }
 SET_UP = ("venv", ".", "pip")  # make the environment
-UNPARSED = (*SET_UP, "jupyter", "sbatch", "timeit")
-OTHERS = ["Training/CLUSTER", "Postprocessing/RESULTS", "data/README", "tests/benchmarks/README"]
+UNPARSED = (*SET_UP, "git", "jupyter", "sbatch", "timeit")
+OTHERS = [
+    "Training/CLUSTER",
+    "Training/EXTENDING",
+    "Postprocessing/RESULTS",
+    "data/README",
+    "tests/benchmarks/README",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 
 
@@ -194,10 +200,10 @@ def test_the_commands_elsewhere_are_parsed(path, checkout, capsys):
 # Python
 
 
-def test_the_python_of_the_readme_runs_as_printed(call):
+def test_python_runs_as_printed(call):
     assert call("sMNIST_task.py", *TOY["sMNIST_task.py"], "--epochs", 1)[0] == 0
     trace, adding = {}, {}
-    blocks = [block for block, _ in code("README.md") if is_python(block)]
+    blocks = [block for block, _ in code("Training/EXTENDING.md") if is_python(block)]
     for block, names in zip(blocks, (trace, adding), strict=True):
         exec(block, names)
     assert trace["quantities"]["n"].shape == (64, 10, 8)
