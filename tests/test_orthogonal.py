@@ -121,3 +121,13 @@ def test_zero_input_keeps_eurnn_at_zero_with_finite_gradients():
     z = torch.zeros(1, dtype=torch.complex128).requires_grad_()
     value = modrelu(z, torch.ones(1, dtype=torch.float64))
     assert value.item() == 0 and torch.autograd.grad(value.real, z)[0].item() == 0
+
+
+@pytest.mark.parametrize("name", ["expRNN", "nnRNN"])
+def test_the_matrix_is_built_once_per_sequence(name):
+    layer, built = build(name, units=H), []
+    layer.V.parametrizations.weight[0].register_forward_hook(lambda *_: built.append(name))
+    for run in (layer, layer.loop, layer.trace):
+        built.clear()
+        run(randn(T, B, I))[0].sum().backward()
+        assert built == [name]
