@@ -5,9 +5,6 @@ import contextlib
 import csv
 import io
 import os
-import re
-import subprocess
-import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -29,18 +26,13 @@ DATA = Path(os.environ.get("DATA_DIR", REPOSITORY / "data")).resolve()
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
 # Arguments of runs that take a second.
 TOY = {
-    "sMNIST_task.py": ["--dataset", "digits", "--nhid", "8", "--limit-batches", "3"],
-    "PTB_task.py": [
-        *("--dataset", "pydoc", "--nhid", "8", "--emsize", "6"),
-        *("--batch_size", "16", "--bptt", "12", "--limit-batches", "3"),
-    ],
+    "sMNIST_task.py": "--dataset digits --nhid 8",
+    "PTB_task.py": "--dataset pydoc --nhid 8 --emsize 6 --batch_size 16 --bptt 12",
 }
-for flags in TOY.values():
-    flags += ["--lr", "1e-3"]
-
-
+TOY = {name: f"{flags} --limit-batches 3 --lr 1e-3".split() for name, flags in TOY.items()}
 # The arguments of a trainer and a run directory, unless a test changes them.
 ARGUMENTS = vars(sMNIST_task.parse(["--nhid", "4", "--epochs", "2", "--save-freq", "1"])[0])
 ARGUMENTS |= dict.fromkeys(("nonlin", "n", "s", "learn_params"))
@@ -50,10 +42,9 @@ ARGUMENTS |= {"script": "task.py", "cuda": False}
 WARNINGS_FAIL = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 
 # Files whose tests share slow fixtures; each group runs on one worker of pytest-xdist.
-SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "regularization", "supervision")}
+SHARING = {f"test_{name}.py": "toy runs" for name in ("notebooks", "supervision")}
 SHARING |= {f"test_{name}.py": "forks" for name in ("scripts", "faults", "sweep")}
-SHARING |= {name: name for name in ("test_report.py", "test_load_runs.py", "test_adaptation.py")}
-SHARING |= {"test_gamma_function.py": "test_gamma_function.py"}
+SHARING |= {f"test_{name}.py": name for name in ("report", "load_runs", "gamma_function")}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,6 +57,14 @@ def pytest_xdist_make_scheduler(config, log):
             return SHARING.get(Path(nodeid.split("::")[0]).name, nodeid)
 
     return Scheduler(config, log)
+
+
+def exit_code(script, *arguments):
+    """Runs a script's main in this process; returns its exit code."""
+    try:
+        return MAINS[script]([str(a) for a in arguments])
+    except SystemExit as exit:
+        return exit.code
 
 
 def script_arguments(root, **changes):
@@ -98,21 +97,25 @@ def create_run(root, task="task", **changes):
     return CREATED.enter_context(contextlib.closing(Run.create(args, config)))
 
 
-def flags_in(message):
-    """The flags that a message names."""
-    return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", message))
+def only_run_below(folder):
+    """The directory of the only run below a folder."""
+    (config,) = folder.rglob("config.json")
+    return config.parent
+
+
+def data_root(name):
+    """The folder of the real data, or skips the test if it has no folder of this name."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no {name} in {DATA}; set DATA_DIR to the folder that holds it")
+    return DATA
 
 
 @pytest.fixture(autouse=True)
-def close_created_runs():
+def independent():
+    """Undoes the flushing that a script run in this process turns on; closes created runs."""
+    torch.set_flush_denormal(False)
     with CREATED:
         yield
-
-
-@pytest.fixture(autouse=True)
-def keep_denormals():
-    """Undoes the flushing that a script run in this process turns on."""
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
@@ -124,40 +127,38 @@ def toy_runs(tmp_path_factory):
 
 
 @pytest.fixture
-def mnist_root():
-    if not (DATA / "mnist").is_dir():
-        pytest.skip(f"no MNIST in {DATA}; set DATA_DIR to the folder that holds it")
-    return DATA
-
-
-@pytest.fixture
-def pennchar_root():
-    if not (DATA / "pennchar").is_dir():
-        pytest.skip(f"no pennchar in {DATA}; set DATA_DIR to the folder that holds it")
-    return DATA
-
-
-@pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
     """Runs a script's main in this process, in an empty directory; returns code, stdout, stderr."""
-    mains = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
     monkeypatch.chdir(tmp_path)
 
     def run(script, *arguments):
         capsys.readouterr()
-        try:
-            code = mains[script]([str(a) for a in arguments])
-        except SystemExit as exit:
-            code = exit.code
-        out, err = capsys.readouterr()
-        return code, out, err
+        return exit_code(script, *arguments), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a command that must exit with one line on stderr; returns this line."""
+
+    def run(main, *words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([str(word) for word in words])
+        message = capsys.readouterr().err
+        assert exit.value.code == 2 and message.count("\n") == 1
+        return message
 
     return run
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Lets a sweep train one run after the other in this process; returns their exit codes."""
+    """Replaces `workers.processes`: trains one run after the other in this process.
+
+    Returns the exit codes.
+    """
     codes = []
 
     def submit(words):
@@ -173,28 +174,6 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Starts a script in its own process, in the test's directory."""
-
-    def run(script, *arguments):
-        return subprocess.Popen(
-            [sys.executable, str(REPOSITORY / script), *(str(a) for a in arguments)],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-
-    return run
-
-
-@pytest.fixture
 def only_run(tmp_path):
     """The directory of the only run below a folder of the test's directory."""
-
-    def find(save_dir="SavedModels"):
-        (config,) = (tmp_path / save_dir).rglob("config.json")
-        return config.parent
-
-    return find
+    return lambda save_dir="SavedModels": only_run_below(tmp_path / save_dir)

@@ -10,11 +10,9 @@ must end with an error that names a file, and resume from its last checkpoint. f
 is read; this must be an error in one line, with the name of the file, or do no harm. together:
 several processes use the same directory.
 
-The counts are printed at the end; the exit code is 1 if anything failed.
+The exit code is 1 if anything failed.
 """
 
-import argparse
-import collections
 import contextlib
 import io
 import os
@@ -34,20 +32,18 @@ from unittest import mock
 
 import torch
 
-import PTB_task
-import sMNIST_task
 from NetworkCreation.checkpoints import LAST, load_model
 from NetworkCreation.errors import UserError
 from NetworkCreation.Networks import NETWORKS
-from tests.conftest import TOY
+from tests.conftest import MAINS, TOY, exit_code, only_run_below
 from tests.forks import Fork
 from tests.test_scripts import assert_same_result
 from Training import datasets
 from Training.datasets import columns, load_text
+from Training.parser import Parser
 from Training.run_directory import TABLES
 from Training.trainer import Trainer
 
-MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
 OF_TASK = {
     "sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5", "--batch", "10"],
     "PTB_task.py": [],
@@ -93,11 +89,6 @@ def until_it_runs(process):
     return bool(line)
 
 
-def only_run(folder):
-    (config,) = folder.rglob("config.json")
-    return config.parent
-
-
 def flags_of(case):
     script, flags = case
     return [*TOY[script], *SIZE, *OF_TASK[script], *flags]
@@ -113,18 +104,20 @@ def undisturbed(folder, case):
         code, _, err = process.finish()
         assert code == 0, err
         (place / "seconds").write_text(str(time.monotonic() - begun))
-    return only_run(place), float((place / "seconds").read_text())
+    return only_run_below(place), float((place / "seconds").read_text())
 
 
 def assert_nothing_lost(whole, torn):
     """The same files, with bit-identical rows and checkpoints."""
-    names = sorted(path.name for path in whole.iterdir() if not path.name.startswith("events"))
-    left = sorted(path.name for path in torn.iterdir() if not path.name.startswith("events"))
+    names, left = (
+        sorted(path.name for path in run.iterdir() if not path.name.startswith("events"))
+        for run in (whole, torn)
+    )
     assert left == names, f"files {left}, not {names}"
     assert_same_result(whole, torn, [name for name in names if name.endswith((".tar", ".pt"))])
 
 
-def kill_round(folder, number, draw, counts):
+def kill_round(folder, number, draw):
     """A run is stopped up to four times and resumed each time."""
     case = CASES[number % len(CASES)]
     whole, seconds = undisturbed(folder / "whole", case)
@@ -142,43 +135,37 @@ def kill_round(folder, number, draw, counts):
         process.send_signal(stop)
         code, _, err = process.finish()
         if not ended:
-            counts[f"kill: {stop.name}"] += 1
             assert code in (0, -stop, 128 + stop) and "Traceback" not in err, f"{code} {err}"
-        counts["kill: during a write"] += stop == signal.SIGKILL and any(place.rglob(".*.part"))
-        counts["kill: before the first checkpoint"] += not any(place.rglob(LAST))
         if not any(place.rglob("config.json")):
             shutil.rmtree(place, ignore_errors=True)
             process = start(case[0], *new)
         else:
-            process = start(case[0], "--resume", only_run(place))
+            process = start(case[0], "--resume", only_run_below(place))
     code, _, err = process.finish()
     assert code == 0, err
-    assert_nothing_lost(whole, only_run(place))
+    assert_nothing_lost(whole, only_run_below(place))
     shutil.rmtree(place)
 
 
-def disk_round(folder, number, draw, counts):
+def disk_round(folder, number, draw):
     """The size of files is limited, or the directory is moved while the run writes to it."""
     case = CASES[number % len(CASES)]
     whole, seconds = undisturbed(folder / "whole", case)
     place, script = folder / f"disk{number}", case[0]
     arguments = [*flags_of(case), "--save-dir", place, "--snapshot-minutes", "0"]
     if (number + number // len(CASES)) % 2 == 0:
-        counts["disk: full"] += 1
         limit = draw.randint(0, (whole / LAST).stat().st_size)
         code, _, err = start(script, *arguments, limit=limit).finish()
         assert code == 1 and err.count("\n") == 1, f"{code} {err}"
         assert "cannot be written (File too large)" in err and str(place) in err, err
         if not any(place.rglob(LAST)):
-            counts["disk: full before the first checkpoint"] += 1
             return
-        run = only_run(place)
+        run = only_run_below(place)
     else:
-        counts["disk: directory moved"] += 1
         process = start(script, *arguments)
         until_it_runs(process)
         time.sleep(draw.uniform(0, seconds))
-        gone, run = only_run(place), folder / f"disk{number}_kept"
+        gone, run = only_run_below(place), folder / f"disk{number}_kept"
         ended = process.ended
         gone.rename(run)
         if draw.random() < 0.5:
@@ -195,13 +182,12 @@ def disk_round(folder, number, draw, counts):
     shutil.rmtree(run, ignore_errors=True)
 
 
-def together_round(folder, number, draw, counts):
+def together_round(folder, number, draw):
     """Eight runs start at once; two processes resume the same run."""
     place, script = folder / f"together{number}", draw.choice(list(TOY))
     small = [*TOY[script], "--epochs", "1", "--save-dir", place]
     codes = [process.finish()[0] for process in [start(script, *small) for _ in range(8)]]
     assert codes == [0] * 8 and len(list(place.rglob("config.json"))) == 8, codes
-    counts["together: eight runs at once"] += 1
     run = draw.choice(list(place.rglob("config.json"))).parent
     first = start(script, "--resume", run, "--epochs", "100000")
     until_it_runs(first)
@@ -209,7 +195,6 @@ def together_round(folder, number, draw, counts):
     assert code == 75 and err.count("\n") == 1 and "another process" in err, err
     first.send_signal(signal.SIGKILL)
     first.finish()
-    counts["together: second process rejected"] += 1
     shutil.rmtree(place)
 
 
@@ -217,11 +202,7 @@ def call(script, *arguments):
     """Runs a script's main in this process; returns exit code and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = MAINS[script]([str(a) for a in arguments])
-        except SystemExit as exit:
-            code = exit.code
-    return code, err.getvalue()
+        return exit_code(script, *arguments), err.getvalue()
 
 
 def sound_files(folder):
@@ -238,7 +219,7 @@ def sound_files(folder):
         with mock.patch.object(Trainer, "step", interrupted):
             code, err = call(script, *flags, "--save-dir", folder / "runs")
         assert code == 143, err
-        only_run(folder / "runs").rename(folder / script)
+        only_run_below(folder / "runs").rename(folder / script)
         shutil.rmtree(folder / "runs")
     corpus = folder / "pennchar"
     corpus.mkdir()
@@ -259,26 +240,17 @@ class Evil:
 
 def damage_bytes(data, draw):
     """Bytes with a part cut, flipped, overwritten, removed or inserted, or entirely other bytes."""
-    data, size = bytearray(data), len(data)
+    size = len(data)
     at = draw.choice([0, 1, 4, 16, size // 2, size - 1, size - 22, draw.randrange(size + 1)])
-    at = max(0, min(at, size - 1))
-    length = draw.choice([1, 4, 64, 4096])
-    kind = draw.choice(["cut", "flip", "flip", "flips", "overwrite", "remove", "insert", "other"])
-    if kind == "cut":
-        del data[at:]
-    elif kind in ("flip", "flips"):
-        for place in [at] if kind == "flip" else draw.choices(range(size), k=20):
-            data[place] ^= 1 << draw.randrange(8)
-    elif kind == "overwrite":
-        data[at : at + length] = draw.choice([b"\0", b"\xff", b"9"]) * length
-    elif kind == "remove":
-        del data[at : at + length]
-    elif kind == "insert":
-        data[at:at] = draw.randbytes(length)
-    else:
-        other = [b"", b"\0" * size, b"\xff\xfe", b"[" * 100000, b"{}", b"null"]
-        data = draw.choice([*other, draw.randbytes(size)])
-    return bytes(data)
+    at, length = max(0, min(at, size - 1)), draw.choice([1, 4, 64, 4096])
+    before, after = data[:at], data[at + length :]
+    flipped, places = bytearray(data), draw.choice([[at], [at], draw.choices(range(size), k=20)])
+    for place in places:
+        flipped[place] ^= 1 << draw.randrange(8)
+    over = draw.choice([b"\0", b"\xff", b"9"]) * length
+    other = [b"", b"\0" * size, b"\xff\xfe", b"[" * 100000, b"{}", b"null", draw.randbytes(size)]
+    kinds = [before, *[bytes(flipped)] * 3, before + over + after, before + after]
+    return draw.choice([*kinds, before + draw.randbytes(length) + data[at:], draw.choice(other)])
 
 
 def damage_checkpoint(path, draw, marker):
@@ -307,7 +279,7 @@ def damage_checkpoint(path, draw, marker):
         torch.save(checkpoint, path)
 
 
-def files_round(folder, number, draw, counts):
+def files_round(folder, number, draw):
     """Damages one file and reads it as the project does."""
     sound = folder / "sound"
     if not sound.exists():
@@ -316,14 +288,11 @@ def files_round(folder, number, draw, counts):
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(sound, place)
     script = draw.choice(list(TOY))
-    run = place / script
-    kinds = [*[LAST, "tested checkpoint"] * 2, "config.json", *TABLES, "text"]
-    kind = draw.choice(kinds)
+    kind = draw.choice([*[LAST, "tested checkpoint"] * 2, "config.json", *TABLES, "text"])
     tested = {"sMNIST_task.py": "e_1.pth.tar", "PTB_task.py": "model.pt"}[script]
+    path = place / script / {"tested checkpoint": tested}.get(kind, kind)
     if kind == "text":
         path = place / "pennchar" / draw.choice(list(datasets.PENNCHAR_SHA256))
-    else:
-        path = run / {"tested checkpoint": tested}.get(kind, kind)
     if not path.exists():  # test_results.csv, which PTB writes at the end
         path.write_text("epoch,condition,loss,bits_per_character\n1,as_is,1.5,2.1\n")
     before = path.read_bytes()
@@ -334,7 +303,6 @@ def files_round(folder, number, draw, counts):
             shutil.copyfile(place / other / LAST, path)
     else:
         path.write_bytes(damage_bytes(before, draw))
-    counts[f"files: {kind}"] += 1
     if path.read_bytes() == before:
         return
     signal.alarm(READING_SECONDS)
@@ -349,7 +317,6 @@ def files_round(folder, number, draw, counts):
         assert path.name in error, f"{error!r} does not name {path.name}"
     assert "out of memory" not in (error or ""), error
     assert not marker.exists(), "code was executed"
-    counts["files: rejected" if error else "files: harmless"] += 1
 
 
 def read(kind, path, script):
@@ -360,9 +327,9 @@ def read(kind, path, script):
             streams = text.train, text.validation, text.test
             for stream, name in zip(streams, datasets.PENNCHAR_SHA256, strict=True):
                 columns(stream, 10, name=name)
+            return None
         except UserError as error:
             return str(error)
-        return None
     if kind in ("tested checkpoint", LAST):
         with contextlib.suppress(UserError):
             load_model(path)
@@ -386,8 +353,8 @@ ROUNDS = dict(kill=kill_round, disk=disk_round, files=files_round, together=toge
 
 
 def carry_out(kinds, rounds, seed, folder):
-    """Runs rounds of each kind; returns the counts and the tracebacks of failures."""
-    counts, failures = collections.Counter(), []
+    """Runs rounds of each kind; returns the tracebacks of failures."""
+    failures = []
 
     def hang(signum, frame):
         raise Hang(f"after {READING_SECONDS} s")
@@ -397,32 +364,28 @@ def carry_out(kinds, rounds, seed, folder):
         for number in range(rounds):
             draw = random.Random(f"{seed} {kind} {number}")
             try:
-                ROUNDS[kind](folder, number, draw, counts)
+                ROUNDS[kind](folder, number, draw)
             except (Exception, Hang):  # any exception is a failure
                 failures.append(f"{kind} round {number}: {traceback.format_exc()}")
                 print(failures[-1], file=sys.stderr, flush=True)
                 if (folder / "damaged").exists():
                     shutil.copytree(folder / "damaged", folder / f"failed_{kind}_{number}")
     signal.signal(signal.SIGALRM, before)
-    return counts, failures
+    return failures
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=10, help="rounds of each kind (default: 10)")
-    parser.add_argument("--only", nargs="+", choices=ROUNDS, default=list(ROUNDS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser("python3 -m tests.faults", __doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each kind")
+    parser.add_argument("--only", nargs="+", choices=ROUNDS, default=list(ROUNDS), help="kinds")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files in this folder")
     args = parser.parse_args(argv)
     with contextlib.ExitStack() as stack:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        counts, failures = carry_out(args.only, args.rounds, args.seed, folder.resolve())
-    for name, count in sorted(counts.items()):
-        print(f"{count:6d}  {name}")
-    print(f"{len(failures):6d}  failures")
+        failures = carry_out(args.only, args.rounds, args.seed, folder.resolve())
+    print(f"{args.rounds} rounds of {', '.join(args.only)}: {len(failures)} failures")
     return 1 if failures else 0
 
 

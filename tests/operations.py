@@ -22,19 +22,18 @@ WAITING = {
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and records by file those that a device other than the CPU should avoid.
+    """Counts operations, and those that a device other than the CPU should avoid.
 
     kernels: the number of operations that compute something, on any device. Each is at least one
     kernel launch on a GPU; operations inside another, such as the steps of cuDNN's recurrence, are
-    not counted. The others are Counters of the files of `NetworkCreation` and `Training` that cause
-    them: waits of the host for a device; copies between devices; mixed, on tensors of several
-    devices.
+    not counted. avoid: a Counter of "kind file: operation" with the file of `NetworkCreation` or
+    `Training` that causes it; kind is wait, if the host waits for a device; copy, between devices;
+    or mixed, on tensors of several devices.
     """
 
     def __init__(self):
         super().__init__()
-        self.kernels = 0
-        self.waits, self.copies, self.mixed = Counter(), Counter(), Counter()
+        self.kernels, self.avoid = 0, Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = self.compute(function, args, kwargs or {})
@@ -45,13 +44,12 @@ class Operations(TorchDispatchMode):
         devices = {t.device.type for t in (*given, *made)}
         if devices <= {"cpu"}:
             return result
-        place = f"{_file()}: {name}"
-        if name in WAITING:
-            self.waits[place] += 1
+        kinds = ["wait"] if name in WAITING else []
         if (len(devices) > 1 and name in ("copy_", "_to_copy")) or name == "scalar_tensor":
-            self.copies[place] += 1
+            kinds.append("copy")
         elif len({t.device for t in given if t.ndim > 0}) > 1:
-            self.mixed[place] += 1
+            kinds.append("mixed")
+        self.avoid.update(f"{kind} {_file()}: {name}" for kind in kinds)
         return result
 
     def compute(self, function, args, kwargs):

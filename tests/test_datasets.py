@@ -1,9 +1,10 @@
-"""Data sets: splits, permutations, checksums, downloads, and errors for missing files."""
+"""Data sets: splits, permutations, checksums, downloads, missing files; and the transforms."""
 
 import argparse
 import gzip
 import hashlib
 import io
+import math
 import tarfile
 import urllib.error
 
@@ -14,13 +15,19 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 
 from NetworkCreation.errors import UserError
+from tests.conftest import data_root
 from Training import datasets
 from Training.datasets import checksums_of, columns, load_pixels, load_text, windows
+from Training.transforms import TEST_TRANSFORMS, random_sine, sine, step_drive, step_window
+
+
+def sizes(data):
+    return [len(part) for part in (data.train, data.validation, data.test)]
 
 
 def test_digits_are_permuted_and_split_by_seed():
     data = load_pixels("digits", "absent", seed=3, permute=True)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [1297, 250, 250]
+    assert sizes(data) == [1297, 250, 250]
     random = np.random.RandomState(3)
     permutation, order = random.permutation(64), random.permutation(1797)
     digits = load_digits()
@@ -34,29 +41,32 @@ def test_digits_are_permuted_and_split_by_seed():
     assert np.array_equal(data.train.images, digits.images[order[:1297]].reshape(-1, 64))
 
 
-def test_mnist_is_permuted_and_split_by_seed(mnist_root):
-    data = load_pixels("mnist", mnist_root, seed=400, permute=True)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [50000, 10**4, 10**4]
-    assert data.steps == 784 and data.checksums == datasets.MNIST_SHA256
+def test_mnist_is_permuted_and_split_by_seed():
+    root = data_root("mnist")
+    data = load_pixels("mnist", root, seed=400, permute=True)
+    assert sizes(data) == [50000, 10000, 10000] and data.steps == 784
+    assert data.checksums == datasets.MNIST_SHA256
     random = np.random.RandomState(400)
     permutation, order = random.permutation(784), random.permutation(60000)
-    raw = mnist_root / "mnist" / "MNIST" / "raw"
-    images = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 784)
-    labels = np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8)[8:]
+    images, labels, _, test_labels = (
+        np.fromfile(root / "mnist" / "MNIST" / "raw" / name, np.uint8)
+        for name in datasets.MNIST_SHA256
+    )
+    images, labels = images[16:].reshape(-1, 784), labels[8:]
     assert np.array_equal(data.train.images[7], images[order[7]][permutation])
     assert np.array_equal(data.train.labels, labels[order[:50000]])
     assert np.array_equal(data.validation.labels, labels[order[50000:]])
-    test_labels = np.fromfile(raw / "t10k-labels-idx1-ubyte", np.uint8)[8:]
-    assert np.array_equal(data.test.labels, test_labels)
+    assert np.array_equal(data.test.labels, test_labels[8:])
     x, _ = data.train.batch(slice(0, 100))
     assert x.shape == (784, 100, 1) and x.min() == 0 and x.max() == 1
 
 
-def test_pennchar_has_fifty_symbols_and_keeps_its_lines(pennchar_root):
-    text = load_text("ptb", pennchar_root)
+def test_pennchar_has_fifty_symbols_and_keeps_its_lines():
+    root = data_root("pennchar")
+    text = load_text("ptb", root)
     assert len(text.vocabulary) == 50 and text.name == "PTB"
     for name, stream in (("train", text.train), ("valid", text.validation), ("test", text.test)):
-        content = (pennchar_root / "pennchar" / f"{name}.txt").read_text()
+        content = (root / "pennchar" / f"{name}.txt").read_text()
         assert len(stream) == len(content.split()) + len(content.removesuffix("\n").split("\n"))
         decoded = [text.vocabulary[i] for i in stream[:2000]]
         assert decoded == content.replace("\n", " <eos> ").split()[:2000]
@@ -89,13 +99,10 @@ def test_another_corpus_is_rejected_unless_allowed(tmp_path):
     text = load_text("ptb", tmp_path, any_corpus=True)
     assert text.vocabulary == ["a", "b", "<eos>", "c", "d"] and text.name == "corpus"
     assert text.train.tolist() == [0, 1, 2, 3, 0, 2] and text.validation.tolist() == [4, 0, 2]
-
-
-@pytest.mark.parametrize(("content", "reason"), [(b"a \xff b\n", "utf-8"), (b"", "empty file")])
-def test_an_invalid_corpus_file_is_named(tmp_path, content, reason):
-    write_corpus(tmp_path, valid=content)
-    with pytest.raises(UserError, match=rf"valid\.txt.*{reason}"):
-        load_text("ptb", tmp_path, any_corpus=True)
+    for content, reason in ((b"a \xff b\n", "utf-8"), (b"", "empty file")):
+        write_corpus(tmp_path, valid=content)
+        with pytest.raises(UserError, match=rf"valid\.txt.*{reason}"):
+            load_text("ptb", tmp_path, any_corpus=True)
 
 
 def test_the_checksums_of_arguments_are_those_of_the_loaded_data(tmp_path):
@@ -104,13 +111,12 @@ def test_the_checksums_of_arguments_are_those_of_the_loaded_data(tmp_path):
     assert checksums_of(text) == load_text("ptb", tmp_path, any_corpus=True).checksums
     text.any_corpus = False
     assert checksums_of(text) == datasets.PENNCHAR_SHA256
-    digits = argparse.Namespace(dataset="digits", data=tmp_path)
-    assert checksums_of(digits) == load_pixels("digits", tmp_path, 1, False).checksums
-    pydoc = argparse.Namespace(dataset="pydoc", data=tmp_path)
-    assert checksums_of(pydoc) == load_text("pydoc", tmp_path).checksums
-
-
-# Downloads
+    for name, data in (
+        ("digits", load_pixels("digits", tmp_path, 1, False)),
+        ("pydoc", load_text("pydoc", tmp_path)),
+    ):
+        arguments = argparse.Namespace(dataset=name, data=tmp_path)
+        assert checksums_of(arguments) == data.checksums
 
 
 class Response(io.BytesIO):
@@ -167,10 +173,9 @@ def test_without_data_and_network_the_error_names_the_folder(tmp_path, monkeypat
 def test_pennchar_is_downloaded_file_by_file_or_from_the_archive(tmp_path, monkeypatch):
     served = tmp_path / "served"
     write_corpus(served, train=b"x y\n", valid=b"y z\n", test=b"z x\n")
-    contents = {path.name: path.read_bytes() for path in (served / "pennchar").iterdir()}
-    digests = {
-        name: hashlib.sha256(contents[name]).hexdigest() for name in datasets.PENNCHAR_SHA256
-    }
+    names = datasets.PENNCHAR_SHA256
+    contents = {name: (served / "pennchar" / name).read_bytes() for name in names}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(datasets, "PENNCHAR_SHA256", digests)
     monkeypatch.setattr(datasets, "PENNCHAR_URL", (served / "pennchar").as_uri())
     monkeypatch.setattr(datasets, "PENNCHAR_ARCHIVE", (served / "archive.tgz").as_uri())
@@ -187,9 +192,6 @@ def test_pennchar_is_downloaded_file_by_file_or_from_the_archive(tmp_path, monke
     assert text.vocabulary == ["x", "y", "<eos>", "z"] and text.validation.tolist() == [1, 3, 2]
 
 
-# Windows
-
-
 def test_columns_run_side_by_side_and_windows_predict_every_symbol_once():
     assert columns(torch.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     with pytest.raises(UserError, match="too few"):
@@ -198,3 +200,27 @@ def test_columns_run_side_by_side_and_windows_predict_every_symbol_once():
     for rows, bptt in ((2, 5), (22, 7)):
         predicted = [t + 1 for start, end in windows(rows, bptt) for t in range(start, end)]
         assert predicted == list(range(1, rows))
+
+
+def test_the_sine_has_a_frequency_amplitude_and_phase_and_the_step_is_half_open():
+    factors = sine(6, frequency=1.5, amplitude=0.3, phase=0.4)
+    expected = [1 + 0.3 * math.sin(2 * math.pi * 1.5 * t / 6 + 0.4) for t in range(6)]
+    assert factors.shape == (6, 1, 1) and factors.flatten().tolist() == pytest.approx(expected)
+    assert step_drive(6, 0.5, 1, 2).tolist() == [0, 0.5, 0.5, 0, 0, 0]
+
+
+def test_test_transforms_match_the_paper_and_scale_with_the_length():
+    assert (step_window(784), step_window(64)) == ((200, 200), (16, 16))
+    transforms = {name: make(784) for name, make in TEST_TRANSFORMS.items()}
+    assert {factors.shape for factors in transforms.values()} == {(784, 1, 1)}
+    t = torch.arange(784)[:, None, None]
+    assert torch.equal(transforms["sin"], sine(784, 1.0, 0.5, 0.0))
+    assert torch.equal(transforms["step"], 1.0 + ((t >= 200) & (t < 400)))
+    assert torch.equal(transforms["lin"], t / 784) and (transforms["none"] == 1).all()
+
+
+def test_the_random_sine_draws_its_frequency_from_0_to_2():
+    drawn, again = (torch.Generator().manual_seed(1) for _ in range(2))
+    for _ in range(20):
+        frequency = 2 * torch.rand((), generator=again).item()
+        assert torch.equal(random_sine(64, 0.2, drawn), sine(64, frequency, 0.2))

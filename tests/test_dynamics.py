@@ -7,37 +7,22 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from NetworkCreation.layer import NONLINEARITIES
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse
 from Postprocessing.dynamics import flat_step, flatten, push, step_jacobian, tangent_step
 from Postprocessing.jacobian import of_jacobians, spectral_norm
 from Postprocessing.lyapunov import lyapunov_exponents
 from Postprocessing.networks import Unsuitable, data_set, freeze, kept_model, trained_layers
+from tests.layers import LAYERS, build, randn, random_state, seeded
 from tests.toy_runs import train
 from Training.run_directory import Run
 
 T, B, INPUTS, H = 5, 3, 2, 4
 
 
-def make_layer(name, **options):
-    options |= {"supervisor_size": 3} if name == "ANRU" else {}
-    layer = freeze(NETWORKS[name](INPUTS, H, generator=generator(), **options))
-    for tensor in layer.parameters():  # biases that start at 0 would hide their omission
-        tensor += 0.2 * torch.randn(tensor.shape, generator=generator(), dtype=tensor.dtype)
-    return layer
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=1):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def random_state(layer):
-    return 0.5 * draw(*flatten(layer.initial_state(B)).shape)
+def make_layer(key, **options):
+    """A frozen layer with biases other than 0, which would hide their omission."""
+    return freeze(build(key, scale=0.2, inputs=INPUTS, units=H, **options))
 
 
 def full_jacobians(layer, x_t, state):
@@ -56,48 +41,45 @@ def exponents(step, *arguments):
 
 
 def test_a_linear_map_has_the_logarithms_of_its_eigenvalues():
-    basis = draw(4, 4)
+    basis = randn(4, 4)
     values = torch.tensor([1.5, -0.9, 0.5, 0.1], dtype=torch.float64)
     A = basis @ values.diag() @ basis.inverse()
-    leading = exponents(
-        lambda x_t, state: state @ A.t() + x_t, draw(2, 4), draw(200, 1, 1), 4, 100, generator()
-    )
+
+    def step(x_t, state):
+        return state @ A.t() + x_t
+
+    leading = exponents(step, randn(2, 4), randn(200, 1, 1), 4, 100, seeded(0))
     assert leading.shape == (2, 4)
     torch.testing.assert_close(leading, values.abs().log().expand(2, 4), rtol=0, atol=1e-6)
-
-
-LAYERS = {name: (name, {}) for name in NETWORKS}
-LAYERS |= {f"RNN {name}": ("RNN", {"nonlin": name, "n": 2.0, "s": 0.3}) for name in NONLINEARITIES}
+    vanished = exponents(lambda x_t, state: 0 * state, randn(2, 3), range(4))
+    assert (vanished == -math.inf).all()
 
 
 @pytest.mark.parametrize("key", LAYERS)
 def test_tangents_and_the_jacobian_of_a_step_match_autograd(key):
-    name, options = LAYERS[key]
-    layer = make_layer(name, **options)
-    x_t, state = draw(B, INPUTS), random_state(layer)
-    tangents, full = draw(*state.shape, 3, seed=2), full_jacobians(layer, x_t, state)
+    layer = make_layer(key)
+    x_t, state = randn(B, INPUTS), flatten(random_state(layer))
+    tangents, full = randn(*state.shape, 3, seed=2), full_jacobians(layer, x_t, state)
     for after, pushed in (
         push(lambda s: flat_step(layer)(x_t, s), state, tangents),
         tangent_step(layer)(x_t, state, tangents),
     ):
         torch.testing.assert_close(after, flat_step(layer)(x_t, state))
         torch.testing.assert_close(pushed, full @ tangents)
-    size = 2 * H if name == "EURNN" else H
+    size = 2 * H if "EURNN" in key else H
     torch.testing.assert_close(step_jacobian(layer, x_t, state), full[:, :size, :size])
 
 
-def test_the_flat_step_follows_the_trajectory_of_the_layer():
-    for name in NETWORKS:
-        layer = make_layer(name)
-        x, state = draw(T, B, INPUTS), flatten(layer.initial_state(B))
-        for x_t in x:
-            state = flat_step(layer)(x_t, state)
-        torch.testing.assert_close(state, flatten(layer(x)[1]))
-
-
-def test_a_direction_that_vanishes_has_minus_infinity():
-    leading = exponents(lambda x_t, state: 0 * state, draw(2, 3), range(4))
-    assert (leading == -math.inf).all()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_frozen_layer_and_its_flat_step_follow_the_trajectory_of_the_layer(name):
+    layer, x = build(name, inputs=INPUTS), randn(T, B, INPUTS)
+    expected = flatten(layer(x)[1])
+    state = flatten(layer.initial_state(B))
+    layer = freeze(layer)
+    for x_t in x:
+        state = flat_step(layer)(x_t, state)
+    torch.testing.assert_close(state, expected)
+    assert not any(p.requires_grad for p in layer.parameters())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +100,7 @@ def test_exponents_that_cannot_be_computed_are_rejected(k, warm_up, factor, mess
 @pytest.mark.parametrize("name", ["GRU", "ANRU"])
 def test_norms_and_eigenvalues_are_those_of_the_jacobian_at_the_requested_times(name):
     layer = make_layer(name)
-    x, state, times = draw(T, B, INPUTS), flatten(layer.initial_state(B)), range(2, T + 1, 2)
+    x, state, times = randn(T, B, INPUTS), flatten(layer.initial_state(B)), range(2, T + 1, 2)
     norms, eigenvalues = (
         of_jacobians(function, layer, x, times).numpy()
         for function in (spectral_norm, torch.linalg.eigvals)
@@ -139,38 +121,15 @@ def test_units_of_an_eurnn_at_zero_have_slope_0():
     layer = make_layer("EURNN")
     layer.b.abs_()  # alive wherever z is not 0
     layer.Ure.weight[:2] = layer.Uim.weight[:2] = 0  # z of two units is 0
-    x_t, state = draw(B, INPUTS), torch.zeros(B, 2 * H).double()
+    x_t, state = randn(B, INPUTS), torch.zeros(B, 2 * H).double()
     J = step_jacobian(layer, x_t, state)
     assert J.isfinite().all()
     zero = [0, 1, H, H + 1]  # real and imaginary parts
     assert (J[:, zero] == 0).all() and J.abs().sum(2).gt(0).sum() == B * (2 * H - 4)
-    inputs = [0 * x_t, *draw(9, B, INPUTS)]
-    leading = lyapunov_exponents(tangent_step(layer), state, inputs, 1, 5, generator())
+    inputs = [0 * x_t, *randn(9, B, INPUTS)]
+    leading = lyapunov_exponents(tangent_step(layer), state, inputs, 1, 5, seeded(0))
     assert leading.isfinite().all()
 
-
-def test_freezing_keeps_a_parametrised_matrix():
-    layer = NETWORKS["nnRNN"](INPUTS, H, generator=generator()).double()
-    expected = layer.V.weight.detach().clone()
-    assert freeze(layer).V.weight is layer.V.weight
-    torch.testing.assert_close(layer.V.weight, expected)
-    assert not any(p.requires_grad for p in layer.parameters())
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_recurrent_matrix_takes_h_to_the_preactivation(name):
-    layer = make_layer(name)
-    if name in ("LSTM", "GRU"):
-        with pytest.raises(NotImplementedError, match=f"{name} has no single recurrent matrix"):
-            layer.recurrent_matrix()
-        return
-    W, x = layer.recurrent_matrix(), torch.zeros(1, INPUTS).double()
-    h = torch.randn(1, H, dtype=W.dtype, generator=generator(1))
-    difference = layer.preactivation(x, h) - layer.preactivation(x, torch.zeros_like(h))
-    torch.testing.assert_close(W @ h[0], difference[0])
-
-
-# Saved runs
 
 RUNS = {
     "gamma2": ["sMNIST_task.py", "--net-type", "RNN", "--nonlin", "gamma2"],
@@ -230,7 +189,7 @@ def test_the_exponents_of_a_chain_are_those_of_that_chain_alone(toy_run):
     assert analyse.compute(toy_run, "lyapunov", {"chains": 2, "draws": 2, "steps": steps})
     leading = analyse.load(toy_run.path, "lyapunov")["leading"][-1]
     size = flatten(layer.initial_state(1)).shape[1]
-    first = torch.randn(4, size, 1, generator=generator(), dtype=torch.float64).numpy()
+    first = randn(4, size, 1).numpy()
     for c, directions in enumerate(first.reshape(2, 2, size, 1)):  # of the draws of a chain
         state, total, warm_up = flatten(layer.initial_state(1)), np.zeros(2), len(x) // 10
         Q = np.linalg.qr(directions)[0]

@@ -4,7 +4,6 @@ The loops here share only the data, the networks and the random streams with the
 """
 
 import copy
-import csv
 import math
 import os
 import re
@@ -23,7 +22,8 @@ import PTB_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.models import build_model
 from NetworkCreation.time_loop import flush
-from tests.conftest import TOY
+from tests.conftest import TOY, rows
+from tests.test_scripts import metrics
 from Training.datasets import load_pixels, load_text
 from Training.run_directory import Run
 from Training.trainer import stream
@@ -40,10 +40,12 @@ def short_text(monkeypatch):
     monkeypatch.setattr(topics, "topics", {"all": whole[:20000]})
 
 
-def table(path):
-    """The rows of a CSV file as {column: number}; conditions are words, empty columns left out."""
-    rows = csv.DictReader(path.read_text().splitlines())
-    return [{k: v if k == "condition" else float(v) for k, v in row.items() if v} for row in rows]
+def table(run, name="metrics.csv"):
+    """The rows of a table as {column: number}; conditions are words, empty columns left out."""
+    return [
+        {k: v if k == "condition" else float(v) for k, v in row.items() if v}
+        for row in rows(Run(run), name)
+    ]
 
 
 def saved(run, name="last.pth.tar"):
@@ -64,9 +66,9 @@ def gains(model):
 
 def groups(model):
     """The parameters; weight decay does not act on n and s."""
-    exempt = [p for name, p in model.named_parameters() if name in ("rnn.n", "rnn.s")]
-    others = [p for name, p in model.named_parameters() if name not in ("rnn.n", "rnn.s")]
-    return [{"params": others}, {"params": exempt, "weight_decay": 0}]
+    parameters = dict(model.named_parameters())
+    exempt = [parameters.pop(name) for name in ("rnn.n", "rnn.s") if name in parameters]
+    return [{"params": parameters.values()}, {"params": exempt, "weight_decay": 0}]
 
 
 def update(model, optimizer, loss, clip):
@@ -76,9 +78,6 @@ def update(model, optimizer, loss, clip):
     norm = clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
     optimizer.step()
     return norm.item()
-
-
-# Sequential MNIST
 
 
 def uniform(generator):
@@ -120,14 +119,14 @@ def test_smnist_equals_a_loop_by_hand(call, only_run, name):
     code, _, err = call("sMNIST_task.py", *flags)
     assert code == 0, err
     run, data = only_run(), load_pixels("digits", ".", seed, "-p" in flags)
-    metrics, tests, last = table(run / "metrics.csv"), table(run / "test_results.csv"), saved(run)
+    rows, tests, last = table(run), table(run, "test_results.csv"), saved(run)
     spec = last["config"]["model"]
     assert spec["layer"]["n"] == 5 + 2 * uniform(stream(seed, "gain")) and spec["layer"]["s"] == 0
     model = build_model(spec, stream(seed, "initialisation"))
     optimizer = optimizer(groups(model), lr=0.01, **options)
     order, orders, draws = torch.arange(1297), stream(seed, "order"), stream(seed, "transform")
-    assert len(metrics) == 3
-    for epoch, row in enumerate(metrics, start=1):
+    assert len(rows) == 3
+    for epoch, row in enumerate(rows, start=1):
         if shuffle:
             order = torch.randperm(1297, generator=orders)
         losses, correct, norms = [], [], []
@@ -158,7 +157,7 @@ def test_smnist_equals_a_loop_by_hand(call, only_run, name):
             assert_holds(as_is, epoch=epoch, **score(model, data.test, count))
             assert_holds(changed, epoch=epoch, **score(model, data.test, count, (1, 0.5)))
     assert [last[k] for k in ("epoch", "batch", "sums", "carry")] == [3, 0, {}, {}]
-    assert last["best"] == min(row["validation_loss"] for row in metrics) and not tests
+    assert last["best"] == min(row["validation_loss"] for row in rows) and not tests
     assert_close(last["state_dict"], model.state_dict())
 
     code, out, err = call("sMNIST_task.py", "--test", "--limit-batches", limit or 99)
@@ -175,21 +174,19 @@ def test_the_rate_of_smnist_follows_the_validation_loss(call, only_run):
     """
     flags = [*DIGITS, "--batch", 20, "--limit-batches", 1, "--lr", 0.02, "--epochs", 30]
     assert call("sMNIST_task.py", *flags)[0] == 0
-    metrics, expected = table(only_run() / "metrics.csv"), {}
+    rows, expected = table(only_run()), {}
     for column in ("validation_loss", "validation_transformed_loss", "train_loss"):
         lr, best, bad, expected[column] = 0.02, math.inf, 0, []
-        for row in metrics:
+        for row in rows:
             expected[column].append(lr)
             improved = row[column] < best * (1 - 1e-4)
             best, bad = (row[column], 0) if improved else (best, bad + 1)
             if bad > 10:
                 lr, bad = lr / 10, 0
-    rates = [row["lr"] for row in metrics]
+    rates = [row["lr"] for row in rows]
     same = [column for column in expected if rates == pytest.approx(expected[column])]
     assert same == ["validation_loss"] and rates[-1] < 0.02
 
-
-# Penn Treebank
 
 # Flags; clip; optimiser and its options.
 TEXT_RUNS = {
@@ -224,9 +221,9 @@ def test_ptb_equals_a_loop_by_hand(call, only_run, short_text, name):
     run, data = only_run(), load_text("pydoc", ".")
     model = build_model(saved(run)["config"]["model"], stream(400, "initialisation"))
     optimizer = optimizer(groups(model), lr=0.02, **options)
-    text, metrics = in_columns(data.train, 100), table(run / "metrics.csv")
-    assert len(metrics) == 3
-    for epoch, row in enumerate(metrics, start=1):
+    text, rows = in_columns(data.train, 100), table(run)
+    assert len(rows) == 3
+    for epoch, row in enumerate(rows, start=1):
         losses, norms, state = [], [], None
         for start, end in ((0, 70), (70, 140), (140, 179)):
             logits, state = model(text[start:end], state)
@@ -239,7 +236,7 @@ def test_ptb_equals_a_loop_by_hand(call, only_run, short_text, name):
         expected |= {"train_loss": fmean(losses), "gradient_norm": fmean(norms)}
         expected |= {"train_bits_per_character": fmean(losses) / math.log(2)}
         assert_holds(row, epoch=epoch, lr=0.02, **expected, **gains(model))
-    (tested,) = table(run / "test_results.csv")
+    (tested,) = table(run, "test_results.csv")
     assert tested["condition"] == "as_is"
     assert_holds(tested, epoch=3, **text_scores(model, data.test))
 
@@ -258,39 +255,35 @@ def validation_losses(monkeypatch):
     return losses
 
 
-def test_the_rate_of_ptb_is_halved_after_every_epoch_without_progress(
-    call, only_run, short_text, validation_losses
-):
+def test_the_rate_of_ptb_is_halved_without_progress(call, only_run, short_text, validation_losses):
     """Also a tiny rate, after a tiny or no change, and after a halving in the epoch before."""
     losses = [3, 2.99999, 3.1, 3.2, 2.99999, 2.9, 3, 1]
     validation_losses += losses
     assert call("PTB_task.py", *PYDOC, "--lr", 1e-8, "--epochs", 8)[0] == 0
-    metrics = table(only_run() / "metrics.csv")
-    assert [row["validation_loss"] for row in metrics] == losses
-    halved = [row["lr"] / 1e-8 for row in metrics]
+    rows = table(only_run())
+    assert [row["validation_loss"] for row in rows] == losses
+    halved = [row["lr"] / 1e-8 for row in rows]
     assert halved == pytest.approx([1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 8, 1 / 16])
-    assert saved(only_run())["optimizer"]["param_groups"][0]["lr"] == metrics[-1]["lr"]
+    assert saved(only_run())["optimizer"]["param_groups"][0]["lr"] == rows[-1]["lr"]
 
 
-def test_the_best_model_is_tested_also_after_a_resume(
-    call, only_run, short_text, validation_losses
-):
+def test_the_best_model_is_tested_after_resuming(call, only_run, short_text, validation_losses):
     """The second epoch is the best; the fourth, after a resume, is better than the third only."""
     validation_losses += [2, 1, 3]
-    assert call("PTB_task.py", *PYDOC, "--save-freq", 1, "--epochs", 3)[0] == 0
+    flags = [*PYDOC, "--save-freq", 1, "--save", "best.pt", "--epochs", 3]
+    assert call("PTB_task.py", *flags)[0] == 0
     run, text = only_run(), load_text("pydoc", ".").test
     expected = text_scores(load_model(run / "e_2.pth.tar")[0], text)
     validation_losses += [1.5]
     assert call("PTB_task.py", "--resume", run, "--epochs", 4)[0] == 0
-    assert saved(run, "model.pt")["epoch"] == 2 and saved(run)["best"] == 1
-    for epoch, row in zip((3, 4), table(run / "test_results.csv"), strict=True):
+    assert saved(run, "best.pt")["epoch"] == 2 and saved(run)["best"] == 1
+    for epoch, row in zip((3, 4), table(run, "test_results.csv"), strict=True):
         assert_holds(row, epoch=epoch, **expected)
-    code, out, err = call("PTB_task.py", "--test")
-    assert code == 0, err
-    assert float(re.search(r"loss ([\d.]+)", out)[1]) == pytest.approx(expected["loss"], abs=1e-4)
-
-
-# State and signals
+    for flags in ([], ["--checkpoint", run / "best.pt"], ["--nonlin", "gamma"]):
+        code, out, err = call("PTB_task.py", "--test", *flags)
+        assert code == 0, err
+        loss = float(re.search(r"loss ([\d.]+)", out)[1])
+        assert loss == pytest.approx(expected["loss"], abs=1e-4)
 
 
 @pytest.fixture
@@ -317,12 +310,11 @@ def test_a_signal_while_files_are_written(call, only_run, monkeypatch, interrupt
     monkeypatch.setattr(Run, "add_row", add_and_interrupt)
     assert call(script, *flags, "--save-dir", "torn")[0] == 130
     run, waited = only_run("torn"), signals == 1
-    assert len(table(run / "metrics.csv")) == 1 and saved(run)["epoch"] == waited
+    assert len(metrics(run)) == 1 and saved(run)["epoch"] == waited
     last_file = "model.pt" if script == "PTB_task.py" else "test_results.csv"
     assert (run / "e_1.pth.tar").exists() == (run / last_file).exists() == waited
     assert call(script, "--resume", run)[0] == 0
-    resumed, whole = table(run / "metrics.csv"), table(only_run("whole") / "metrics.csv")
-    assert [row | {"seconds": 0} for row in resumed] == [row | {"seconds": 0} for row in whole]
+    assert metrics(run) == metrics(only_run("whole"))
 
 
 @pytest.mark.parametrize("script", TOY)

@@ -4,8 +4,6 @@ import math
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -16,16 +14,11 @@ from mpmath import mpf
 from torch.func import functional_call, jacrev, vmap
 
 from NetworkCreation import gamma_function
-from NetworkCreation.gamma_function import (
-    Gamma,
-    gamma,
-    gamma_prime,
-)
+from NetworkCreation.gamma_function import Gamma, gamma, gamma_prime
 from tests.conftest import WARNINGS_FAIL
 
 SCRIPT = Path(gamma_function.__file__)
-DTYPES = [torch.float32, torch.float64]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def points(dtype):
@@ -95,9 +88,9 @@ def points_and_references(dtype):
         return tensors, [reference(*triple, smallest) for triple in triples]
 
 
-def gradients(inputs, function=gamma):
+def gradients(inputs):
     inputs = with_gradients(*inputs)
-    return torch.autograd.grad(function(*inputs).sum(), inputs)
+    return torch.autograd.grad(gamma(*inputs).sum(), inputs)
 
 
 @every_dtype
@@ -139,15 +132,14 @@ def test_agrees_with_mpmath(quantity, flush, dtype):
     assert not wrong, f"{len(wrong)} of {len(references)}, first: {wrong[:3]}"
 
 
-def sample(features=3, sign=0.0):
-    """x (5, features) with a row of zeros, n of one sign or (sign 0) of both, and s; float64."""
+def sample(signs=(1.0, -1.0, 1.0)):
+    """x (5, 3) with a row of zeros, n (3,) of these signs, and s (3,); float64."""
     generator = torch.Generator().manual_seed(0)
-    x = 2 * torch.randn(5, features, generator=generator, dtype=torch.float64)
+    x = 2 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
     x[2] = 0
-    n = 0.3 + 3 * torch.rand(features, generator=generator, dtype=torch.float64)
-    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(features)[:features]
-    s = torch.randn(features, generator=generator, dtype=torch.float64)
-    return x, n * (sign or signs), s
+    n = 0.3 + 3 * torch.rand(3, generator=generator, dtype=torch.float64)
+    s = torch.randn(3, generator=generator, dtype=torch.float64)
+    return x, n * torch.tensor(signs).double(), s
 
 
 def with_gradients(*tensors):
@@ -156,7 +148,7 @@ def with_gradients(*tensors):
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_gradcheck(sign):
-    x, n, s = sample(sign=sign)
+    x, n, s = sample([sign] * 3)
     inputs = with_gradients(x[1:3], n, s)
     assert torch.autograd.gradcheck(gamma, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(gamma, inputs, check_fwd_over_rev=True)
@@ -176,11 +168,8 @@ def test_third_derivatives_are_continuous_at_0(n):
 def test_vmap(batched):
     tensors = torch.broadcast_tensors(*sample())
     axes = tuple(0 if name in batched else None for name in "xns")
-
-    rows = []
-    for i in range(5):
-        row = [p if axis is None else p[i] for p, axis in zip(tensors, axes, strict=True)]
-        rows.append(gamma(*row))
+    pairs = list(zip(tensors, axes, strict=True))
+    rows = [gamma(*(p if axis is None else p[i] for p, axis in pairs)) for i in range(5)]
     assert torch.equal(vmap(gamma, axes)(*tensors), torch.stack(rows))
 
 
@@ -225,27 +214,21 @@ def test_a_gain_that_is_0_or_not_finite_in_its_dtype_is_rejected(n):
 def test_module(num_parameters, learnable):
     module = Gamma(num_parameters, n=-2.0, s=0.25, learnable=learnable)
     state = module.state_dict()
-    assert {name: values.tolist() for name, values in state.items()} == {
-        "n": [-2.0] * num_parameters,
-        "s": [0.25] * num_parameters,
-    }
+    expected = {"n": [-2.0] * num_parameters, "s": [0.25] * num_parameters}
+    assert {name: values.tolist() for name, values in state.items()} == expected
     assert {name for name, _ in module.named_parameters()} == ({"n", "s"} if learnable else set())
     x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(module(x), gamma(x, -2.0, 0.25))
-    assert module(x).requires_grad == learnable
+    assert torch.equal(module(x), gamma(x, -2.0, 0.25)) and module(x).requires_grad == learnable
     other = Gamma(num_parameters, learnable=not learnable)
     other.load_state_dict(state)
     assert torch.equal(other(x), module(x))
-
-
-def test_module_features_are_on_the_last_axis():
-    x, n, s = sample()
-    module = Gamma(3, dtype=torch.float64)
-    outputs = functional_call(module, {"n": n, "s": s}, (x,))
-    columns = [gamma(x[:, i], n[i].item(), s[i].item()) for i in range(3)]
-    assert torch.equal(outputs, torch.stack(columns, dim=-1))
-    with pytest.raises(ValueError, match=r"3.*\(2, 1\)"):
-        module(torch.ones(2, 1))
+    if num_parameters == 4:  # features are on the last axis
+        n, s = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+        outputs = functional_call(module, {"n": n, "s": s}, (x,))
+        columns = [gamma(x[..., i], n[i].item(), s[i].item()) for i in range(4)]
+        torch.testing.assert_close(outputs, torch.stack(columns, dim=-1))
+        with pytest.raises(ValueError, match=r"4.*\(2, 1\)"):
+            module(torch.ones(2, 1))
 
 
 def test_the_file_needs_only_torch_and_checks_itself(tmp_path, monkeypatch, capsys):
@@ -255,20 +238,3 @@ def test_the_file_needs_only_torch_and_checks_itself(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(copy), run_name="__main__")
     assert "gradients: equal to finite differences" in capsys.readouterr().out
-
-
-def test_importing_makes_softplus_fast():
-    """Without the log1p(−0) of the module it takes ten times as long where there is AVX-512."""
-    code = """
-import timeit, torch
-from NetworkCreation import gamma_function
-z = torch.linspace(-9, 9, 12800)
-def time():
-    return min(timeit.repeat(lambda: torch.nn.functional.softplus(z), number=10, repeat=20))
-before = time()
-torch.full((64,), -0.0).log1p_()
-print(before / time())
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=SCRIPT.parents[1], capture_output=True, check=True)
-    assert float(done.stdout) < 4

@@ -125,21 +125,6 @@ def test_the_task_and_the_folders_are_the_requested_ones(tmp_path, monkeypatch):
     assert selection.folders(tmp_path) == (tmp_path, plots.FIGURES)
 
 
-def test_captions_have_three_lines_that_fit_the_page():
-    plots.use_style()
-    table = pd.DataFrame([row(name, seed=seed) for name in selection.NETWORKS for seed in SEEDS])
-    more = "a, b: mean over seeds and their range; NaN MMM, static, ReLU. " * 3
-    figure, _ = plots.panels(["title"] * 6, 3, caption=selection.caption(table, more))
-    figure.set_dpi(plt.rcParams["savefig.dpi"])
-    figure.canvas.draw()
-    assert figure.get_supxlabel().count("\n") <= 2
-    assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
-    plt.close(figure)
-
-
-# Statistics
-
-
 def values(seeds=SEEDS, shape=()):
     index = pd.MultiIndex.from_product([runs.SETTINGS, N, S, seeds], names=INDEX)
     drawn = np.random.default_rng(0).normal(size=(len(index), *shape))
@@ -169,6 +154,9 @@ def test_the_comparison_has_both_intervals_and_corrected_p():
     assert first["low"] < first["mean"] < first["high"]
     assert (first["cells"], first["seeds"]) == (6, 3)
     assert (table["p_holm"] >= table["p"]).all() and (table["p_holm"] <= 1).all()
+    corrected = comparison.holm([0.01, np.nan, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(corrected, [0.03, np.nan, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(comparison.holm([0.01, 0.5], 10), [0.1, 1])
 
 
 def test_one_or_two_seeds_have_no_interval():
@@ -196,16 +184,6 @@ def test_the_interval_over_cells_is_one_of_95_percent():
     np.testing.assert_allclose(mean, cells.mean(axis=0))
     np.testing.assert_allclose((mean - low) / error, 1.96, atol=0.16)
     np.testing.assert_allclose((high - mean) / error, 1.96, atol=0.16)
-
-
-def test_holms_correction():
-    np.testing.assert_allclose(
-        comparison.holm([0.01, np.nan, 0.04, 0.03, 0.005]), [0.03, np.nan, 0.06, 0.06, 0.02]
-    )
-    np.testing.assert_allclose(comparison.holm([0.01, 0.5], 10), [0.1, 1])
-
-
-# RESULTS.md and README.md
 
 
 def test_the_tables_come_from_the_committed_rows():

@@ -8,11 +8,7 @@ import torch
 
 from Postprocessing import analyse
 from Postprocessing import mutual_information as module
-from Postprocessing.mutual_information import (
-    gaussian_information,
-    mutual_information,
-    principal_components,
-)
+from Postprocessing.mutual_information import gaussian_information, mutual_information
 from Postprocessing.networks import Unsuitable, data_set
 from tests.toy_runs import train
 from Training.run_directory import Run
@@ -25,27 +21,18 @@ def rng():
     return np.random.default_rng(7)
 
 
-def column(values):
-    return np.asarray(values, dtype=float).reshape(-1, 1)
-
-
-def test_correlated_gaussians(rng):
-    x, noise = rng.standard_normal((2, N))
-    y = -0.9 * x + math.sqrt(0.19) * noise
-    expected = -0.5 * math.log(0.19)
-    assert mutual_information(column(x), column(y)) == pytest.approx(expected, abs=0.05)
-
-
 @pytest.mark.parametrize("flush", [False, True])
-def test_ties(rng, flush):
-    """Many equal values, of which 0 is one; flushed denormals must not end the process."""
+def test_known_values(rng, flush):
+    """Of Gaussians, and of ties; flushed denormals next to 0 must not end the process."""
     torch.set_flush_denormal(flush)
-    noise = column(rng.standard_normal(N))
-    dice, binary = column(rng.integers(6, size=N)), column(rng.integers(2, size=N))
+    noise, x = rng.standard_normal((2, N, 1))
+    y, expected = -0.9 * x + math.sqrt(0.19) * noise, -0.5 * math.log(0.19)
+    assert mutual_information(x, y) == pytest.approx(expected, abs=0.05)
+    dice, binary = (rng.integers(sides, size=(N, 1)).astype(float) for sides in (6, 2))
     unit = np.maximum(noise - 1.3, 0)
     assert mutual_information(dice, dice) == pytest.approx(math.log(6), abs=0.01)
     assert mutual_information(dice, binary) == pytest.approx(0, abs=0.01)
-    assert mutual_information(column(np.zeros(N)), dice) == pytest.approx(0, abs=0.01)
+    assert mutual_information(np.zeros((N, 1)), dice) == pytest.approx(0, abs=0.01)
     assert mutual_information(binary, noise) == pytest.approx(0, abs=0.05)
     assert (unit == 0).mean() > 0.85 and mutual_information(unit, binary) < 0.05
 
@@ -86,9 +73,9 @@ def test_invalid_samples_are_rejected():
 def test_principal_components_have_the_largest_variances(rng):
     turn, _ = np.linalg.qr(rng.standard_normal((4, 4)))
     h = rng.standard_normal((3000, 4)) * [5.0, 2.0, 0.1, 0.01] @ turn + 3.0
-    projected = principal_components(h, 2)
+    projected = module.principal_components(h, 2)
     np.testing.assert_allclose(projected.std(axis=0), [5.0, 2.0], rtol=0.05)
-    assert principal_components(h, 9).shape == (3000, 4)
+    assert module.principal_components(h, 9).shape == (3000, 4)
 
 
 def test_gaussian_information_follows_from_the_covariance(rng):
@@ -106,8 +93,7 @@ def test_the_analysis_of_pixels(tmp_path):
     run = Run(train(tmp_path, "sMNIST_task.py", "-p"))
     assert analyse.compute(run, "mutual_information", {})
     saved = analyse.load(run.path, "mutual_information")
-    assert saved["samples"] == 1797  # all images
-    assert saved["window"] == 5
+    assert (saved["samples"], saved["window"]) == (1797, 5)  # all images
     assert saved["times"][0] == 5 and saved["times"][-1] == 64
     assert saved["information"].shape == (8,)
     assert saved["information"][0] > 0.5  # h_5 is a function of the window

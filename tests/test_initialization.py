@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from NetworkCreation.initialization import INPUT, RECURRENT, torch_default, uniform
+from NetworkCreation.initialization import RECURRENT, torch_default, uniform
 from NetworkCreation.models import CharacterModel, PixelClassifier
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 from tests.layers import seeded
@@ -32,20 +32,6 @@ def block_angles(matrix):
     return torch.atan2(matrix[first, first + 1], matrix[first, first])
 
 
-def skew_symmetric(angles, size):
-    matrix = torch.zeros(size, size, dtype=angles.dtype)
-    for block, angle in enumerate(angles):
-        matrix[2 * block, 2 * block + 1] = angle
-        matrix[2 * block + 1, 2 * block] = -angle
-    return matrix
-
-
-def test_names():
-    assert set(RECURRENT) == {"henaff", "cayley", "random", "xavier", "kaiming", "normal"}
-    assert set(INPUT) == {"xavier", "kaiming", "normal"}
-    assert all(INPUT[name] is RECURRENT[name] for name in INPUT)
-
-
 @pytest.mark.parametrize("size", [1, 2, 9, 64])
 @every_dtype
 @pytest.mark.parametrize("name", ROTATIONS)
@@ -64,27 +50,24 @@ def test_rotation(name, dtype, size):
 def test_is_the_exponential_of_a_skew_symmetric_matrix(name, size):
     """Of one whose last row and column are 0 if their number is odd."""
     matrix = draw(name, size, size)
-    exponential = torch.matrix_exp(skew_symmetric(block_angles(matrix), size))
+    A = torch.zeros(size, size).double()
+    for block, angle in enumerate(block_angles(matrix)):
+        A[2 * block, 2 * block + 1] = angle
+    exponential = torch.matrix_exp(A - A.t())
     torch.testing.assert_close(matrix, exponential, rtol=0, atol=1e-12)
 
 
-def test_henaff_angles():
-    angles = torch.cat([block_angles(draw("henaff", 200, 200, seed=seed)) for seed in range(20)])
-    assert -math.pi <= angles.min() and angles.max() <= 0
-    assert is_uniform(angles, -math.pi, 0)
-
-
-def test_cayley_angles():
-    """The entries −√((1 − cos θ)/(1 + cos θ)) = −tan(θ/2) give back θ ~ U(0, π/2)."""
-    entries = torch.cat([block_angles(draw("cayley", 200, 200, seed=seed)) for seed in range(20)])
+def test_the_angles_of_rotations_are_uniform():
+    """Of cayley, the entries −√((1 − cos θ)/(1 + cos θ)) = −tan(θ/2) give back θ ~ U(0, π/2)."""
+    angles, entries = (
+        torch.cat([block_angles(draw(name, 200, 200, seed=seed)) for seed in range(20)])
+        for name in ("henaff", "cayley")
+    )
+    assert -math.pi <= angles.min() and angles.max() <= 0 and is_uniform(angles, -math.pi, 0)
     assert entries.min() >= -1 and entries.max() <= 0
-    theta = 2 * torch.atan(-entries)
-    assert is_uniform(theta, 0, math.pi / 2)
-
-
-def test_random_rotation_is_uniform_in_the_plane():
-    angles = [block_angles(draw("random", 2, 2, seed=seed)).item() for seed in range(200)]
-    assert is_uniform(angles, -math.pi, math.pi)
+    assert is_uniform(2 * torch.atan(-entries), 0, math.pi / 2)
+    planar = [block_angles(draw("random", 2, 2, seed=seed)).item() for seed in range(200)]
+    assert is_uniform(planar, -math.pi, math.pi)
 
 
 def check_drawn(tensors, kind, scale=None):
@@ -94,22 +77,18 @@ def check_drawn(tensors, kind, scale=None):
     if kind == "zero":
         assert values.count_nonzero() == 0
     elif kind == "uniform":
-        assert values.abs().max() <= scale * (1 + 1e-6)
-        assert is_uniform(values, -scale, scale)
+        assert values.abs().max() <= scale * (1 + 1e-6) and is_uniform(values, -scale, scale)
     else:
         assert abs(values.mean().item()) < 4 * scale / math.sqrt(count)
         assert abs(values.std().item() / scale - 1) < 4 / math.sqrt(2 * count)
         assert abs((values / scale).pow(4).mean().item() - 3) < 4 * math.sqrt(96 / count)
 
 
-SHAPE = (300, 100)
-DRAWN = {"xavier": ("normal", math.sqrt(2 / 400)), "kaiming": ("normal", math.sqrt(2 / 100))}
-DRAWN |= {"normal": ("normal", 300**-0.5), "torch_default": ("uniform", 100**-0.5)}
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_distribution(name):
-    check_drawn([draw(name, *SHAPE)], *DRAWN[name])
+def test_distributions():
+    check_drawn([draw("xavier", 300, 100)], "normal", math.sqrt(2 / 400))
+    check_drawn([draw("kaiming", 300, 100)], "normal", math.sqrt(2 / 100))
+    check_drawn([draw("normal", 300, 100)], "normal", 300**-0.5)
+    check_drawn([draw("torch_default", 300, 100)], "uniform", 100**-0.5)
 
 
 # The distribution of each tensor of a layer with 60 inputs and 200 units: U(−a, a), N(0, σ²) or
@@ -156,14 +135,10 @@ def test_every_tensor_of_a_layer_starts_as_in_the_paper(net_type, nonlin):
     assert biases <= expected.keys()  # there are no other biases
 
 
-def test_the_bias_of_the_gain_is_drawn_between_5_and_7():
+def test_the_bias_of_the_gain_and_read_outs_start_as_in_the_paper():
     generator = seeded(0)
     biases = [ANRU(2, 2, 3, generator=generator).Wgn.bias.item() for _ in range(60)]
     assert is_uniform(biases, 5, 7)
-
-
-def test_read_outs_start_as_in_the_paper():
-    generator = seeded(2)
     models = [PixelClassifier(RNN(1, 400), 300, generator) for _ in range(4)]
     for name in ("weight", "bias"):
         check_drawn([getattr(m.lin, name) for m in models], "uniform", 400**-0.5)
@@ -183,15 +158,11 @@ def test_a_parameter_is_filled_from_the_given_generator_or_torchs_own(name, dtyp
         return weight
 
     torch.manual_seed(1)
-    before, generator = torch.get_rng_state(), seeded(3)
-    first, second = fill(generator), fill(generator)
-    assert torch.equal(fill(seeded(3)), first)
-    assert not torch.allclose(first, second)
-    assert torch.equal(torch.get_rng_state(), before)
-    first, second = fill(None), fill(None)
-    torch.manual_seed(1)
-    assert torch.equal(fill(None), first)
-    assert not torch.allclose(first, second)
+    before = torch.get_rng_state()
+    for generator in (seeded(1), None):
+        first, second = fill(generator), fill(generator)
+        assert torch.equal(fill(seeded(1)), first) and not torch.allclose(first, second)
+        assert torch.equal(torch.get_rng_state(), before) == (generator is not None)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (4,), (2, 2, 2)])

@@ -1,7 +1,6 @@
 """The table of saved runs, and the common code of the analyses."""
 
 import io
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +13,6 @@ from sklearn.datasets import load_digits
 
 from Postprocessing import analyse, runs
 from Postprocessing.networks import NotApplicable, Unsuitable, kept_model, layer_input
-from tests.conftest import rows
 from tests.toy_runs import train
 from Training.run_directory import Run, RunError
 
@@ -39,9 +37,6 @@ def two_runs(trained, tmp_path, monkeypatch):
     return list(runs.load("SavedModels")["path"].map(Path))
 
 
-# The table
-
-
 def test_the_table_has_the_arguments_and_scores_of_every_run(two_runs):
     table = runs.load("SavedModels")
     assert list(table["network"]) == ["heterogeneous", "LSTM"]
@@ -51,17 +46,14 @@ def test_the_table_has_the_arguments_and_scores_of_every_run(two_runs):
     assert table["finished"].all() and list(table["epochs_done"]) == [2, 2]
     assert table["dry"].all()  # TOY has --limit-batches
     for path, row in zip(two_runs, table.itertuples(), strict=True):
-        metrics = rows(Run(path), "metrics.csv")
-        assert row.validation == float(metrics[-1]["validation_accuracy"])
-        assert row.hours == pytest.approx(sum(float(m["seconds"]) for m in metrics) / 3600)
-        tests = [r for r in rows(Run(path), "test_results.csv") if r["condition"] == "as_is"]
-        assert row.test == float(tests[-1]["accuracy"])
+        metrics, tests = (pd.read_csv(path / name) for name in ("metrics.csv", "test_results.csv"))
+        assert row.validation == metrics["validation_accuracy"].iloc[-1]
+        assert row.hours == pytest.approx(metrics["seconds"].sum() / 3600)
+        assert row.test == tests.loc[tests["condition"] == "as_is", "accuracy"].iloc[-1]
     curves = runs.curves(table)
     assert list(curves["epoch"]) == [1, 2, 1, 2] and set(runs.KEYS) <= set(curves)
     assert curves["n_mean"].isna().tolist() == [False, False, True, True]
-
-
-def test_an_unfinished_run_is_listed_with_what_it_has(two_runs):
+    # an unfinished run is listed with what it has
     (two_runs[0] / "test_results.csv").unlink()
     (two_runs[1] / "metrics.csv").unlink()
     first, second = runs.load("SavedModels").itertuples()
@@ -69,35 +61,18 @@ def test_an_unfinished_run_is_listed_with_what_it_has(two_runs):
     assert second.epochs_done == 0 and np.isnan(second.validation)
 
 
-def extend(size):
-    """Writes a file of this many bytes, without filling it."""
-    return lambda path: os.truncate(path, size)
-
-
-def replace(pattern, text):
-    """Replaces what a pattern matches in a file."""
-    return lambda path: path.write_text(re.sub(pattern, text, path.read_text(), flags=re.DOTALL))
-
-
-def make_pipe(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "pattern", "text"),
     [
-        ("config.json", replace(r"\A.*", '{"of": "something else"}')),
-        ("config.json", replace('"arguments": {', '"arguments": {}, "others": {')),
-        ("config.json", extend(2**20 + 1)),
-        ("metrics.csv", replace(r"\A.*", "a;b\n1;2;3\n")),
-        ("metrics.csv", replace("\n.*", "\n" + "x," * 13 + "x\n")),
-        ("metrics.csv", extend(2**27)),
-        ("metrics.csv", make_pipe),
+        ("config.json", r"\A.*", '{"of": "something else"}'),
+        ("config.json", '"arguments": {', '"arguments": {}, "others": {'),
+        ("metrics.csv", r"\A.*", "a;b\n1;2;3\n"),
+        ("metrics.csv", "\n.*", "\n" + "x," * 13 + "x\n"),
     ],
 )
-def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, name, damage, capsys):
-    damage(two_runs[0] / name)
+def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, name, pattern, text, capsys):
+    path = two_runs[0] / name
+    path.write_text(re.sub(pattern, text, path.read_text(), flags=re.DOTALL))
     table = runs.load("SavedModels")
     assert list(table["path"]) == [str(two_runs[1])]
     message = capsys.readouterr().err
@@ -105,7 +80,7 @@ def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, name, damage, cap
     assert str(two_runs[0]) in message
 
 
-def test_the_command_prints_selected_runs(two_runs, capsys):
+def test_the_command_prints_selected_runs(two_runs, capsys, error_of):
     assert runs.main([]) == 0
     header, first, second = capsys.readouterr().out.splitlines()
     columns = ["task", "network", "n", "s", "lr", "epochs", "state", "validation", "test", "hours"]
@@ -116,13 +91,9 @@ def test_the_command_prints_selected_runs(two_runs, capsys):
     rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert list(rows["path"]) == [str(two_runs[1])] and set(runs.COLUMNS) <= set(rows)
     for where in ("netwrk == 'LSTM'", "lr >", "lr > 'a'"):
-        with pytest.raises(SystemExit):
-            runs.main(["--where", where])
-        message = capsys.readouterr().err
+        message = error_of(runs.main, "--where", where)
         assert f"argument --where: {where}: " in message and "the columns are" in message
-    with pytest.raises(SystemExit):
-        runs.main(["nowhere"])
-    assert "no runs below nowhere" in capsys.readouterr().err
+    assert "no runs below nowhere" in error_of(runs.main, "nowhere")
 
 
 def test_the_layer_input_comes_from_the_test_set(two_runs):
@@ -135,9 +106,6 @@ def test_the_layer_input_comes_from_the_test_set(two_runs):
     run.config["data"]["sha256"] = {}
     with pytest.raises(RunError, match="was trained on other data"):
         layer_input(run, kept_model(run), 5)
-
-
-# The command of the analyses, with one that counts its calls
 
 
 @pytest.fixture
@@ -194,12 +162,6 @@ def test_a_failed_run_is_named_and_nothing_is_saved(two_runs, counted, setting, 
     assert not (two_runs[0] / "analysis").exists()
 
 
-def asked(name, path):
-    """The command that computes an analysis or a notebook's analyses of a run."""
-    module = f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse"
-    return f"{module} {name} {os.path.abspath(path)}"
-
-
 def test_other_settings_and_checkpoints_make_an_analysis_stale(two_runs, counted, call):
     path, two = two_runs[0], ("--set", "lyapunov.size=2")
     assert compute(path) == 0 and compute(path, *two) == 0
@@ -207,7 +169,7 @@ def test_other_settings_and_checkpoints_make_an_analysis_stale(two_runs, counted
     assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
     with pytest.raises(RunError, match="stale, computed from other checkpoints") as error:
         analyse.load(path, "lyapunov")
-    assert str(error.value).endswith("run " + asked("lyapunov", path))
+    assert str(error.value).endswith("run " + analyse.command(["lyapunov"], [path]))
     assert compute(path, *two) == 0 and len(counted) == 3
     assert analyse.load(path, "lyapunov")["values"].tolist() == [2, 0]
 
@@ -228,7 +190,7 @@ def test_one_command_computes_what_a_figure_lacks(two_runs, counted):
     with pytest.raises(analyse.FigureError) as error:
         analyse.load_all({"lyapunov": table, "jacobian": table}, "dynamics")
     assert "lyapunov: missing or stale for 1 of 1 runs\njacobian: missing" in str(error.value)
-    assert str(error.value).endswith(asked("dynamics", path))
+    assert str(error.value).endswith(analyse.command(["dynamics"], [path]))
     assert compute(path) == 0
     assert list(analyse.load_all({"lyapunov": table}, "dynamics")["lyapunov"]) == [str(path)]
     shutil.copytree(path, path.parent / "copy")
@@ -250,8 +212,5 @@ def test_one_command_computes_what_a_figure_lacks(two_runs, counted):
         (["lyapunov", "SavedModels", "--set", "lyapunov.sizes=[]"], "argument --set: "),
     ],
 )
-def test_a_mistyped_command_is_a_one_line_error(two_runs, counted, words, reason, capsys):
-    with pytest.raises(SystemExit) as exit:
-        analyse.main(words)
-    message = capsys.readouterr().err
-    assert exit.value.code == 2 and reason in message and message.count("\n") == 1
+def test_a_mistyped_command_is_a_one_line_error(two_runs, counted, words, reason, error_of):
+    assert reason in error_of(analyse.main, *words)

@@ -1,22 +1,18 @@
-"""The layers against their equations in plain Python, and their use."""
+"""The layers against their equations in plain Python, and their fast loops against the steps."""
 
+import copy
 import inspect
 import math
 import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from NetworkCreation import initialization
+from NetworkCreation import anru, initialization, time_loop
 from NetworkCreation.errors import OptionError, UserError
 from NetworkCreation.initialization import ROTATIONS
-from NetworkCreation.layer import (
-    NONLINEARITIES,
-    Activation,
-    RecurrentLayer,
-    parts,
-    unsqueeze_drive,
-)
+from NetworkCreation.layer import NONLINEARITIES, Activation, map_state, parts
 from NetworkCreation.Networks import ANRU, NETWORKS, RNN
 from tests.layers import (
     EACH_LOOP,
@@ -41,7 +37,6 @@ from tests.layers import (
     seeded,
 )
 
-NAMES = ["gamma", "gamma2", "ReLU", "tanh", "sigmoid", "modrelu", "none"]
 every_layer = pytest.mark.parametrize("key", LAYERS)
 each_loop = pytest.mark.parametrize("key", EACH_LOOP)
 
@@ -167,65 +162,30 @@ def test_matches_the_equations(key, drive, state, seed):
         layer.trace(*arguments, keep=["a", "charge"])
 
 
-def linear_shapes(**shapes):
-    return {f"{name}.weight": shape for name, shape in shapes.items()} | {
-        f"{name}.bias": shape[:1] for name, shape in shapes.items()
-    }
+def linear(names):
+    """The parameters of linear maps."""
+    return {f"{name}.{kind}" for name in names.split() for kind in ("weight", "bias")}
 
 
-STATE_DICTS = {key: linear_shapes(U=(H, I), V=(H, H)) for key in RNNS}
-for _key in STATE_DICTS:
-    if "gamma" in _key:
-        STATE_DICTS[_key] |= dict.fromkeys(("n", "s"), (H,) if "gamma2" in _key else (1,))
-STATE_DICTS["RNN-modrelu"]["b"] = (H,)
-STATE_DICTS["ANRU"] = linear_shapes(
-    Uxh=(H, I), Whh=(H, H), Uag=(M, 1), Wgg=(M, M), Wgn=(1, M), Wgs=(1, M)
-)
-STATE_DICTS["LSTM"] = linear_shapes(**{f"W{gate}": (H, H + I) for gate in "fiog"})
-STATE_DICTS["GRU"] = linear_shapes(
-    **{f"Wi{gate}": (H, I) for gate in "rzn"}, **{f"Wh{gate}": (H, H) for gate in "rzn"}
-)
-STATE_DICTS["expRNN"] = {"b": (H,), "U.weight": (H, I)} | {
-    f"V.parametrizations.weight.{name}": (H, H) for name in ("original", "0.base")
-}
-STATE_DICTS["nnRNN"] = STATE_DICTS["expRNN"] | {"V.parametrizations.weight.2.T": (H, H)}
-for _name in ("alpha", "theta"):
-    STATE_DICTS["nnRNN"][f"V.parametrizations.weight.2.{_name}"] = (H // 2,)
-STATE_DICTS["EURNN"] = {"theta": (H - 1,), "phi": (H - 1,), "omega": (H,), "b": (H,)}
-STATE_DICTS["EURNN"] |= {"Ure.weight": (H, I), "Uim.weight": (H, I)}
+SKEW = "V.parametrizations.weight"
+# The names of parameters and buffers in a checkpoint.
+STATES = {key: linear("U V") | ({"n", "s"} if "gamma" in key else set()) for key in RNNS}
+STATES["RNN-modrelu"] |= {"b"}
+STATES |= {"ANRU": linear("Uxh Whh Uag Wgg Wgn Wgs"), "LSTM": linear("Wf Wi Wo Wg")}
+STATES["GRU"] = linear("Wir Wiz Win Whr Whz Whn")
+STATES["expRNN"] = {"b", "U.weight", f"{SKEW}.original", f"{SKEW}.0.base"}
+STATES["nnRNN"] = STATES["expRNN"] | {f"{SKEW}.2.{name}" for name in ("T", "alpha", "theta")}
+STATES["EURNN"] = {"theta", "phi", "omega", "b", "Ure.weight", "Uim.weight"}
 
 
-@pytest.mark.parametrize("key", STATE_DICTS)
-def test_names_and_shapes(key):
+@pytest.mark.parametrize("key", STATES)
+def test_the_names_of_parameters_and_buffers(key):
     layer = new(key)
-    shapes = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-    assert shapes == STATE_DICTS[key]
-    fixed = {"n", "s"} if key.endswith("fixed") else {"V.parametrizations.weight.0.base"}
-    assert {name for name, _ in layer.named_parameters()} == set(shapes) - fixed
-
-
-def test_registries():
-    assert list(NETWORKS) == ["RNN", "ANRU", "LSTM", "GRU", "expRNN", "nnRNN", "EURNN"]
-    assert list(NONLINEARITIES) == NAMES
-
-
-# Running sequences
-
-
-@each_loop
-@pytest.mark.parametrize("drive", [None, 1, 2])
-def test_two_halves_equal_the_whole(key, drive):
-    layer = build(key)
-    x, state, drive = arguments_for(layer, drive=drive)
-    x.requires_grad_()
-    whole = layer(x, state, drive)
-    first, second = (None, None) if drive is None else (drive[:2], drive[2:])
-    early, middle = layer(x[:2], state, first)
-    late, end = layer(x[2:], middle, second)
-    outputs = torch.cat([early, late])
-    assert_same_run((outputs, end), whole)
-    gradients = [torch.autograd.grad(h[-1].sum(), x)[0] for h in (whole[0], outputs)]
-    torch.testing.assert_close(*gradients)
+    assert layer.state_dict().keys() == STATES[key]
+    fixed = {"n", "s"} if key.endswith("fixed") else {f"{SKEW}.0.base"}
+    assert {name for name, _ in layer.named_parameters()} == STATES[key] - fixed
+    gains = [gain.shape for gain in layer.gains().values()] if "RNN-gamma" in key else []
+    assert {*gains} <= {(H,) if "gamma2" in key else (1,)}
 
 
 @each_loop
@@ -247,30 +207,19 @@ def test_layers_keep_no_state_and_overwrite_nothing(key):
     assert all(map(torch.equal, tensors, copies))
 
 
-# Initialisation
-
-
 def test_positional_and_default_arguments():
     layer = RNN(I, H, "gamma", -2.0, 0.5, False, "xavier", "normal", generator=seeded(0))
     assert (layer.n.tolist(), layer.s.tolist()) == ([-2.0], [0.5])
-    assert not isinstance(layer.n, torch.nn.Parameter)
-    default = RNN(I, H, generator=seeded(0))
-    assert default.n.tolist() == [5.0] * H and default.s.tolist() == [0.0] * H
-    assert default.n.dtype == torch.float32
     rnn = RNN(I, H, "gamma2", 5.0, 0.0, True, "henaff", "kaiming", generator=seeded(0))
+    assert rnn.n.tolist() == [5.0] * H and rnn.s.tolist() == [0.0] * H
     anru = ANRU(I, H, 50, "henaff", "kaiming", generator=seeded(0))
-    for spelt, layer in ((rnn, default), (anru, ANRU(I, H, generator=seeded(0)))):
-        for name, parameter in layer.named_parameters():
+    for spelt in (rnn, anru):
+        for name, parameter in type(spelt)(I, H, generator=seeded(0)).named_parameters():
             assert torch.equal(parameter, spelt.get_parameter(name))
-
-
-def test_rinit_affects_only_the_recurrent_matrix():
-    layers = [RNN(I, 7, rinit=rinit, generator=seeded(0)) for rinit in ("normal", "kaiming")]
+            assert parameter.dtype == torch.float32
+    layers = [RNN(I, H, rinit=rinit, generator=seeded(0)) for rinit in ("normal", "kaiming")]
     normal, kaiming = (layer.state_dict() for layer in layers)
     assert [name for name in normal if not torch.equal(normal[name], kaiming[name])] == ["V.weight"]
-
-
-# Invalid arguments
 
 
 def rejects(*fragments):
@@ -308,51 +257,41 @@ def test_an_invalid_input_is_named(net_type):
         other(x.transpose(0, 1), None, randn(T, B))
 
 
-# net_type, argument, invalid value, and the allowed values that the error names
-WRONG = [
-    *((net_type, name, -2, ["at least 1"]) for net_type in NETWORKS
-      for name in ("input_size", "hidden_size")),
-    ("ANRU", "supervisor_size", 0, ["at least 1"]),
-    ("EURNN", "capacity", 0, ["at least 1"]),
-    *((net_type, "nonlin", "relu", NAMES) for net_type in ("RNN", "expRNN", "nnRNN")),
-    ("EURNN", "nonlin", "gamma", ["modrelu, none"]),
-    *((net_type, "rinit", None, initialization.RECURRENT) for net_type in ("RNN", "ANRU")),
-    *((net_type, "rinit", "xavier", ROTATIONS) for net_type in ("expRNN", "nnRNN")),
-    *((net_type, "iinit", "henaff", initialization.INPUT) for net_type in NETWORKS
-      if net_type not in GATED),
-    *((net_type, "ostep_method", "householder", ["exp, cayley"])
-      for net_type in ("expRNN", "nnRNN")),
-    *((net_type, "n", value, ["not 0"]) for net_type in ("RNN", "expRNN", "nnRNN")
-      for value in (0, 0.0, math.inf, math.nan)),
-    ("nnRNN", "hidden_size", 7, ["even"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("net_type", "name", "value", "allowed"), WRONG)
-def test_an_invalid_argument_is_named(net_type, name, value, allowed):
-    options = {"input_size": I, "hidden_size": H, name: value}
-    options |= {"nonlin": "gamma2", "learn_params": False} if name == "n" else {}
-    with rejects(name, repr(value), *allowed) as caught:
-        NETWORKS[net_type](**options)
-    assert isinstance(caught.value, OptionError) and isinstance(caught.value, UserError)
-    assert caught.value.name == name
-
-
+COMMON = {"input_size", "hidden_size", "batch_first", "generator", "device", "dtype"}
 OPTIONS = {"ANRU": {"supervisor_size", "rinit", "iinit"}, "EURNN": {"capacity", "nonlin", "iinit"}}
 OPTIONS |= {"RNN": {"nonlin", "n", "s", "learn_params", "rinit", "iinit"}}
 OPTIONS |= dict.fromkeys(("expRNN", "nnRNN"), OPTIONS["RNN"] | {"ostep_method"})
 OPTIONS |= {"LSTM": set(), "GRU": set()}
+# Argument, invalid value, and the allowed values that the error names.
+WRONG = [
+    *((name, -2, ["at least 1"]) for name in ("input_size", "hidden_size")),
+    *((name, 0, ["at least 1"]) for name in ("supervisor_size", "capacity")),
+    *(("n", value, ["not 0"]) for value in (0, 0.0, math.inf, math.nan)),
+    ("ostep_method", "householder", ["exp, cayley"]),
+    ("iinit", "henaff", initialization.INPUT),
+]
+FURTHER = {  # and of single networks
+    "EURNN": [("nonlin", "gamma", ["modrelu, none"])],
+    "nnRNN": [("hidden_size", 7, ["even"])],
+}
+FURTHER |= {name: [("rinit", None, initialization.RECURRENT)] for name in ("RNN", "ANRU")}
+for _name in ("RNN", "expRNN", "nnRNN"):
+    FURTHER.setdefault(_name, []).append(("nonlin", "relu", NONLINEARITIES))
+for _name in ("expRNN", "nnRNN"):
+    FURTHER[_name].append(("rinit", "xavier", ROTATIONS))
 
 
 @pytest.mark.parametrize(("net_type", "network"), NETWORKS.items())
-def test_constructors_name_their_arguments(net_type, network):
-    common = {"input_size", "hidden_size", "batch_first", "generator", "device", "dtype"}
-    assert inspect.signature(network).parameters.keys() == common | OPTIONS[net_type]
-    with pytest.raises(TypeError, match=r"unexpected.*'num_layers'"):
-        network(I, H, num_layers=2)
-
-
-# What training and analyses ask of a layer
+def test_constructors_have_these_arguments_and_name_an_invalid_one(net_type, network):
+    assert inspect.signature(network).parameters.keys() == COMMON | OPTIONS[net_type]
+    wrong = [row for row in WRONG if row[0] in COMMON | OPTIONS[net_type]]
+    for name, value, allowed in wrong + FURTHER.get(net_type, []):
+        options = {"input_size": I, "hidden_size": H, name: value}
+        options |= {"nonlin": "gamma2", "learn_params": False} if name == "n" else {}
+        with rejects(name, repr(value), *allowed) as caught:
+            network(**options)
+        assert isinstance(caught.value, OptionError) and isinstance(caught.value, UserError)
+        assert caught.value.name == name
 
 
 def test_parameter_groups():
@@ -369,9 +308,8 @@ def test_parameter_groups():
     n, s = layer.parameter_groups()["gains"]
     assert n is layer.Wgn.bias and s is layer.Wgs.bias
     flags = {name: network.training_flags for name, network in NETWORKS.items()}
-    assert flags["nnRNN"] == ("lr_orth", "alam", "Tdecay")
-    assert flags["expRNN"] == flags["EURNN"] == ("lr_orth",)
-    assert not any(flags[name] for name in ("RNN", "ANRU", "LSTM", "GRU"))
+    expected = {"nnRNN": ("lr_orth", "alam", "Tdecay"), "expRNN": ("lr_orth",)}
+    assert flags == dict.fromkeys(NETWORKS, ()) | expected | {"EURNN": ("lr_orth",)}
     assert [name for name in NETWORKS if new(name).penalty() is not None] == ["nnRNN"]
 
 
@@ -390,23 +328,6 @@ def test_the_recurrent_matrix_takes_h_to_the_pre_activation(key):
     torch.testing.assert_close(h @ matrix.t(), change)
 
 
-class Leaky(RecurrentLayer):
-    def __init__(self, size):
-        super().__init__(size, size)
-        self.bias = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
-
-    def step(self, x_t, h, drive_t=None):
-        return h / 2 + torch.tanh(x_t + self.bias + unsqueeze_drive(drive_t))
-
-
-def test_a_network_needs_only_a_step():
-    layer, x = Leaky(I), randn(T, B, I)
-    outputs, state, traced = layer.trace(x, None, randn(T))
-    assert_same_run(layer(x, None, randn(T)), (outputs, state))
-    assert torch.equal(traced["h"], outputs)
-    assert (layer.gains(x), layer.penalty(), layer.parameter_groups()) == ({}, None, {})
-
-
 @pytest.mark.parametrize("name", ["RNN", "expRNN"])
 def test_an_activation_needs_only_its_function(name, monkeypatch):
     """Swish with a learned slope, and a linear function."""
@@ -417,3 +338,212 @@ def test_an_activation_needs_only_its_function(name, monkeypatch):
         layer.beta = torch.nn.Parameter(randn(H))
         arguments = arguments_for(layer, drive=1)
         assert_close(results(layer, layer, *arguments), results(layer.loop, layer, *arguments))
+
+
+def assert_fast_equals_slow(layer, *arguments, tolerance=1e-10, **options):
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        fast = results(layer, layer, *arguments, **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    slow = results(lambda *given: by_steps(layer, *given), layer, *arguments, **options)
+    assert_close(fast, slow, tolerance)
+
+
+@every_layer
+def test_equals_the_loop_of_steps(key):
+    """Values and gradients, also of a loss on the outputs or the last state alone."""
+    layer = build(key)
+    both = ("outputs", "state")
+    cases = [(None, False, both), (1, True, both), (2, False, both[:1]), (2, True, both[1:])]
+    for drive, state, into in cases:
+        arguments = arguments_for(layer, 9, drive=drive, state=state)
+        assert_fast_equals_slow(layer, *arguments, into=into)
+    layer = build(key, inputs=1)  # which has a product of its own
+    for steps, batch in ((1, 1), (2, 3), (40, 1)):
+        assert_fast_equals_slow(layer, *arguments_for(layer, steps, batch, drive=1))
+
+
+@every_layer
+def test_several_passes_blocks_and_chunks(key, monkeypatch):
+    """Sizes at which every inner loop runs more than once, with a shorter last iteration."""
+    monkeypatch.setattr(time_loop, "PASS", 4 * 7 * 18)
+    monkeypatch.setattr(anru, "CHUNK", 3 * 18)
+    monkeypatch.setattr(anru, "BLOCK", 5)
+    assert len(time_loop.passes(torch.empty(23, 7, 18))) == 6
+    assert [part.stop - part.start for part in anru._chunks(torch.empty(7, 18))] == [3, 3, 1]
+    layer = build(key, units=18, scale=0.03)
+    # the gradient of torch's matrix exponential of a small matrix is exact only to 1e-9
+    assert_fast_equals_slow(layer, *arguments_for(layer, 23, 7, drive=1), tolerance=1e-8)
+
+
+@every_layer
+def test_empty_batch(key):
+    layer = build(key)
+    x, state, drive = arguments_for(layer, batch=0, drive=2)
+    for run in (layer, layer.loop):
+        outputs, *others = results(run, layer, x, state, drive)
+        assert outputs.shape == (len(x), 0, layer.hidden_size)
+        assert parts(run(x)[1])[0].shape == (0, layer.hidden_size)
+        assert not any(tensor.any() for tensor in others)
+
+
+@every_layer
+def test_autocast_does_not_change_the_results(key):
+    layer = build(key, dtype=torch.float32)
+    arguments = arguments_for(layer, drive=1, dtype=torch.float32)
+    half = arguments[0].bfloat16()
+    for run in (layer, layer.loop):
+        expected, of_half = results(run, layer, *arguments), run(half.float())[0]
+
+        def with_autocast(*given, run=run):
+            with torch.autocast("cpu", torch.bfloat16):
+                return run(*given)
+
+        assert_close(results(with_autocast, layer, *arguments), expected, 1e-6)
+        assert torch.equal(with_autocast(half)[0], of_half)
+    with torch.autocast("cpu", torch.bfloat16):  # backward too
+        results(layer, layer, *arguments)
+
+
+@each_loop
+def test_batch_first_and_inputs_that_are_not_contiguous(key):
+    layer, other = build(key), build(key, batch_first=True)
+    x, state, drive = arguments_for(layer, 9, drive=2)
+    expected = results(layer, layer, x, state, drive)
+
+    def batch_first(x, state, drive):
+        outputs, last = other(x.transpose(0, 1), state, drive.t())
+        return outputs.transpose(0, 1), last
+
+    def strided(tensor):
+        return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+    arguments = strided(x), map_state(strided, state), strided(drive)
+    assert not arguments[0].is_contiguous()
+    assert_close(results(layer, layer, *arguments), expected)
+    assert_close(results(batch_first, other, x, state, drive), expected)
+    for current in (drive, drive[:, 0]):
+        swapped = current.t() if current.ndim == 2 else current
+        traced = other.trace(x.transpose(0, 1), state, swapped)[2]
+        for name, values in layer.trace(x, state, current)[2].items():
+            assert torch.equal(traced[name].transpose(0, 1), values)
+    assert_fast_equals_slow(layer, randn(9, 1, 1).expand(9, 3, layer.input_size))
+
+
+@each_loop
+def test_float32_over_many_steps(key):
+    layer = build(key, inputs=1, units=24, scale=0.0, dtype=torch.float32)
+    if key not in ORTHOGONAL:
+        with torch.no_grad():  # a contraction, so that rounding is not amplified
+            for parameter in layer.parameters():
+                if parameter.ndim == 2:
+                    parameter *= 0.5
+    x, _, _ = arguments_for(layer, 200, state=False, dtype=torch.float32)
+    exact = copy.deepcopy(layer).double()
+    assert {tensor.dtype for tensor in parts(layer(x)[1])} == {torch.float32}
+    assert_close(results(layer, layer, x), results(exact.loop, exact, x.double()), 1e-4)
+
+
+def loss_of(run, x):
+    outputs, last = run(x)
+    return (outputs**2).sum() + sum(part.sum() for part in parts(last))
+
+
+@each_loop
+def test_gradients_of_single_parameters(key):
+    layer, x = build(key), randn(4, 3, 2)
+    learned = [p for p in layer.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(loss_of(layer.loop, x), learned)
+    assert_close(torch.autograd.grad(loss_of(layer, x), learned), expected)
+    for parameter, right in zip(learned, expected, strict=True):
+        layer.requires_grad_(False)
+        parameter.requires_grad_()
+        assert_close(torch.autograd.grad(loss_of(layer, x), [parameter]), [right])
+
+
+@every_layer
+def test_second_derivatives_are_those_of_the_loop_or_an_error(key):
+    layer = build(key)
+    weights = [p for p in layer.parameters() if p.requires_grad]
+
+    def penalised(run):
+        """The gradients of a loss with a penalty on its own gradient."""
+        x = randn(4, 3, 2).requires_grad_()
+        loss = run(x)[0].square().sum()
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        loss = loss + gradient.square().sum()
+        return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+
+    expected = penalised(layer.loop)
+    if key in GATED:  # torch's own recurrence
+        assert_close(penalised(layer), expected)
+    else:
+        with pytest.raises(RuntimeError, match=r"once.*layer\.loop"):
+            penalised(layer)
+
+
+@each_loop
+def test_several_graphs_at_once_and_a_modified_weight(key):
+    layer, x = build(key), randn(9, 3, 2)
+    weights = [p for p in layer.parameters() if p.requires_grad]
+    alone = [torch.autograd.grad(loss_of(layer, k * x), weights) for k in (1, 2)]
+    losses = [loss_of(layer, k * x) for k in (1, 2)]
+    with torch.no_grad():
+        layer(3 * x)
+    for k in (0, 1, 0):
+        gradients = torch.autograd.grad(losses[k], weights, retain_graph=True)
+        assert all(map(torch.equal, gradients, alone[k]))
+    weight = {"ANRU": "Whh", "RNN-gamma2": "V", "RNN-ReLU": "V"}.get(key)
+    if weight is not None:
+        with torch.no_grad():
+            getattr(layer, weight).weight.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            losses[0].backward()
+
+
+class Allocations(TorchDispatchMode):
+    """Records the sizes of the tensors allocated by `torch.empty` and the like."""
+
+    sizes = ()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if "empty" in function.__name__:
+            self.sizes += (result.numel(),)
+        return result
+
+
+@pytest.mark.parametrize("key", ["RNN-gamma2", "RNN-ReLU", "ANRU"])
+def test_evaluation_keeps_only_the_outputs(key):
+    layer, x = build(key, units=16), randn(200, 5, 2)
+    with torch.no_grad(), Allocations() as allocated:
+        outputs, _ = layer(x)
+    assert outputs.grad_fn is None and torch.equal(layer(x)[0], outputs)
+    assert max(allocated.sizes) == outputs.numel()
+    assert sum(allocated.sizes) < 1.25 * outputs.numel()
+
+
+@pytest.mark.parametrize("net_type", NETWORKS)
+def test_a_state_does_not_keep_the_sequence_alive(net_type):
+    layer = new(net_type)
+    for part in parts(layer(randn(50, 3, 2))[1]):
+        assert part.untyped_storage().nbytes() < 10 * part.nbytes
+
+
+def test_vanished_gradients_become_zero_not_denormal():
+    layer = new("RNN-sigmoid", inputs=1, units=8, dtype=torch.float32)
+    x = randn(300, 4, 1, seed=1, dtype=torch.float32).requires_grad_()
+    layer(x)[1].sum().backward()
+    gradient = x.grad.abs()
+    assert gradient[-1].max() > 1e-4 and gradient[0].max() == 0
+    assert gradient[gradient > 0].min() > 1e-35
+
+
+# One layer for each autograd function of this project.
+@pytest.mark.parametrize("key", ["RNN-gamma2", "RNN-ReLU", "ANRU", "EURNN"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_and_infinity_propagate(key, bad):
+    layer, x = build(key), randn(4, 3, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x)[0][-1].sum() * bad, x)
+    assert not gradient[0].isfinite().all()

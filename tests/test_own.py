@@ -14,14 +14,13 @@ from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse, report, runs
 from tests import copy_memory_task
 from tests.conftest import REPOSITORY, TOY, rows
+from tests.toy_runs import OF_PAGE
 from Training import datasets, once, sweep
 from Training.datasets import load_pixels
 from Training.run_directory import Run
 
 SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 SCRIPT = str(REPOSITORY / SMNIST)
-FEW = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
-FEW += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
 
 
 class MGU(RecurrentLayer):
@@ -52,15 +51,12 @@ class MGU(RecurrentLayer):
 
 def analyse_and_draw():
     """The panels of the runs below SavedModels, analysed and drawn."""
-    assert analyse.main(["report", "SavedModels", "--set", *FEW]) == 0
+    assert analyse.main(["report", "SavedModels", "--set", *OF_PAGE]) == 0
     assert report.main(["SavedModels"]) == 0
     return [report.gather(run) for _, run in runs.load("SavedModels").iterrows()]
 
 
-# A network and an activation
-
-
-def test_a_network_needs_one_line(call, in_this_process, monkeypatch):
+def test_a_network_and_an_activation_need_one_line(call, in_this_process, monkeypatch):
     monkeypatch.setitem(NETWORKS, "MGU", MGU)
     flags = [*TOY[SMNIST], "--net-type", "MGU", "--rinit", "cayley", "--epochs", 2]
     assert sweep.main([SCRIPT, "--seed", "1", "2", "--", *map(str, flags)]) == 0
@@ -78,17 +74,11 @@ def test_a_network_needs_one_line(call, in_this_process, monkeypatch):
     for panels in analyse_and_draw():
         assert {"accuracy", "lyapunov", "norm", "sin", "step"} <= panels.keys()
         assert "spectrum" not in panels  # it has no recurrent_matrix
-    assert load_model(path)[0].rnn.trace(torch.rand(5, 2, 1))[2]["h"].shape == (5, 2, 8)
-    assert call(PTB, *TOY[PTB], "--net-type", "MGU", "--epochs", 1)[0] == 0
-
-
-def test_an_activation_needs_its_function_alone(call, monkeypatch):
+    outputs, _, traced = load_model(path)[0].rnn.trace(torch.rand(5, 2, 1))
+    assert outputs.shape == (5, 2, 8) and torch.equal(traced["h"], outputs)
     monkeypatch.setitem(NONLINEARITIES, "softsign", Activation(nn.functional.softsign))
-    for script in (SMNIST, PTB):
-        assert call(script, *TOY[script], "--nonlin", "softsign", "--epochs", 1)[0] == 0
-
-
-# Data
+    for flags in (["--net-type", "MGU"], ["--nonlin", "softsign"]):
+        assert call(PTB, *TOY[PTB], *flags, "--epochs", 1)[0] == 0
 
 
 def save_sequences(path, samples=60, **arrays):
@@ -108,10 +98,8 @@ def test_sequences_in_a_file_are_trained_on(call, tmp_path):
         assert call(SMNIST, *flags, "--data", path)[0] == 0
     table = runs.load("SavedModels")
     assert list(table["task"]) == ["psRamps", "psOther"] and table["chance"].eq(1 / 3).all()
-    run, (args, _) = (
-        Run(table["path"][0]),
-        sMNIST_task.parse([*map(str, flags), "--data", str(first)]),
-    )
+    run, words = Run(table["path"][0]), [*flags, "--data", first]
+    args, _ = sMNIST_task.parse(list(map(str, words)))
     assert run.config["model"]["classes"] == 3 and run.config["model"]["inputs"] == 2
     assert once.identity_of(args) == run.identity
     for path in (first, second):
@@ -188,13 +176,9 @@ def test_a_text_of_ones_own_is_trained_on_and_written(call, tmp_path):
     assert call(PTB, *flags)[0] == 0 and runs.load("SavedModels")["task"].tolist() == ["songs"]
     tested = ["--test", "--limit-batches", 3, "--sample", 80]
     written = [call(PTB, *tested)[1].split("\n", 2)[2] for _ in range(2)]
-    assert written[0] == written[1] and len(written[0]) == 81
-    assert set(written[0]) == set("alu \n")
+    assert written[0] == written[1] and len(written[0]) == 81 and set(written[0]) == set("alu \n")
     code, _, err = call(PTB, "--sample", 3)
     assert code == 2 and "--sample: requires --test" in err
-
-
-# A task
 
 
 def test_a_task_is_one_script(in_this_process, tmp_path, monkeypatch):

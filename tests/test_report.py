@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from Postprocessing import analyse, plots, report, runs
-from tests.toy_runs import train
+from tests.toy_runs import OF_PAGE, train
 from Training import datasets
 from Training.run_directory import RunError
 
@@ -21,8 +21,6 @@ TRAINED = {
     "LSTM": (SMNIST, "-p --net-type LSTM --seed 401"),
     "homogeneous": (PTB, "--nonlin gamma"),
 }
-FEW = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
-FEW += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def table(tmp_path_factory):
         patch.setitem(datasets.TEXT_SETS, "pydoc", functools.cache(datasets.TEXT_SETS["pydoc"]))
         for name, (script, flags) in TRAINED.items():
             train(root / name, script, "--epochs", "2", *flags.split())
-        assert analyse.main(["report", str(root), "--set", *FEW]) == 0
+        assert analyse.main(["report", str(root), "--set", *OF_PAGE]) == 0
         yield runs.load(root).set_index("network", drop=False).rename_axis(None)
 
 
@@ -87,6 +85,7 @@ def test_every_applicable_panel_has_ink_and_a_title(table, names):
     assert min(ink(figure)) > 0.002
     caption = figure.get_supxlabel()
     assert caption.count("\n") <= 2 and "8 units; 2 epochs; seed 40" in caption
+    assert figure.texts[-1].get_window_extent().x1 < figure.bbox.x1
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[-4:] == ["validation", "training", "test", "chance"]
@@ -137,7 +136,7 @@ def copied(table, tmp_path):
     return copy
 
 
-def test_the_command_names_what_is_not_computed_and_saves_the_page(copied, tmp_path, capsys):
+def test_the_command_saves_the_page_and_names_what_is_missing(copied, tmp_path, capsys, error_of):
     path = copied("analysis")
     flags = ["--output", str(tmp_path / "a.page.png")]
     assert report.main([str(path), *flags]) == 0
@@ -149,29 +148,18 @@ def test_the_command_names_what_is_not_computed_and_saves_the_page(copied, tmp_p
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].is_file()
     assert set(report.gather(runs.load(path).iloc[0])) == LEARNING | {"n", "s"}
     (path / "metrics.csv").unlink()
-    with pytest.raises(SystemExit):
-        report.main([str(path), *flags])
-    assert f"{path}: has no epoch yet" in capsys.readouterr().err
+    assert f"{path}: has no epoch yet" in error_of(report.main, path, *flags)
 
 
-def test_a_stale_analysis_is_a_one_line_error(copied, capsys):
-    path = copied("e_1.*")
-    with pytest.raises(SystemExit):
-        report.main([str(path)])
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "lyapunov.npz: stale, computed from other" in message
-
-
-def test_runs_that_do_not_fit_on_a_page_are_rejected(table, tmp_path, capsys):
+def test_runs_that_cannot_be_drawn_are_a_one_line_error(table, copied, tmp_path, error_of):
     root = Path(table["path"].iloc[0]).parents[4]
     for words, reason in (
         ([root], "a page has runs of one task, got psDigits, pydoc"),
-        ([tmp_path], "no runs at or below"),
+        ([tmp_path / "empty"], "no runs at or below"),
         ([root, "--where", "lr > 1"], "argument --where: lr > 1: no run matches"),
+        ([copied("e_1.*")], "lyapunov.npz: stale, computed from other"),
     ):
-        with pytest.raises(SystemExit):
-            report.main(list(map(str, words)))
-        assert reason in capsys.readouterr().err
+        assert reason in error_of(report.main, *words)
     many = len(plots.PALETTE)
     with pytest.raises(RunError, match=f"at most {many} runs fit on a page, got {many + 1}"):
         report.colours_of(["LSTM"] * (many + 1))

@@ -1,6 +1,5 @@
 """Run directories: names, whole files, tables, locks, and which of several runs counts."""
 
-import json
 import os
 from pathlib import Path
 
@@ -25,11 +24,15 @@ def test_the_name_tells_the_settings_apart():
     assert name(net_type="ANRU", lr=0.001, transform_ratio=0.5) == "ANRU_lr0.001_p0.5_hs4"
 
 
-def test_every_run_has_its_own_directory(tmp_path):
+def test_every_run_has_its_own_directory_and_a_config(tmp_path):
     paths = [create_run(tmp_path).path for _ in range(3)]
     assert [path.parent for path in paths] == [tmp_path / "task" / "400" / name()] * 3
     date = paths[0].name
     assert [path.name for path in paths] == [date, f"{date}--1", f"{date}--2"]
+    config = Run(paths[0]).config
+    assert config["started"].endswith("+00:00") and len(config["code"]) == 16
+    assert config["task"] == "task" and config["data"] == {"a": "1"}
+    assert "resume" not in config["arguments"] and config["arguments"]["seed"] == 400
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="file/task/400"):
         create_run(tmp_path / "file")
@@ -80,16 +83,13 @@ def finish(run):
     run.finish()
 
 
-def started(run, time):
-    run.config["started"] = time
-    run.write_config()
-
-
 def test_complete_runs_come_first_then_the_newest(tmp_path, capsys):
     tokyo, berlin, complete = (create_run(tmp_path) for _ in range(3))
-    started(tokyo, "2026-11-01T08:00:00+09:00")  # two hours before the next
-    started(berlin, "2026-11-01T02:00:00+01:00")
-    started(complete, "2020-01-01T00:00:00+00:00")
+    tokyo.config["started"] = "2026-11-01T08:00:00+09:00"  # two hours before the next
+    berlin.config["started"] = "2026-11-01T02:00:00+01:00"
+    complete.config["started"] = "2020-01-01T00:00:00+00:00"
+    for run in (tokyo, berlin):
+        run.write_config()
     finish(complete)
     for folder, content in (("foreign", "[1]"), ("torn", '{"script": "ta')):
         (tmp_path / folder).mkdir()
@@ -154,10 +154,3 @@ def test_files_of_absurd_kind_or_size_are_refused(tmp_path):
         read_text(tmp_path / "large")
     with pytest.raises(RunError, match="no such file"):
         Run(tmp_path)
-
-
-def test_the_config_holds_utc_commit_and_code(tmp_path):
-    config = json.loads((create_run(tmp_path).path / "config.json").read_text())
-    assert config["started"].endswith("+00:00") and len(config["code"]) == 16
-    assert config["task"] == "task" and config["data"] == {"a": "1"}
-    assert "resume" not in config["arguments"] and config["arguments"]["seed"] == 400

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from NetworkCreation.checkpoints import LAST
-from tests import conftest
+from tests.conftest import REPOSITORY, rows
+from tests.conftest import TOY as TOYS
 from tests.forks import Fork, dask, wait_for
+from tests.test_scripts import metrics
 from Training import datasets, once, sweep, workers
 from Training.run_directory import LOCK, RunBusy, find_runs, take_lock
 
-SCRIPT = str(conftest.REPOSITORY / "sMNIST_task.py")
-PTB = str(conftest.REPOSITORY / "PTB_task.py")
+SCRIPT, PTB = str(REPOSITORY / "sMNIST_task.py"), str(REPOSITORY / "PTB_task.py")
 TOY = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
 ONE, TWO, THREE = ([*TOY, "--epochs", number] for number in "123")
 
@@ -51,15 +52,8 @@ def back_to_start(run):
     (run.path / LAST).write_bytes((run.path / "e_0.pth.tar").read_bytes())
 
 
-def without_times(run):
-    return [{**row, "seconds": None} for row in conftest.rows(run, "metrics.csv")]
-
-
 def log(run):
     return (run.path / "log.txt").read_text()
-
-
-# Which runs
 
 
 def test_every_combination_is_trained_once(folder, in_this_process, capsys):
@@ -77,21 +71,20 @@ def test_every_combination_is_trained_once(folder, in_this_process, capsys):
     assert all(path.stat().st_mtime_ns == before for path, before in files.items())
 
 
-def test_other_data_make_another_run(folder, in_this_process, capsys):
+def test_other_data_make_another_run(folder, in_this_process, capsys, error_of):
     for place, symbol in {"A": "a", "B": "b", "copy of A": "a"}.items():
         (folder / place / "pennchar").mkdir(parents=True)
         for name in datasets.PENNCHAR_SHA256:
             (folder / place / "pennchar" / name).write_text(f"{symbol} _ c\n" * 200)
-    flags = [*conftest.TOY["PTB_task.py"][2:], "--any-corpus", "--epochs", "1"]
+    flags = [*TOYS["PTB_task.py"][2:], "--any-corpus", "--epochs", "1"]
     assert once.main([PTB, *flags, "--data", "A"]) == 0
     assert call("--data", "A", "B", "--", *flags, script=PTB) == 0
     assert len(find_runs("SavedModels")) == 2
     capsys.readouterr()
     assert once.main([PTB, *flags, "--data", "copy of A"]) == 0
     assert "already finished" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        call("--data", "A", "copy of A", "--", *flags, script=PTB)
-    assert "--data A and --data 'copy of A' are the same run" in capsys.readouterr().err
+    error = error_of(sweep.main, PTB, "--data", "A", "copy of A", "--", *flags)
+    assert "--data A and --data 'copy of A' are the same run" in error
 
 
 @pytest.mark.parametrize(
@@ -109,19 +102,15 @@ def test_other_data_make_another_run(folder, in_this_process, capsys):
         (["--jobs", "2", "--scheduler", "a:1", "--gain", "1"], "--scheduler: not allowed with"),
     ],
 )
-def test_a_mistake_is_a_one_line_error_before_any_run(folder, capsys, words, message):
-    with pytest.raises(SystemExit) as exit:
-        call(*words)
-    err = capsys.readouterr().err
-    assert exit.value.code == 2 and message in err and err.count("\n") == 1
+def test_a_mistake_is_a_one_line_error_before_any_run(folder, error_of, words, message):
+    assert message in error_of(sweep.main, SCRIPT, *words)
     assert not list(folder.iterdir())
 
 
-def test_a_file_that_is_no_script_and_a_folder_that_cannot_be_written(folder, capsys):
+def test_a_file_that_is_no_script_and_a_folder_that_cannot_be_written(folder, capsys, error_of):
     for script in ("README.md", "absent_task.py", "tests/conftest.py"):
-        with pytest.raises(SystemExit):
-            call("--gain", "1", script=str(conftest.REPOSITORY / script))
-        assert f"{script} is not a task script" in capsys.readouterr().err
+        error = error_of(sweep.main, REPOSITORY / script, "--gain", "1")
+        assert f"{script} is not a task script" in error
     assert call("--seed", "1", "--", "--test") == 1
     assert "--test and --resume do not train a new run" in capsys.readouterr().err
     (folder / "file").touch()
@@ -142,14 +131,11 @@ def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
     assert capsys.readouterr().out == "" and len(saved()) == 2
 
 
-# Runs that were stopped, damaged, or are trained elsewhere
-
-
 def test_an_incomplete_run_is_resumed_and_its_warning_is_passed_on(folder, in_this_process, capsys):
     words = ["--seed", "1", "--", *TWO, "--save-dir=-x"]
     assert call(*words) == 0
     run = saved("-x")[1]
-    rows = without_times(run)
+    rows = metrics(run.path)
     back_to_start(run)
     run.config["code"] = "other"
     run.write_config()
@@ -157,23 +143,22 @@ def test_an_incomplete_run_is_resumed_and_its_warning_is_passed_on(folder, in_th
     assert call(*words, "--data", "elsewhere", "--note", "moved", "--no-cuda") == 0
     run = saved("-x")[1]
     assert run.complete and run.config["arguments"].items() >= changed.items()
-    assert "resumed after 0 epochs" in log(run) and without_times(run) == rows
+    assert "resumed after 0 epochs" in log(run) and metrics(run.path) == rows
     command, warning = capsys.readouterr().err.splitlines()
     assert command.startswith(f"{SCRIPT} --seed 1 ")
     assert warning.startswith("    warning: this run was begun with other code")
 
 
-def test_a_lost_checkpoint_and_lost_results_are_made_again(folder, in_this_process, capsys):
+def test_a_lost_checkpoint_and_lost_results_are_made_again(folder, in_this_process):
     assert call("--seed", "1", "--", *ONE) == 0
     run = saved()[1]
-    rows = without_times(run)
-    tests = conftest.rows(run, "test_results.csv")
+    epochs, tests = metrics(run.path), rows(run, "test_results.csv")
     (run.path / "e_1.pth.tar").unlink()
     assert call("--seed", "1", "--", *ONE) == 0
-    assert saved()[1].complete and without_times(run) == rows
+    assert saved()[1].complete and metrics(run.path) == epochs
     (run.path / "test_results.csv").unlink()
     assert call("--seed", "1", "--", *ONE) == 0
-    assert saved()[1].complete and conftest.rows(run, "test_results.csv") == tests
+    assert saved()[1].complete and rows(run, "test_results.csv") == tests
 
 
 def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process, capsys):
@@ -184,22 +169,18 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_pro
     assert [r.config["arguments"]["lr"] for r in find_runs("SavedModels") if r.complete] == [1e-3]
 
 
-@pytest.mark.parametrize("held", ["the combination's", "the run's"])
-def test_a_run_locked_by_another_process_is_left_to_it(folder, in_this_process, capsys, held):
+def test_a_run_locked_by_another_process_is_left_to_it(folder, in_this_process, capsys):
     assert call("--seed", "1", "--", *TWO) == 0
     run = saved()[1]
     back_to_start(run)
-    (path,) = [run.path / LOCK] if held == "the run's" else Path("SavedModels/.sweep").iterdir()
-    lock = take_lock(path)
-    capsys.readouterr()
-    assert call("--seed", "1", "2", "--", *TWO) == 0
-    assert capsys.readouterr().out == "2 runs: 1 finished, 1 being trained elsewhere\n"
-    assert once.main([SCRIPT, "--seed", "1", *TWO]) == os.EX_TEMPFAIL
-    assert saved()[2].complete and not saved()[1].complete
-    lock.release()
-
-
-# Processes
+    for path in (*Path("SavedModels/.sweep").iterdir(), run.path / LOCK):
+        lock = take_lock(path)
+        capsys.readouterr()
+        assert call("--seed", "1", "2", "--", *TWO) == 0
+        assert capsys.readouterr().out == "2 runs: 1 finished, 1 being trained elsewhere\n"
+        assert once.main([SCRIPT, "--seed", "1", *TWO]) == os.EX_TEMPFAIL
+        assert saved()[2].complete and not saved()[1].complete
+        lock.release()
 
 
 def test_each_run_has_its_own_gpu(folder, monkeypatch):
@@ -228,6 +209,11 @@ def test_each_run_has_its_own_gpu(folder, monkeypatch):
     assert started[8:] == [("none", 1)] * 4
 
 
+def test_a_run_in_its_own_process_reports_its_error():
+    code, out = workers.run_in_subprocess([SCRIPT, "--nhdi", "1"], lambda: False, 1, REPOSITORY)
+    assert code == 2 and out.endswith("unrecognized argument --nhdi: did you mean --nhid?\n")
+
+
 def is_free(run):
     with contextlib.suppress(RunBusy):
         return bool(take_lock(run.path / LOCK))  # which releases it at once
@@ -236,7 +222,7 @@ def is_free(run):
 def epochs_of(seed):
     """The number of epochs that the run with this seed has finished."""
     run = saved().get(seed)
-    return 0 if run is None else len(conftest.rows(run, "metrics.csv"))
+    return 0 if run is None else len(rows(run, "metrics.csv"))
 
 
 def hold(folder, seeds):
@@ -264,15 +250,6 @@ def test_a_stopped_sweep_is_resumed(folder, in_this_process):
     assert len(saved()) == 2 and all(run.complete for run in saved().values())
 
 
-def test_a_run_in_its_own_process_reports_its_error():
-    words = [SCRIPT, "--nhdi", "1"]
-    code, out = workers.run_in_subprocess(words, lambda: False, 1, workers.REPOSITORY)
-    assert code == 2 and out.endswith("unrecognized argument --nhdi: did you mean --nhid?\n")
-
-
-# On a Dask cluster
-
-
 def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder):
     class KilledWorker(Exception):
         """Named as that of `distributed`."""
@@ -294,27 +271,23 @@ def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder)
     assert len(submitted) == 4
 
 
-def test_a_lost_scheduler_or_a_file_in_the_way_is_named(folder, monkeypatch, capsys):
+def test_a_lost_scheduler_or_a_missing_folder_or_package_is_named(folder, monkeypatch, capsys):
     @contextlib.contextmanager
     def lost(address, folders):
         future = Future()
         future.set_exception(CancelledError())
         yield lambda words: future
 
-    monkeypatch.setattr(workers, "cluster", lost)
     words = ["--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE]
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert call(*words) == 1
+    assert "pip install distributed" in (err := capsys.readouterr().err) and err.count("\n") == 1
+    monkeypatch.setattr(workers, "cluster", lost)
     assert call(*words) == 1
     assert "error: lost the connection" in capsys.readouterr().err
     (folder / "file").touch()
     assert call(*words, "--save-dir", "file/runs") == 1
     assert "error: " in (err := capsys.readouterr().err) and "--scheduler" not in err
-
-
-def test_without_distributed_a_one_line_error_says_what_to_install(folder, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    assert call("--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE) == 1
-    err = capsys.readouterr().err
-    assert "pip install distributed" in err and err.count("\n") == 1
 
 
 @pytest.fixture
@@ -366,4 +339,4 @@ def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(cluster,
     assert all(run.complete for run in saved().values())
     assert "resumed after" in log(saved()[lost]) + log(saved()[other])
     assert once.main([SCRIPT, "--seed", str(lost), *THREE, "--save-dir", "undisturbed"]) == 0
-    assert without_times(saved("undisturbed")[lost]) == without_times(saved()[lost])
+    assert metrics(saved("undisturbed")[lost].path) == metrics(saved()[lost].path)

@@ -9,10 +9,9 @@ import pytest
 import PTB_task
 import sMNIST_task
 from Postprocessing import analyse
-from tests.conftest import TOY
+from tests.conftest import MAINS, TOY, only_run_below
 from Training import datasets
 
-MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
 COMMON = "--nhid=8 --lr=1e-2 --epochs=2 --save-freq=1"
 TASKS = {
     "psDigits": (sMNIST_task, "--dataset=digits -p --batch=20"),
@@ -21,7 +20,9 @@ TASKS = {
 SETTINGS = ["--nonlin=gamma --no-learn_params", "--nonlin=gamma", "--nonlin=gamma2"]
 CELLS = ["--n=1 --s=0", "--n=5 --s=0.5"]  # a grid of 2 n × 2 s without two of its cells
 NETWORKS = {"psDigits": ["--net-type=ANRU", "--nonlin=ReLU"], "pydoc": ["--net-type=ANRU"]}
-# Small settings of regularization, and of the analyses.
+# Small settings of the analyses of a run's page, of regularization, and of the others.
+OF_PAGE = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
+OF_PAGE += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
 FEW = {"steps": 50, "streams": 3, "draws": 1, "sizes": [0, 5]}
 SMALL = ["robustness.amplitudes=[0,1]", "robustness.samples=50", "lyapunov.steps=16"]
 SMALL += ["jacobian.sequences=1", "jacobian.times=2", "mutual_information.samples=50"]
@@ -41,8 +42,7 @@ def train(folder, script, *flags):
     """Trains a run of the size of `TOY`, the only one below a new folder; returns its path."""
     words = [*TOY[script], "--epochs", "1", *flags, "--save-dir", str(folder)]
     assert MAINS[script](words) == 0
-    (config,) = folder.rglob("config.json")
-    return config.parent
+    return only_run_below(folder)
 
 
 def few_images(load):
