@@ -93,6 +93,11 @@ def cluster(address, folders):
                 if not os.path.isdir(folder):
                     raise FileNotFoundError(f"worker {worker.address} has no {folder}")
             await worker.set_resources(**RESOURCE)
+            # The scheduler does not give waiting runs to a worker that gets a resource, but to one
+            # that begins to run.
+            if worker.status == distributed.Status.running:
+                worker.status = distributed.Status.paused
+                worker.status = distributed.Status.running
 
     def train(words):
         """Trains a run on a worker, until the task is cancelled or the sweep is gone."""

@@ -292,25 +292,46 @@ def test_a_lost_scheduler_or_a_missing_folder_or_package_is_named(folder, monkey
 
 @pytest.fixture
 def cluster(folder):
-    """The address of a scheduler, and its two single-threaded worker processes."""
-    distributed = pytest.importorskip("distributed")
+    """The address of a scheduler, and a function that starts a single-threaded worker process."""
+    pytest.importorskip("distributed")
     file = folder / "scheduler.json"
     options = ("--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard")
     started = [Fork(dask, "scheduler", *options, "--port", "0")]
     wait_for(lambda: file.exists() and file.stat().st_size, *started)
-    options += ("--nthreads", "1", "--no-nanny")
-    started += [Fork(dask, "worker", *options) for _ in range(2)]
-    address = json.loads(file.read_text())["address"]
-    with distributed.Client(address) as client:
-        client.wait_for_workers(2, timeout=240)
-    yield address, started[1:]
+
+    def start_worker():
+        started.append(Fork(dask, "worker", *options, "--nthreads", "1", "--no-nanny"))
+        return started[-1]
+
+    yield json.loads(file.read_text())["address"], start_worker
     for process in started:
         process.send_signal(signal.SIGKILL)
         process.finish()
 
 
+def test_a_run_that_waits_for_a_worker_gets_the_first_that_joins(cluster, folder):
+    distributed = pytest.importorskip("distributed")
+    address, start_worker = cluster
+    words = [SCRIPT, "--scheduler", address, "--seed", "1", "--", *ONE, "--no-cuda"]
+    process = Fork(sweep.main, words, folder=folder)
+    with distributed.Client(address) as client:
+
+        def waiting():
+            return client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.unrunnable))
+
+        wait_for(lambda: waiting() == 1, process)
+        worker = start_worker()
+        wait_for(lambda: waiting() == 0, process, worker)
+    code, out, err = process.finish()
+    assert code == 0 and "1 runs: 1 finished" in out, err
+
+
 def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(cluster, folder):
-    address, started = cluster
+    distributed = pytest.importorskip("distributed")
+    address, start_worker = cluster
+    started = [start_worker(), start_worker()]
+    with distributed.Client(address) as client:
+        client.wait_for_workers(2, timeout=240)
     words = [SCRIPT, "--scheduler", address, "--seed", *"1234", "--", *THREE, "--no-cuda"]
     with (
         pytest.raises(FileNotFoundError, match="has no /dev/null/absent"),
