@@ -284,7 +284,7 @@ class Trainer:
         return self
 
     def __exit__(self, kind, error, traceback):
-        self._restore_handlers()
+        self._scoring = False  # from here on a signal waits
         path = shlex.quote(str(self.run.path))
         try:
             if isinstance(error, Interrupted):
@@ -305,17 +305,17 @@ class Trainer:
         finally:
             self.events.close()
             self.run.close()
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def _handle(self, signum, frame):
         self._signum = signum
-        self._restore_handlers()  # a second signal has its default effect
+        # A second Ctrl-C has its default effect. A second SIGTERM is ignored: at the end of a job,
+        # a batch system may send one to the run and one to its parent, which passes it on.
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
         if self._scoring:
+            self._scoring = False
             self._heed_signal()
-
-    def _restore_handlers(self):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
     def _heed_signal(self):
         if self._signum is not None:

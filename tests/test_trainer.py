@@ -279,6 +279,26 @@ def test_a_signal_interrupts_the_evaluation_at_once(tmp_path):
     assert [row["epoch"] for row in rows(run, "metrics.csv")] == ["1", "2"]
 
 
+@pytest.mark.parametrize("scoring", [False, True])
+def test_a_second_sigterm_does_not_stop_the_first_from_saving(tmp_path, monkeypatch, scoring):
+    trainer, before, save = linear_trainer(tmp_path), signal.getsignal(signal.SIGTERM), Run.save
+
+    def save_during_another(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)
+
+    with pytest.raises(Interrupted), trainer:
+        for _ in trainer.epochs():
+            monkeypatch.setattr(Run, "save", save_during_another)
+            for _ in trainer.batches(BATCHES):
+                if not scoring:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                update(trainer)
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert last(trainer.run)["batch"] == (len(BATCHES) if scoring else 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def classifier(root, net_type, lr=1e-3, dtype=torch.float32, optimizer=Adam, units=4, **layer):
     """A trainer of a small pixel classifier."""
     spec = {"task": "pixels", "net_type": net_type, "hidden_size": units, "classes": 10}
