@@ -43,7 +43,7 @@ SHORT = {
     "tensorboard": (["--inspect"], "loss/train"),
 }
 SET_UP = ("venv", ".", "pip")  # make the environment
-UNPARSED = (*SET_UP, "git", "jupyter", "sbatch", "timeit")
+UNPARSED = (*SET_UP, "git", "jupyter", "sbatch", "flock", "timeit")
 OTHERS = [
     "Training/CLUSTER",
     "Training/EXTENDING",
@@ -85,6 +85,7 @@ def commands(path):
             continue
         if not start.match(inline) or inline.endswith("-m Training.sweep"):  # only names it
             inline = ""
+        block = re.sub(r"(?s)<<'(\w+)'\n.*\n\1\n", "", block)  # a job's script
         for line in [*block.splitlines(), inline]:
             variables.update(re.findall(r'\b(\w+)="(.*?)"', line))
             line = string.Template(line).safe_substitute(variables)
