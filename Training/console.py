@@ -111,3 +111,6 @@ class Progress(tqdm):
             minute = dict.fromkeys(("delay", "mininterval", "maxinterval"), 60)
             options |= {"file": _Lines(), "leave": False, "ascii": True, **minute}
         super().__init__(*arguments, **options)
+
+    def __del__(self):
+        """Closes nothing: a signal may have ended `__init__` before there was a bar to close."""

@@ -38,6 +38,11 @@ SHORT = {
     "Postprocessing.analyse": (["--set", *SMALL], r": \d+ computed\n"),
     "Postprocessing.results": ([], "The grid has 18 comparisons"),
     "tests.benchmarks.paper_start": (["--limit-batches=1"], "validation: loss"),
+    "tests.benchmarks.run_time": (
+        ["--limit-batches=2", "--command=sMNIST_task.py --dataset digits --nhid 8"],
+        r"\| \d+\.\d \|",
+    ),
+    "tests.benchmarks.step_time": (["--help"], "--paper"),
     "pytest": (["--version"], "pytest"),
     "jupyter": (["--show-config"], "Postprocessing"),
     "tensorboard": (["--inspect"], "loss/train"),
