@@ -247,12 +247,11 @@ def later_study():
         values[f"λ₁, frozen − adaptive, ξ = {xi}"] = paired.dropna()
     values |= {f"range of λ₁ over ξ, {pair}": paired for pair, paired in anru_ranges().items()}
     tests = comparison.t_tests(values)
-    compared = tests.index.str.contains(" − ")  # α is not compared with 0
-    p = pd.Series(comparison.holm(tests["p"].where(compared)), tests.index)
+    p = comparison.holm(tests["p"].where(tests.index.str.contains(" − ")))  # not of α itself
     text = {
         "mean ± half the 95 % t interval": [*map(interval, tests["mean"], tests["half"])],
         "seeds": tests["seeds"].map(str),
-        "p (Holm)": p.map("{:.2f}".format, na_action="ignore").fillna(""),
+        "p (Holm)": pd.Series(p, tests.index).map("{:.2f}".format, na_action="ignore").fillna(""),
     }
     return markdown(pd.DataFrame(text, tests.index).rename_axis("ANRU"))
 
