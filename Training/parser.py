@@ -120,6 +120,16 @@ class Parser(argparse.ArgumentParser):
         """Whether a word is a flag rather than a value such as -1."""
         return word.startswith("-") and not self._negative_number_matcher.match(word)
 
+    def repeated(self, words):
+        """The first flag among these words that was set before, under any name; else None."""
+        seen = set()
+        for word in words:
+            action = self._option_string_actions.get(self._spelling(word).split("=")[0])
+            if action in seen:
+                return word.split("=")[0]
+            seen |= {action} - {None}
+        return None
+
 
 def _suggestion(name, names, cutoff=0.6):
     near = difflib.get_close_matches(name, names, 1, cutoff)

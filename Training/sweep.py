@@ -55,6 +55,8 @@ def combinations(parser, script, lists, common):
     rejects one of them, or if two combinations are the same run.
     """
     runs = {}
+    if flag := script["make_parser"]().repeated([*(flag for flag, _ in lists), *common]):
+        parser.error(f"argument {flag}: given twice")
     pairs = ([(flag, value) for value in values] for flag, values in lists)
     for choice in itertools.product(*pairs):
         own = [word for pair in choice for word in pair]
