@@ -155,10 +155,7 @@ def error_of(capsys):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Replaces `workers.processes`: trains one run after the other in this process.
-
-    Returns the exit codes.
-    """
+    """Replaces `workers.processes`: trains runs one by one in this process; their exit codes."""
     codes = []
 
     def submit(words):

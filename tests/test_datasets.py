@@ -21,13 +21,9 @@ from Training.datasets import checksums_of, columns, load_pixels, load_text, win
 from Training.transforms import TEST_TRANSFORMS, random_sine, sine, step_drive, step_window
 
 
-def sizes(data):
-    return [len(part) for part in (data.train, data.validation, data.test)]
-
-
 def test_digits_are_permuted_and_split_by_seed():
     data = load_pixels("digits", "absent", seed=3, permute=True)
-    assert sizes(data) == [1297, 250, 250]
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [1297, 250, 250]
     random = np.random.RandomState(3)
     permutation, order = random.permutation(64), random.permutation(1797)
     digits = load_digits()
@@ -44,8 +40,8 @@ def test_digits_are_permuted_and_split_by_seed():
 def test_mnist_is_permuted_and_split_by_seed():
     root = data_root("mnist")
     data = load_pixels("mnist", root, seed=400, permute=True)
-    assert sizes(data) == [50000, 10000, 10000] and data.steps == 784
-    assert data.checksums == datasets.MNIST_SHA256
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [50000, 10**4, 10**4]
+    assert data.steps == 784 and data.checksums == datasets.MNIST_SHA256
     random = np.random.RandomState(400)
     permutation, order = random.permutation(784), random.permutation(60000)
     images, labels, _, test_labels = (

@@ -1,6 +1,7 @@
 """A few rounds of `tests.faults`, single faults, and no unpickling in the project."""
 
 import re
+from pathlib import Path
 
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
@@ -74,6 +75,20 @@ def test_a_run_killed_before_its_first_checkpoint(call, only_run, monkeypatch):
     (torn / LAST).unlink()
     code, _, err = call(script, "--resume", torn)  # would overwrite its metrics
     assert code == 1 and "last.pth.tar" in err and len(metrics(torn)) == 1
+
+
+def test_a_moved_directory_is_not_made_again(call, monkeypatch):
+    script, save = "sMNIST_task.py", Run.save
+
+    def move_and_save(run, name, checkpoint):
+        if name == "e_1.pth.tar":
+            run.path.rename("moved")
+        save(run, name, checkpoint)
+
+    monkeypatch.setattr(Run, "save", move_and_save)
+    code, _, err = call(script, *TOY[script], "--epochs", 1)
+    assert code == 1 and err.count("\n") == 1 and "cannot be written" in err
+    assert not list(Path("SavedModels").rglob("*.tar"))
 
 
 @pytest.mark.parametrize("method", ["write_event", "flush"])

@@ -16,16 +16,15 @@ import pytest
 import torch
 
 from NetworkCreation.checkpoints import LAST
-from tests.conftest import REPOSITORY, rows
-from tests.conftest import TOY as TOYS
+from tests.conftest import REPOSITORY, TOY, rows
 from tests.forks import Fork, dask, wait_for
 from tests.test_scripts import metrics
 from Training import datasets, once, sweep, workers
 from Training.run_directory import LOCK, RunBusy, find_runs, take_lock
 
 SCRIPT, PTB = str(REPOSITORY / "sMNIST_task.py"), str(REPOSITORY / "PTB_task.py")
-TOY = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
-ONE, TWO, THREE = ([*TOY, "--epochs", number] for number in "123")
+DIGITS = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
+ONE, TWO, THREE = ([*DIGITS, "--epochs", number] for number in "123")
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_other_data_make_another_run(folder, in_this_process, capsys, error_of):
         (folder / place / "pennchar").mkdir(parents=True)
         for name in datasets.PENNCHAR_SHA256:
             (folder / place / "pennchar" / name).write_text(f"{symbol} _ c\n" * 200)
-    flags = [*TOYS["PTB_task.py"][2:], "--any-corpus", "--epochs", "1"]
+    flags = [*TOY["PTB_task.py"][2:], "--any-corpus", "--epochs", "1"]
     assert once.main([PTB, *flags, "--data", "A"]) == 0
     assert call("--data", "A", "B", "--", *flags, script=PTB) == 0
     assert len(find_runs("SavedModels")) == 2
@@ -164,7 +163,7 @@ def test_a_lost_checkpoint_and_lost_results_are_made_again(folder, in_this_proce
 
 
 def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process, capsys):
-    assert call("--lr", "1e30", "1e-3", "--", *TOY[:-1], "9", "--epochs", "1") == 1
+    assert call("--lr", "1e30", "1e-3", "--", *DIGITS[:-1], "9", "--epochs", "1") == 1
     out = capsys.readouterr().out
     assert "2 runs: 1 finished, 1 failed\n" in out
     assert f"failed: {SCRIPT} --lr 1e30" in out and "exit code 1: stopped:" in out

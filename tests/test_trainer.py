@@ -95,10 +95,7 @@ def train(trainer, scores=SCORES, during=None, gains=None):
 
 
 def interrupted(trainer, batch, before=None, number=signal.SIGTERM, **options):
-    """Trains until a signal arrives in this batch, (epoch, batch), before whose step `before` acts.
-
-    Returns the run.
-    """
+    """Trains until a signal arrives in a batch, (epoch, batch), after before(…); the run."""
 
     def stop(trainer, epoch, number_of_batch):
         if before is not None:
@@ -261,6 +258,8 @@ def test_a_signal_waits_for_the_end_of_the_batch(tmp_path, capsys, number):
     before = signal.getsignal(number)
     run = interrupted(linear_trainer(tmp_path), (1, 2), number=number)
     assert signal.getsignal(number) is before and last(run)["batch"] == 3
+    train(linear_trainer(tmp_path, resume=run.path))
+    assert signal.getsignal(number) is before
     assert f"--resume={run.path}" in capsys.readouterr().out
 
 
