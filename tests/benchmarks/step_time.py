@@ -18,7 +18,7 @@ step). The contestants take turns, one step each, and each runs in a process of 
 A cell has the median time; the ratio of the time of `code` to it, the median over rounds, with the
 quartiles; and the peak memory of the process, on a GPU of torch's memory there. Kernels are the
 operations of a step of `code` that compute something: on a GPU each is at least one launch, and
-torch's LSTM and GRU count as one. The table is Markdown.
+torch's LSTM counts as one, and so does its GRU on a GPU. The table is Markdown.
 """
 
 import argparse
