@@ -502,6 +502,13 @@ def test_several_graphs_at_once_and_a_modified_weight(key):
             losses[0].backward()
 
 
+def test_a_compiled_layer_has_the_same_gradients():
+    layer = build("RNN-gamma2")
+    compiled = torch.compile(layer, backend="aot_eager")
+    arguments = arguments_for(layer, 3, state=False)
+    assert_close(results(compiled, layer, *arguments), results(layer, layer, *arguments))
+
+
 class Allocations(TorchDispatchMode):
     """Records the sizes of the tensors allocated by `torch.empty` and the like."""
 
