@@ -136,6 +136,16 @@ def test_a_log_line_has_the_mean_since_the_previous_one_also_after_a_resume(tmp_
     assert "batch 4/4" in (out := capsys.readouterr().out) and "loss 2.5000" in out
 
 
+def test_the_line_of_an_epoch_fits_and_aligns(tmp_path, capsys):
+    gains = {"n": torch.tensor([5.0, 6.0]), "s": torch.tensor([-0.25])}
+    for more in ({"accuracy": 1.0}, {"bits_per_character": 6.25}):
+        scores = {"train": {"loss": 2.0} | more, "validation": {"loss": 2.5} | more}
+        train(linear_trainer(tmp_path, epochs=100), scores, gains=gains)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line[:6] == "epoch "]
+        assert len(lines) == 100 and {len(line) for line in lines} == {len(lines[0])}
+        assert len(lines[0]) <= 100 and "n  5.500  s -0.250" in lines[0]
+
+
 def test_progress_is_printed_in_lines_without_a_terminal(capsys, monkeypatch):
     seconds = 0.0
     monkeypatch.setattr("tqdm.std.time", lambda: seconds)
