@@ -101,17 +101,12 @@ def passes(sequence):
     return [(first, min(first + length, steps)) for first in range(0, steps, length)]
 
 
-def rows(tensor):
-    """(..., size) as a matrix."""
-    return tensor.reshape(-1, tensor.shape[-1])
-
-
 def input_product(x, U, b, out):
     """U x + b of some steps into `out` (steps, B, units)."""
     if U.shape[1] == 1:
         torch.addcmul(b, x, U.t(), out=out)  # a matrix product with one column is slower
     else:
-        torch.addmm(b, rows(x), U.t(), out=rows(out))
+        torch.addmm(b, x.flatten(0, -2), U.t(), out=out.flatten(0, -2))
 
 
 def hidden_gradient(t, da, W, doutputs, dstate, out):
@@ -153,9 +148,9 @@ class AffineGradients:
         x, h = self.x[first:last, batch], self.outputs[max(first - 1, 0) : last - 1, batch]
         if first == 0:
             h = torch.cat([self.h[None, batch], h])
-        da = rows(da)
-        self.dU.addmm_(da.t(), rows(x))
+        da = da.flatten(0, -2)
+        self.dU.addmm_(da.t(), x.flatten(0, -2))
         self.db += da.sum(0)
-        self.dW.addmm_(da.t(), rows(h))
+        self.dW.addmm_(da.t(), h.flatten(0, -2))
         if self.dx is not None:
             self.dx[first:last, batch] = (da @ self.U).view(x.shape)
