@@ -1,6 +1,6 @@
 """Draws runs on one page: python3 -m Postprocessing.report RUN... [--where EXPRESSION]
 
-Learning curves and gradient norm; n and s during training; λ₁ and the Jacobian's norm at the kept
+Learning curves, gradient norm, learning rate, n and s; λ₁ and the Jacobian's norm at the kept
 checkpoints; robustness; for ANRU, the response of n_t, s_t and h_t to steps; and the eigenvalues of
 the recurrent matrix. Panels that do not apply, and those of a constant, are left out.
 

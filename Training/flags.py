@@ -89,14 +89,15 @@ def make_parser(script, description, datasets, **defaults):
     flag("--clip", type=positive, metavar="C", help="clip the gradient to this norm (default: off)")
     flag("--batch", "--batch_size", dest="batch_size", type=positive_int, help="batch size")
     flag("--epochs", type=positive_int, default=100, help="number of epochs")
-    flag("--limit-batches", type=positive_int, metavar="N", help="use N batches of each data set")
+    flag("--limit-batches", type=positive_int, metavar="N", help="use N batches of each data part")
     flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
 
     flag = parser.add_argument_group("data, device and files").add_argument
     data = parser.file.parent / "data"
     if datasets:
         flag("--dataset", choices=datasets, default=next(iter(datasets)), help="data set")
-        flag("--data", type=Path, default=data, metavar="DIR", help="their folder, or FILE.npz")
+        where = "folder of the data sets" + ", or FILE.npz" * ("npz" in datasets)
+        flag("--data", type=Path, default=data, metavar="DIR", help=where)
     flag("-g", "--cuda", action=switch, help="use the GPU (default: if there is one)")
     flag("--tf32", **SWITCH, help="faster, less precise products on a GPU")
     flag("--save-dir", type=Path, default=Path("SavedModels"), metavar="DIR", help="folder of runs")
@@ -115,7 +116,7 @@ def make_parser(script, description, datasets, **defaults):
     flag("--config", type=Path, metavar="FILE", help="read flags from a JSON file, {name: "
          "value}, or repeat a run from its config.json; typed flags take precedence")  # fmt: skip
     flag("--test", action="store_true", help="evaluate the test set with --checkpoint, or with "
-         "the newest complete run that has the given arguments; do not train")  # fmt: skip
+         "the newest run of the given arguments, complete if possible; do not train")  # fmt: skip
     flag("--checkpoint", type=Path, metavar="PATH", help="the checkpoint that --test evaluates")
 
     parser.set_defaults(**defaults)
