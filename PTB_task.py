@@ -15,6 +15,7 @@ Source: Geadah et al., arXiv 2006.12253; the task is that of Kerg et al., arXiv 
 
 import Training.machine  # isort: skip  # noqa: F401 — settings that torch reads when it loads
 
+import os
 import sys
 
 import torch
@@ -56,6 +57,8 @@ def parse(argv=None):
     args, given = flags.parse(parser, argv)
     if args.any_corpus and args.dataset != "ptb":
         parser.error("argument --any-corpus: applies to --dataset ptb")
+    if os.path.basename(args.save) != args.save:
+        parser.error(f"argument --save: must be a name without a folder, got {args.save}")
     if args.sample is not None and not args.test:
         parser.error("argument --sample: requires --test")
     return args, given

@@ -107,7 +107,8 @@ def main(argv=None):
                 "validation": evaluate(model, data.validation, args),
                 "validation_transformed": evaluate(model, data.validation, args, transform=sine),
             }
-            gains = model.rnn.gains(data.validation.batch(slice(0, TRACED))[0])
+            with torch.no_grad():
+                gains = model.rnn.gains(data.validation.batch(slice(0, TRACED))[0])
             tests = {}
             if trainer.keeps(epoch):
                 transform = TEST_TRANSFORMS[args.transform](data.steps)

@@ -54,11 +54,11 @@ def lyapunov_exponents(advance, state, inputs, k=1, warm_up=0, generator=None):
 def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
     """The arrays listed in the module docstring.
 
-    chains: S. draws: R. steps: of a chain, at least; whole sequences are used.
+    chains: S, at most. draws: R. steps: of a chain, at least; whole sequences are used.
     """
     leading = []
     for epoch, layer, x in trained_layers(run, chains, data, device, steps):
-        state = flatten(layer.initial_state(chains)).repeat_interleave(draws, dim=0)
+        state = flatten(layer.initial_state(x.shape[1])).repeat_interleave(draws, dim=0)
         inputs = x.repeat_interleave(draws, dim=1)  # (N, S R, I)
         length, warm_up = len(inputs), len(inputs) // 10
         bar = Progress(inputs, desc=f"epoch {epoch}", leave=False, delay=2)
@@ -67,7 +67,7 @@ def compute(run, data, device, *, chains=4, draws=3, steps=STEPS):
             exponents = lyapunov_exponents(tangent_step(layer), state, bar, 1, warm_up, generator)
         except ValueError as error:
             raise Unsuitable(f"epoch {epoch}: {error}") from error
-        leading.append(exponents.view(chains, draws).cpu().numpy())
+        leading.append(exponents.view(-1, draws).cpu().numpy())
     return {
         "epochs": np.array(list(run.kept)),
         "leading": np.stack(leading),

@@ -23,6 +23,7 @@ import torch
 from scipy.linalg import orth
 from scipy.spatial import cKDTree
 from scipy.special import digamma
+from sklearn.decomposition import PCA
 
 from Postprocessing.networks import Unsuitable, data_set, is_text, kept_model
 from Training.datasets import columns
@@ -63,13 +64,6 @@ def mutual_information(x, y, neighbours=5):
     inside = np.nextafter(distance, 0.0)
     counts = (cKDTree(part).query_ball_point(part, inside, **count) for part in (x, y))
     return float(np.log(len(x)) + np.mean(digamma(k) - sum(map(digamma, counts))))
-
-
-def principal_components(h, components):
-    """h (N, H) projected onto its leading principal components, (N, at most components)."""
-    centred = h - h.mean(axis=0)
-    directions = np.linalg.svd(centred, full_matrices=False)[2]
-    return centred @ directions[:components].T
 
 
 def gaussian_information(x, y):
@@ -143,7 +137,8 @@ def compute(run, data, device, *, samples=None, times=8, components=3, neighbour
     states = _states(kept_model(run).to(device), sequences.to(device), at)
     if not np.isfinite(states).all():
         raise Unsuitable("the states are not finite on the data set")
-    states = [_scaled(principal_components(h, components)) for h in states]
+    pca = PCA(min(components, *states[0].shape))
+    states = [_scaled(pca.fit_transform(h)) for h in states]
     pairs = [(windows(t, width), h) for t, h in zip(at, states, strict=True)]
     arrays = {
         "times": at,

@@ -110,13 +110,15 @@ def compute(run, data, device, *, sizes=SIZES, steps=1000, streams=3, draws=2):
     """The arrays listed in the module docstring; raises Diverged if a state is not finite."""
     model, layer = trained_anru(run, device)
     length = len(layer_input(run, model, 1, data))
+    since = [round(t * length / 784) for t in SINCE]
+    if len({*since}) < len(since):
+        raise Unsuitable(f"sequences of {length} steps are too short for the periods")
     onset, _ = step_window(length)
     count = streams * math.ceil((onset + steps) / length)
     x = layer_input(run, model, count, data).to(device, torch.float64)
     if x.shape[1] < count:
         raise Unsuitable(f"{streams} streams need {count} test sequences, got {x.shape[1]}")
     row = concatenated(x, streams)[: onset + steps]
-    since = [round(t * length / 784) for t in SINCE]
     arrays = {"sizes": np.array(sizes), "onset": onset, "steps": steps, "since": since}
 
     def exponents(system, first, last, desc):

@@ -171,7 +171,8 @@ def draw_steps(ax, entries, name):
         for size, amount in zip(SIZES, (0.35, 0.65, 1.0), strict=True):
             if size in lines:
                 ax.plot(lines[size], color=entry.colour, alpha=amount, linewidth=1)
-        ax.plot(lines[0.0], "--", color="0.4", linewidth=0.7)
+        if 0.0 in lines:
+            ax.plot(lines[0.0], "--", color="0.4", linewidth=0.7)
     if name == "h_t" and ax.dataLim.ymax > 100:  # h has no bound
         ax.set_yscale("symlog", linthresh=1)
     ax.set_xlabel("step $t$")
@@ -202,7 +203,7 @@ PANELS = {  # panel: title, label of the y axis, function that draws it
     "spectrum": ("recurrent matrix", "imaginary part", draw_spectrum),
 }
 NOTES = {
-    "n": "n, s: mean ± s.d. over units, and units at the end; dotted: s = 0, s = 1.",
+    "n": "n, s: mean ± s.d. over units (ANRU: and steps, images), units at the end; dotted: 0, 1.",
     "lyapunov": "λ₁: mean and range over sequences and directions. Jacobian: median and quartiles.",
     "n_t": "Steps of size 1, 5, 20 (light to dark), none (dashed).",
     "spectrum": "Eigenvalues: initial (grey) and final.",

@@ -4,12 +4,13 @@
 
 --update writes them into the two files, each between <!-- table NAME --> and <!-- end -->.
 
-The files in results hold rows of runs: settings, scores, and scalars of analyses, as from
+The files in results hold rows of runs. Those of psDigits have their settings, scores and scalars of
+analyses, as from
 
-    python3 -m Postprocessing.results --rows RUN... [--where EXPRESSION] > results/NAME.csv
+    python3 -m Postprocessing.results --rows RUN... > Postprocessing/results/NAME.csv
 
-psDigits_grid_summary holds means and intervals, because the runs behind it are gone;
-psDigits_grid.csv, with the runs of the grid, replaces it.
+psDigits_grid_summary and _settings hold means and intervals, because the runs behind them are gone;
+psDigits_grid.csv, with the runs of the grid, replaces the summary.
 """
 
 import re
@@ -105,6 +106,20 @@ def changed(table, function):
     return wide(table, "network", "change", "test", function)
 
 
+def psmnist_differences():
+    """Differences between the RNNs on psMNIST: validation accuracy by epoch, test accuracy."""
+    table = read("psMNIST_128")
+    table["epoch"] = "epoch " + table["epoch"].astype(str)
+    tests = table.dropna(subset="test").assign(epoch="test")
+    table = pd.concat([table, tests.assign(validation=tests["test"])])
+    scores = table.pivot(index="seed", columns=["network", "epoch"], values="validation")
+    pairs = (*comparison.PAIRS, ("heterogeneous", "ReLU"), ("static", "ReLU"))
+    paired = pd.concat({f"{a} − {b}": scores[a] - scores[b] for a, b in pairs}, axis=1)
+    tests = comparison.t_tests({key: values.dropna() for key, values in paired.items()})
+    tests = tests.assign(test=differences(tests)).rename_axis(["difference", "epoch"]).reset_index()
+    return markdown(wide(tests, "difference", "epoch", "test", "".join))
+
+
 def changed_digits():
     """Test accuracy on psDigits with changed inputs: a row per network, seed and change."""
     table = read("psDigits_networks")
@@ -137,10 +152,8 @@ def digits():
     """Test accuracy with changed inputs, and the differences of ANRU from the other networks."""
     means = changed(changed_digits(), lambda values: interval(*comparison.t_interval(values)))
     tests = comparison.t_tests(anru_minus_others(["change", "size"]))
-    tests["test"] = differences(tests)
-    tests.loc[tests["p_holm"] < 0.05, "test"] += " *"
-    tests = tests.rename_axis(["network", "change", "size"]).reset_index()
-    return markdown(pd.concat([means, changed(tests, "".join)]).fillna(""))
+    tests = tests.assign(test=differences(tests)).rename_axis(["network", "change", "size"])
+    return markdown(pd.concat([means, changed(tests.reset_index(), "".join)]).fillna(""))
 
 
 def interval(mean, half, sign="-"):
@@ -149,8 +162,10 @@ def interval(mean, half, sign="-"):
 
 
 def differences(tests):
-    """The intervals of differences, a list of text."""
-    return [interval(*pair, "+") for pair in zip(tests["mean"], tests["half"], strict=True)]
+    """The intervals of differences as text, with a * where the corrected p is below 0.05."""
+    texts = map(interval, tests["mean"], tests["half"], "+" * len(tests))
+    stars = tests["p_holm"].lt(0.05).map({True: " *", False: ""})
+    return pd.Series(texts, tests.index, dtype=str) + stars
 
 
 def numbered(table, name):
@@ -214,9 +229,9 @@ def correction():
     passed, resolved = (int((table[name] < 0.05).sum()) for name in ("p", "p_holm"))
     return (
         f"The grid has {COMPARISONS} comparisons (six quantities, three pairs of settings). Of the "
-        f"{len(table)} listed, {passed} have p < 0.05 in a t test over seeds, and one in twenty is "
-        f"expected by chance; after Holm's correction for all {COMPARISONS}, {resolved or 'none'} "
-        f"(smallest corrected p: {table['p_holm'].min():.2f})."
+        f"{len(table)} in RESULTS.md, {passed} have p < 0.05 in a t test over seeds, and one in "
+        f"twenty is expected by chance; after Holm's correction for all {COMPARISONS}, "
+        f"{resolved or 'none'} (smallest corrected p: {table['p_holm'].min():.2f})."
     )
 
 
@@ -242,9 +257,8 @@ def later_study():
             alpha = {c: table[f"unit_responses {protocol}_{c}_alpha_{fit} 0"] for c in CONNECTIVITY}
             alpha["connected − isolated"] = alpha["connected"] - alpha["isolated"]
             values |= {f"α, {protocol} step, {words}, {c}": order for c, order in alpha.items()}
-    for xi in (0, 5, 30):
-        paired = leading["frozen"][xi] - leading["adaptive"][xi]
-        values[f"λ₁, frozen − adaptive, ξ = {xi}"] = paired.dropna()
+    paired = leading["frozen"] - leading["adaptive"]
+    values |= {f"λ₁, frozen − adaptive, ξ = {xi}": paired[xi].dropna() for xi in (0, 5, 30)}
     values |= {f"range of λ₁ over ξ, {pair}": paired for pair, paired in anru_ranges().items()}
     tests = comparison.t_tests(values)
     p = comparison.holm(tests["p"].where(tests.index.str.contains(" − ")))  # not of α itself
@@ -260,6 +274,7 @@ TABLES = {
     "first epoch": lambda: by_column("psMNIST_first_epoch", "seed", "homogeneous, 400 units, seed"),
     "PTB": lambda: markdown(by_epoch("PTB", BITS)),
     "psMNIST": lambda: markdown(by_epoch("psMNIST_128", PERCENT)),
+    "psMNIST differences": psmnist_differences,
     "psMNIST robustness": lambda: markdown(changed(read("psMNIST_robustness"), PERCENT)),
     "psMNIST 400 units": lambda: by_column("psMNIST_400", "epoch", "heterogeneous, epoch"),
     "claims": claims,
@@ -284,23 +299,11 @@ def updated(text):
 
 def rows(table):
     """The rows of runs: settings, scores, validation by epoch, and the scalars of the analyses."""
-    names = [
-        "task",
-        "network",
-        "setting",
-        "nhid",
-        "n",
-        "s",
-        "seed",
-        "lr",
-        "epochs",
-        "hours",
-        "test",
-    ]
+    names = [*runs.KEYS, "nhid", "lr", "epochs", "hours", "test"]
     score = f"validation_{table['score'].iloc[0]}"
     curves = runs.curves(table).pivot_table(score, "path", "epoch")
     curves.columns = [f"validation {epoch:g}" for epoch in curves]
-    parts = [table.set_index("path")[names], curves, analyse.scalars(table["path"])]
+    parts = [table[names].set_index("path"), curves, analyse.scalars(table["path"])]
     return pd.concat(parts, axis=1)
 
 
@@ -314,6 +317,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.rows:
         table = analyse.table_of(args.rows, args.where, parser)
+        if not table["finished"].all():
+            parser.error("argument --rows: not all runs are finished; --where finished selects")
         print(rows(table).to_csv(index=False, float_format="%.5g"), end="")
     elif args.update:
         for path in TEXTS:

@@ -19,7 +19,7 @@ import pandas as pd
 from Training.config import HOW, RunError, read_text
 from Training.console import entry_point
 from Training.parser import Parser
-from Training.run_directory import TABLES, Run
+from Training.run_directory import TABLES, Run, run_directories
 
 SETTINGS = ("static", "homogeneous", "heterogeneous")  # of the γ of an RNN
 # Columns of the table that are not arguments of the run.
@@ -50,12 +50,12 @@ def load(root="SavedModels"):
     Directories that are not runs, or whose files are damaged, are reported on stderr and skipped.
     """
     rows = []
-    for config in sorted(Path(root).rglob("config.json")):
+    for path in sorted(run_directories(root)):
         try:
-            rows.append(_row(config.parent))
+            rows.append(_row(path))
         except (RunError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
-            named = reason if str(config.parent) in str(reason) else f"{config.parent}: {reason}"
+            named = reason if str(path) in str(reason) else f"{path}: {reason}"
             print(f"skipped: {named}", file=sys.stderr)
     table = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, "n", "s", "seed"])
     for name in ("n", "s"):

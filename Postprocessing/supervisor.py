@@ -22,7 +22,7 @@ import torch
 from scipy.optimize import approx_fprime, minimize_scalar
 from sklearn.decomposition import PCA
 
-from Postprocessing.networks import chains, layer_input, trained_anru
+from Postprocessing.networks import Unsuitable, chains, layer_input, trained_anru
 from Postprocessing.unit_responses import with_weights
 
 NOISE = (1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0)
@@ -110,6 +110,8 @@ def compute(run, data, device, *, sequences=32):
     model, layer = trained_anru(run, device)
     copies = math.ceil(NOISE_STEPS / len(layer_input(run, model, 1, data)))
     x = layer_input(run, model, copies * sequences, data)
+    if x.shape[1] < copies:
+        raise Unsuitable(f"needs {NOISE_STEPS} steps, the test set has fewer")
     x = chains(x, x.shape[1] // copies)[:NOISE_STEPS].to(device, torch.float64)
     seed = run.config["arguments"]["seed"]
     n, s = gain_and_saturation(layer, x, generator=torch.Generator().manual_seed(seed))

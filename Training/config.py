@@ -75,7 +75,8 @@ def _code(script):
     """A digest of the files that training depends on, committed or not."""
     patterns = ("NetworkCreation/*.py", "Training/*.py")
     files = [path for pattern in patterns for path in sorted(REPOSITORY.glob(pattern))]
-    contents = b"".join(path.name.encode() + path.read_bytes() for path in [*files, script])
+    files = [path for path in [*files, script] if path.is_file()]  # not an editor's link
+    contents = b"".join(path.name.encode() + path.read_bytes() for path in files)
     return hashlib.sha256(contents).hexdigest()[:16]
 
 

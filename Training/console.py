@@ -96,8 +96,8 @@ class _Lines:
     """A file for tqdm that prints each state of a bar as a line on stderr."""
 
     def write(self, text):
-        if text.strip():
-            print(text.strip(), file=sys.stderr)
+        if line := text.replace("\x1b[A", "").strip():  # tqdm moves up from an inner bar
+            print(line, file=sys.stderr)
 
     def flush(self):
         pass

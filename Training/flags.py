@@ -146,7 +146,7 @@ def parse(parser, argv=None):
     if args.resume is not None:
         saved = _arguments_of_run(parser, args, typed)
     elif args.config is not None:
-        saved = _arguments_in_file(args.config)
+        saved = _arguments_in_file(parser, args.config)
     if saved:
         args = parser.parse_args([*parser.words(saved), *argv])
     given = typed | {name for name, value in saved.items() if value is not None}
@@ -192,7 +192,7 @@ def _arguments_of_run(parser, args, typed):
     return config["arguments"]
 
 
-def _arguments_in_file(path):
+def _arguments_in_file(parser, path):
     """The arguments in a JSON file, or those that repeat the run of a config.json."""
     try:
         content = json.loads(read_text(path))
@@ -200,7 +200,11 @@ def _arguments_in_file(path):
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object of arguments ({error})") from error
     if saved is None:
+        if modes := sorted(content.keys() & MODE):
+            raise UserError(f"{path}: {', '.join(modes)} must be typed")
         return content
+    if content.get("script") != parser.prog:
+        raise UserError(f"{path}: of a run of {content.get('script')}")
     # An n that was drawn is drawn again, by the seed.
     aside = {*HOW, "n", "random"} if saved.get("random") else HOW
     return {name: value for name, value in saved.items() if name not in aside}
@@ -283,11 +287,11 @@ def _newest_checkpoint(parser, args, asked, given):
     for run in find_runs(args.save_dir):
         if _mismatch(parser, run.config, asked) or (run.dry and args.limit_batches is None):
             continue
-        if "data" in given:
-            elsewhere = argparse.Namespace(**{**run.config["arguments"], "data": args.data})
-            if checksums_of(elsewhere) != run.config["data"]:
-                continue
         try:
+            if "data" in given:
+                elsewhere = argparse.Namespace(**{**run.config["arguments"], "data": args.data})
+                if checksums_of(elsewhere) != run.config["data"]:
+                    continue
             return checkpoint_of(run.path)
         except UserError as error:
             print(f"skipped: {error}", file=sys.stderr)

@@ -170,14 +170,13 @@ def take_lock(path):
     Where the file system has no locks, warns and returns a lock that locks nothing. Raises RunBusy
     if another process holds the lock, and RunError if the file cannot be written.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a killed process would hold a soft one forever
     with writing(path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
             holder = path.read_text(errors="replace").strip()
-            message = f"{path.parent}: another process is training this run ({holder})"
-            raise RunBusy(message) from None
+            raise RunBusy(f"{path}: another process is training this run ({holder})") from None
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
@@ -222,15 +221,21 @@ def write_whole(path, data):
             os.close(folder)
 
 
+def run_directories(root):
+    """The paths of the directories at or below root that have a config.json."""
+    # Not by rglob, which fails if a folder is deleted meanwhile.
+    return [Path(folder) for folder, _, files in os.walk(root) if "config.json" in files]
+
+
 def find_runs(root):
     """The runs at or below root, complete ones first, then the newest first.
 
     Of runs with the same `identity` the first one counts. Damaged ones are named and skipped.
     """
     runs = []
-    for config in Path(root).rglob("config.json"):
+    for path in run_directories(root):
         try:
-            runs.append(Run(config.parent))
+            runs.append(Run(path))
         except RunError as error:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
     started = datetime.datetime.fromisoformat

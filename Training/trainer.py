@@ -223,6 +223,7 @@ class Trainer:
 
     def add_test(self, condition, result):
         """Adds a row to test_results.csv. result: {score: number}."""
+        self._scoring = False  # a signal waits
         self.run.add_row("test_results.csv", {"epoch": self.epoch, "condition": condition} | result)
         self.events.add(self.epoch, {f"{k}/test_{condition}": v for k, v in result.items()})
         self.run.print(evaluation.test_line(condition, result))
@@ -297,10 +298,12 @@ class Trainer:
                 self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
                 self._save()
                 self.run.finish()
+                parents = self.run.path.absolute().parents
+                folder = parents[min(2, len(parents) - 1)]
                 self.run.print(
                     f"done: {self.run.path}\n"
                     f"a page of pictures: python3 -m Postprocessing.report {path}\n"
-                    f"curves: tensorboard --logdir {shlex.quote(str(self.run.path.parents[2]))}"
+                    f"curves: tensorboard --logdir {shlex.quote(str(folder))}"
                 )
         finally:
             self.events.close()
@@ -312,7 +315,7 @@ class Trainer:
         self._signum = signum
         # A second Ctrl-C has its default effect. A second SIGTERM is ignored: at the end of a job,
         # a batch system may send one to the run and one to its parent, which passes it on.
-        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
+        signal.signal(signal.SIGINT, self._handlers.get(signal.SIGINT, signal.SIG_DFL))
         if self._scoring:
             self._scoring = False
             self._heed_signal()

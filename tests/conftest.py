@@ -26,11 +26,12 @@ DATA = Path(os.environ.get("DATA_DIR", REPOSITORY / "data")).resolve()
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-MAINS = {"sMNIST_task.py": sMNIST_task.main, "PTB_task.py": PTB_task.main}
+SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
+MAINS = {SMNIST: sMNIST_task.main, PTB: PTB_task.main}
 # Arguments of runs that take a second.
 TOY = {
-    "sMNIST_task.py": "--dataset digits --nhid 8",
-    "PTB_task.py": "--dataset pydoc --nhid 8 --emsize 6 --batch_size 16 --bptt 12",
+    SMNIST: "--dataset digits --nhid 8",
+    PTB: "--dataset pydoc --nhid 8 --emsize 6 --batch_size 16 --bptt 12",
 }
 TOY = {name: f"{flags} --limit-batches 3 --lr 1e-3".split() for name, flags in TOY.items()}
 # The arguments of a trainer and a run directory, unless a test changes them.
@@ -59,12 +60,15 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduler(config, log)
 
 
-def exit_code(script, *arguments):
-    """Runs a script's main in this process; returns its exit code."""
-    try:
-        return MAINS[script]([str(a) for a in arguments])
-    except SystemExit as exit:
-        return exit.code
+def call_main(main, *words):
+    """Calls the main of a script or command; returns exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as exit:
+            code = exit.code
+    return code, out.getvalue(), err.getvalue()
 
 
 def script_arguments(root, **changes):
@@ -103,6 +107,13 @@ def only_run_below(folder):
     return config.parent
 
 
+def write_corpus(folder, content=b"a b\nc a\n", **parts):
+    """Writes train.txt, valid.txt and test.txt; parts: those whose content differs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.txt").write_bytes(parts.get(name, content))
+
+
 def data_root(name):
     """The folder of the real data, or skips the test if it has no folder of this name."""
     if not (DATA / name).is_dir():
@@ -127,28 +138,32 @@ def toy_runs(tmp_path_factory):
 
 
 @pytest.fixture
-def call(tmp_path, capsys, monkeypatch):
-    """Runs a script's main in this process, in an empty directory; returns code, stdout, stderr."""
+def call(tmp_path, monkeypatch):
+    """Runs a script, or the main of a command, in an empty directory; as `call_main`."""
     monkeypatch.chdir(tmp_path)
+    return lambda script, *words: call_main(MAINS.get(script, script), *words)
 
-    def run(script, *arguments):
-        capsys.readouterr()
-        return exit_code(script, *arguments), *capsys.readouterr()
+
+@pytest.fixture
+def succeed(call):
+    """Runs a script or command that must succeed; returns stdout."""
+
+    def run(script, *words):
+        code, out, err = call(script, *words)
+        assert code == 0, err
+        return out
 
     return run
 
 
 @pytest.fixture
-def error_of(capsys):
-    """Runs a command that must exit with one line on stderr; returns this line."""
+def error_of(call):
+    """Runs a script or command that must end with one line on stderr; returns this line."""
 
-    def run(main, *words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            main([str(word) for word in words])
-        message = capsys.readouterr().err
-        assert exit.value.code == 2 and message.count("\n") == 1
-        return message
+    def run(script, *words, code=2):
+        ended, _, err = call(script, *words)
+        assert ended == code and err.count("\n") == 1, err
+        return err
 
     return run
 
@@ -159,10 +174,9 @@ def in_this_process(monkeypatch):
     codes = []
 
     def submit(words):
-        future, out = Future(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            codes.append(once.main(words))
-        future.set_result((codes[-1], out.getvalue()))
+        future, (code, out, err) = Future(), call_main(once.main, *words)
+        codes.append(code)
+        future.set_result((code, out + err))
         return future
 
     monkeypatch.setattr(workers, "processes", lambda *_: contextlib.nullcontext(submit))

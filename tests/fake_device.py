@@ -8,6 +8,7 @@ driver.) The device must be registered before autograd starts its threads and ca
 this runs in its own process.
 """
 
+import copy
 import json
 import tempfile
 
@@ -37,35 +38,24 @@ class FakeOperations(Operations):
         return function(*args, **kwargs)
 
 
-def register_gru_cell():
-    """Registers the output shapes of torch's GRU cell, which has no fake version."""
+def gru_cell(input_gates, hidden_gates, h, bias_x=None, bias_h=None):
+    """The shapes of the outputs of torch's GRU cell, which has no fake version."""
+    return torch.empty_like(h), h.new_empty(len(h), 5 * h.shape[1])
 
-    def forward(input_gates, hidden_gates, h, bias_x=None, bias_h=None):
-        return torch.empty_like(h), h.new_empty(len(h), 5 * h.shape[1])
 
-    def backward(dh, workspace, has_bias):
-        gates = [dh.new_empty(len(dh), 3 * dh.shape[1]) for _ in range(2)]
-        biases = [gate.new_empty(gate.shape[1]) if has_bias else None for gate in gates]
-        return *gates, torch.empty_like(dh), *biases
-
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_thnn_fused_gru_cell", forward, "Meta")
-    library.impl("_thnn_fused_gru_cell_backward", backward, "Meta")
-    return library
+def gru_cell_backward(dh, workspace, has_bias):
+    gates = [dh.new_empty(len(dh), 3 * dh.shape[1]) for _ in range(2)]
+    biases = [gate.new_empty(gate.shape[1]) if has_bias else None for gate in gates]
+    return *gates, torch.empty_like(dh), *biases
 
 
 def move(model):
-    """Moves a model to the fake device by hand; a parameter with two names is moved once."""
-    moved = {}
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and tensor not in moved:
-                    there = torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    moved[tensor] = nn.Parameter(there) if is_parameter else there
-                tensors[name] = moved.get(tensor)
-    return model
+    """A copy of a model on the fake device; a parameter with two names stays one."""
+    memo = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        there = torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+        memo[id(tensor)] = nn.Parameter(there) if isinstance(tensor, nn.Parameter) else there
+    return copy.deepcopy(model, memo)
 
 
 def train_pixels(model, trainer):
@@ -125,7 +115,9 @@ def controls(model):
 
 def main():
     backend_registration._setup_privateuseone_for_python_backend(DEVICE)
-    library = register_gru_cell()  # in effect as long as it is referenced
+    library = torch.library.Library("aten", "IMPL")  # in effect as long as it is referenced
+    library.impl("_thnn_fused_gru_cell", gru_cell, "Meta")
+    library.impl("_thnn_fused_gru_cell_backward", gru_cell_backward, "Meta")
     models = {f"characters, {key}": CharacterModel(new(key, H, dtype=None), 3) for key in EACH_LOOP}
     for key in ["RNN-gamma", *(LAYERS.keys() - EACH_LOOP)]:
         models[f"pixels, {key}"] = PixelClassifier(new(key, 1, dtype=None))
@@ -134,7 +126,6 @@ def main():
     with FakeTensorMode():
         found = {name: walk(move(model)) for name, model in models.items()}
         print(json.dumps([found, controls(move(spoilt))]))
-    del library
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ The exit code is 1 if anything failed.
 """
 
 import contextlib
-import io
-import os
 import pickle
 import random
 import re
@@ -35,7 +33,7 @@ import torch
 from NetworkCreation.checkpoints import LAST, load_model
 from NetworkCreation.errors import UserError
 from NetworkCreation.Networks import NETWORKS
-from tests.conftest import MAINS, TOY, exit_code, only_run_below
+from tests.conftest import MAINS, PTB, SMNIST, TOY, call_main, only_run_below, write_corpus
 from tests.forks import Fork
 from tests.test_scripts import assert_same_result
 from Training import datasets
@@ -44,10 +42,7 @@ from Training.parser import Parser
 from Training.run_directory import TABLES
 from Training.trainer import Trainer
 
-OF_TASK = {
-    "sMNIST_task.py": ["-p", "--shuffle", "--transform-ratio", "0.5", "--batch", "10"],
-    "PTB_task.py": [],
-}
+OF_TASK = {SMNIST: ["-p", "--shuffle", "--transform-ratio", "0.5", "--batch", "10"], PTB: []}
 # Every network with one script and then with the other.
 CASES = [
     (list(TOY)[(number + turn) % 2], ["--net-type", name])
@@ -78,15 +73,10 @@ def start(script, *arguments, limit=None):
 
 
 def until_it_runs(process):
-    """Waits for the line that precedes training; False if the process ends before it."""
-
-    def runs():
-        with open(process.out.name, encoding="utf-8") as file:
-            return re.search("^(device:|resumed).*\n", file.read(), re.MULTILINE)
-
-    while not (line := runs()) and not process.ended:
+    """Waits for the line that precedes training, or for the end of the process."""
+    line, out = re.compile("^(device:|resumed).*\n", re.MULTILINE), Path(process.out.name)
+    while not line.search(out.read_text(encoding="utf-8")) and not process.ended:
         time.sleep(0.01)
-    return bool(line)
 
 
 def flags_of(case):
@@ -136,11 +126,8 @@ def kill_round(folder, number, draw):
         code, _, err = process.finish()
         if not ended:
             assert code in (0, -stop, 128 + stop) and "Traceback" not in err, f"{code} {err}"
-        if not any(place.rglob("config.json")):
-            shutil.rmtree(place, ignore_errors=True)
-            process = start(case[0], *new)
-        else:
-            process = start(case[0], "--resume", only_run_below(place))
+        begun = any(place.rglob("config.json"))
+        process = start(case[0], *(["--resume", only_run_below(place)] if begun else new))
     code, _, err = process.finish()
     assert code == 0, err
     assert_nothing_lost(whole, only_run_below(place))
@@ -198,13 +185,6 @@ def together_round(folder, number, draw):
     shutil.rmtree(place)
 
 
-def call(script, *arguments):
-    """Runs a script's main in this process; returns exit code and stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return exit_code(script, *arguments), err.getvalue()
-
-
 def sound_files(folder):
     """Creates intact files: a run of each task, interrupted in its second epoch, and data."""
     step = Trainer.step
@@ -212,20 +192,16 @@ def sound_files(folder):
     def interrupted(trainer, *arguments, **sums):
         step(trainer, *arguments, **sums)
         if (trainer.epoch, trainer.batch) == (1, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     for script in TOY:
         flags = [*TOY[script], *OF_TASK[script], "--epochs", 2, "--save-freq", 1]
         with mock.patch.object(Trainer, "step", interrupted):
-            code, err = call(script, *flags, "--save-dir", folder / "runs")
+            code, _, err = call_main(MAINS[script], *flags, "--save-dir", folder / "runs")
         assert code == 143, err
         only_run_below(folder / "runs").rename(folder / script)
         shutil.rmtree(folder / "runs")
-    corpus = folder / "pennchar"
-    corpus.mkdir()
-    for name in datasets.PENNCHAR_SHA256:
-        (corpus / name).write_text("a b _ c\nd é f\n" * 40, encoding="utf-8")
-    return folder
+    write_corpus(folder / "pennchar", "a b _ c\nd é f\n".encode() * 40)
 
 
 class Evil:
@@ -289,7 +265,7 @@ def files_round(folder, number, draw):
     shutil.copytree(sound, place)
     script = draw.choice(list(TOY))
     kind = draw.choice([*[LAST, "tested checkpoint"] * 2, "config.json", *TABLES, "text"])
-    tested = {"sMNIST_task.py": "e_1.pth.tar", "PTB_task.py": "model.pt"}[script]
+    tested = {SMNIST: "e_1.pth.tar", PTB: "model.pt"}[script]
     path = place / script / {"tested checkpoint": tested}.get(kind, kind)
     if kind == "text":
         path = place / "pennchar" / draw.choice(list(datasets.PENNCHAR_SHA256))
@@ -335,14 +311,15 @@ def read(kind, path, script):
             load_model(path)
         # Names the data set: a checkpoint without a config is taken for one of the paper's code.
         arguments = ["--checkpoint", path, "--limit-batches", 1, *TOY[script][:2]]
-        error = error_line(*call(script, "--test", *arguments))
+        error = error_line(script, "--test", *arguments)
         if kind != LAST:
             return error
-    return error_line(*call(script, "--resume", path.parent))
+    return error_line(script, "--resume", path.parent)
 
 
-def error_line(code, err):
-    """The error; None on success, or if training stopped at a value that is not finite."""
+def error_line(script, *flags):
+    """The error of a script; None if it succeeds, or stops at a value that is not finite."""
+    code, _, err = call_main(MAINS[script], *flags)
     if code == 0 or (code == 1 and not err):
         return None
     assert code in (1, 2) and err.count("\n") == 1, f"{code}\n{err}"

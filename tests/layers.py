@@ -8,10 +8,8 @@ from NetworkCreation.Networks import NETWORKS
 T, B, I, H, M = 5, 3, 2, 4, 6  # noqa: E741 — all differ, so that swapped axes fail
 
 RNNS = {f"RNN-{name}": ("RNN", {"nonlin": name}) for name in NONLINEARITIES}
-RNNS |= {
-    f"RNN-{name}-fixed": ("RNN", {"nonlin": name, "learn_params": False})
-    for name in ("gamma", "gamma2")
-}
+for _name in ("gamma", "gamma2"):
+    RNNS[f"RNN-{_name}-fixed"] = ("RNN", {"nonlin": _name, "learn_params": False})
 GATED = {"LSTM": ("LSTM", {}), "GRU": ("GRU", {})}
 # With a recurrent matrix that is orthogonal or built from an orthogonal one.
 ORTHOGONAL = {
@@ -49,7 +47,7 @@ def new(key, inputs=I, units=H, seed=0, dtype=torch.float64, **more):
 
 @torch.no_grad()
 def build(key, seed=0, scale=0.3, **more):
-    """A layer with every parameter perturbed; n has both signs."""
+    """A layer with every parameter perturbed; n has both signs, and a modReLU dead units."""
     layer = new(key, seed=seed, **more)
     fixed = {name: gain for name, gain in layer.named_buffers() if name in ("n", "s")}
     tensors = dict(layer.named_parameters()) | fixed
@@ -57,6 +55,8 @@ def build(key, seed=0, scale=0.3, **more):
         tensor += scale * randn(*tensor.shape, seed=100 * seed + i, dtype=tensor.dtype)
         if name == "n":
             tensor[::2] *= -1
+        elif name == "b":
+            tensor[0] -= 1.4
         elif name == "Wgn.bias" and seed % 2:
             tensor *= -1
     return layer
@@ -98,9 +98,8 @@ def results(run, layer, x, state=None, drive=None, into=("outputs", "state")):
     loss = (outputs * randn(*outputs.shape, seed=21)).sum() if "outputs" in into else 0
     if "state" in into:
         loss = loss + sum((part**3).sum() + part.sum() for part in parts(last))
-    wanted = [x, *before, *(p for p in layer.parameters() if p.requires_grad)]
-    wanted += [] if drive is None else [drive]
-    gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    wanted = [x, *before, *layer.parameters(), *([] if drive is None else [drive])]
+    gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
     return [outputs, *parts(last), *gradients]
 
 

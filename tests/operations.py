@@ -1,6 +1,6 @@
 """Counts the operations that code runs on its device."""
 
-import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -63,9 +63,7 @@ def _tensors(tree):
 
 def _file():
     """The file of the innermost line of the code under test."""
-    frame = sys._getframe(2)
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(None):
         if frame.f_code.co_filename.startswith(CODE):
             return Path(frame.f_code.co_filename).name
-        frame = frame.f_back
     return "elsewhere"

@@ -6,7 +6,9 @@ import hashlib
 import io
 import math
 import tarfile
-import urllib.error
+from pathlib import Path
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 
 from NetworkCreation.errors import UserError
-from tests.conftest import data_root
+from tests.conftest import data_root, write_corpus
 from Training import datasets
 from Training.datasets import checksums_of, columns, load_pixels, load_text, windows
 from Training.transforms import TEST_TRANSFORMS, random_sine, sine, step_drive, step_window
@@ -81,36 +83,27 @@ def test_pydoc_is_split_in_order_without_loss():
     assert len(text.train) == len(whole) * 90 // 100
 
 
-def write_corpus(root, **texts):
-    (root / "pennchar").mkdir(parents=True, exist_ok=True)
-    for name in ("train", "valid", "test"):
-        content = texts.get(name, b"a b\nc a\n")
-        (root / "pennchar" / f"{name}.txt").write_bytes(content)
-
-
 def test_another_corpus_is_rejected_unless_allowed(tmp_path):
-    write_corpus(tmp_path, valid=b"\xef\xbb\xbfd a")  # with a byte order mark
+    write_corpus(tmp_path / "pennchar", valid=b"\xef\xbb\xbfd a")  # with a byte order mark
     with pytest.raises(UserError, match=r"train\.txt has SHA-256 .*, expected e313d9.*any-corpus"):
         load_text("ptb", tmp_path)
     text = load_text("ptb", tmp_path, any_corpus=True)
     assert text.vocabulary == ["a", "b", "<eos>", "c", "d"] and text.name == "corpus"
     assert text.train.tolist() == [0, 1, 2, 3, 0, 2] and text.validation.tolist() == [4, 0, 2]
     for content, reason in ((b"a \xff b\n", "utf-8"), (b"", "empty file")):
-        write_corpus(tmp_path, valid=content)
+        write_corpus(tmp_path / "pennchar", valid=content)
         with pytest.raises(UserError, match=rf"valid\.txt.*{reason}"):
             load_text("ptb", tmp_path, any_corpus=True)
 
 
 def test_the_checksums_of_arguments_are_those_of_the_loaded_data(tmp_path):
-    write_corpus(tmp_path)
+    write_corpus(tmp_path / "pennchar")
     text = argparse.Namespace(dataset="ptb", data=tmp_path, any_corpus=True)
     assert checksums_of(text) == load_text("ptb", tmp_path, any_corpus=True).checksums
     text.any_corpus = False
     assert checksums_of(text) == datasets.PENNCHAR_SHA256
-    for name, data in (
-        ("digits", load_pixels("digits", tmp_path, 1, False)),
-        ("pydoc", load_text("pydoc", tmp_path)),
-    ):
+    for data in (load_pixels("digits", tmp_path, 1, False), load_text("pydoc", tmp_path)):
+        (name,) = data.checksums
         arguments = argparse.Namespace(dataset=name, data=tmp_path)
         assert checksums_of(arguments) == data.checksums
 
@@ -130,13 +123,11 @@ def test_mnist_is_downloaded_and_verified(tmp_path, monkeypatch):
     packed = {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     resources = [(name, hashlib.md5(content).hexdigest()) for name, content in packed.items()]
-
-    def serve(request, **options):
-        return Response(packed[request.full_url.split("/")[-1]])
-
     monkeypatch.setattr(datasets, "MNIST_SHA256", sums)
     monkeypatch.setattr(MNIST, "resources", resources)
-    monkeypatch.setattr("urllib.request.urlopen", serve)
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda request: Response(packed[Path(request.full_url).name])
+    )
     (tmp_path / "MNIST").mkdir()  # as mnist appears where file names ignore case
     images, labels, _, _, _, checksums = datasets._load_mnist(tmp_path)
     assert images.shape == (6, 784) and len(labels) == 6 and checksums == sums
@@ -157,10 +148,7 @@ def test_mnist_is_downloaded_and_verified(tmp_path, monkeypatch):
     ],
 )
 def test_without_data_and_network_the_error_names_the_folder(tmp_path, monkeypatch, load, message):
-    def refuse(*arguments, **options):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=URLError("no network")))
     with pytest.raises(UserError, match=message):
         load(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -168,14 +156,12 @@ def test_without_data_and_network_the_error_names_the_folder(tmp_path, monkeypat
 
 def test_pennchar_is_downloaded_file_by_file_or_from_the_archive(tmp_path, monkeypatch):
     served = tmp_path / "served"
-    write_corpus(served, train=b"x y\n", valid=b"y z\n", test=b"z x\n")
-    names = datasets.PENNCHAR_SHA256
-    contents = {name: (served / "pennchar" / name).read_bytes() for name in names}
+    contents = {"train.txt": b"x y\n", "valid.txt": b"y z\n", "test.txt": b"z x\n"}
+    write_corpus(served, train=contents["train.txt"])
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(datasets, "PENNCHAR_SHA256", digests)
-    monkeypatch.setattr(datasets, "PENNCHAR_URL", (served / "pennchar").as_uri())
+    monkeypatch.setattr(datasets, "PENNCHAR_URL", served.as_uri())
     monkeypatch.setattr(datasets, "PENNCHAR_ARCHIVE", (served / "archive.tgz").as_uri())
-    (served / "pennchar" / "valid.txt").write_text("something else\n")
     with pytest.raises(UserError, match=r"valid\.txt.*wrong checksum.*archive\.tgz"):
         load_text("ptb", tmp_path / "here")
     assert [path.name for path in (tmp_path / "here" / "pennchar").iterdir()] == ["train.txt"]

@@ -30,9 +30,8 @@ CAYLEY = Counter(["wait rnn.py: _linalg_check_errors"])
 )
 def test_training_on_a_fake_device():
     """No tensor stays on the CPU, and the host waits for the device only where it must."""
-    command = [sys.executable, "-m", "tests.fake_device"]
-    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
-    models, (faults, error) = json.loads(done.stdout.splitlines()[-1])
+    output = subprocess.check_output([sys.executable, "-m", "tests.fake_device"], cwd=REPOSITORY)
+    models, (faults, error) = json.loads(output.splitlines()[-1])
 
     x = torch.rand(3, requires_grad=True)
     with Operations() as operations:
@@ -60,9 +59,9 @@ def tf32():
 def choose(monkeypatch):
     """Calls choose_device with or without a simulated GPU; restores the TF32 settings."""
     before = tf32()
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
 
     def run(*words, gpu):
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         args, _ = sMNIST_task.parse(["--dataset", "digits", *words])
         device = flags.choose_device(args)
@@ -73,16 +72,13 @@ def choose(monkeypatch):
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_the_device_is_the_gpu_if_there_is_one(choose):
+@WARNINGS_FAIL
+def test_the_gpu_is_used_if_there_is_one_and_tf32_only_if_asked_for(choose):
     assert [choose(gpu=True), choose("--cuda", gpu=True)] == ["cuda", "cuda"]
     assert [choose("--no-cuda", gpu=True), choose(gpu=False)] == ["cpu", "cpu"]
     for words, gpu in ((["--cuda"], False), (["--tf32"], False), (["--tf32", "--no-cuda"], True)):
         with pytest.raises(UserError, match=words[0]):
             choose(*words, gpu=gpu)
-
-
-@WARNINGS_FAIL
-def test_tf32_is_allowed_only_by_its_flag(choose):
     choose("--tf32", gpu=True)
     assert tf32() == (True, True) and os.environ["NVIDIA_TF32_OVERRIDE"] == "1"
     choose(gpu=True)

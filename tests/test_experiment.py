@@ -5,7 +5,6 @@ The loops here share only the data, the networks and the random streams with the
 
 import copy
 import math
-import os
 import re
 import signal
 from pydoc_data import topics
@@ -22,7 +21,7 @@ import PTB_task
 from NetworkCreation.checkpoints import load_model
 from NetworkCreation.models import build_model
 from NetworkCreation.time_loop import flush
-from tests.conftest import TOY, rows
+from tests.conftest import PTB, SMNIST, TOY, rows
 from tests.test_scripts import metrics
 from Training.datasets import load_pixels, load_text
 from Training.run_directory import Run
@@ -113,11 +112,10 @@ PIXEL_RUNS = {
 
 
 @pytest.mark.parametrize("name", PIXEL_RUNS)
-def test_smnist_equals_a_loop_by_hand(call, only_run, name):
+def test_smnist_equals_a_loop_by_hand(succeed, only_run, name):
     flags, (batch, seed, limit, shuffle, ratio, clip), optimizer, options = PIXEL_RUNS[name]
     flags = [*DIGITS, *flags.split(), "--epochs", 3, "--save-freq", 2]
-    code, _, err = call("sMNIST_task.py", *flags)
-    assert code == 0, err
+    succeed(SMNIST, *flags)
     run, data = only_run(), load_pixels("digits", ".", seed, "-p" in flags)
     rows, tests, last = table(run), table(run, "test_results.csv"), saved(run)
     spec = last["config"]["model"]
@@ -160,20 +158,19 @@ def test_smnist_equals_a_loop_by_hand(call, only_run, name):
     assert last["best"] == min(row["validation_loss"] for row in rows) and not tests
     assert_close(last["state_dict"], model.state_dict())
 
-    code, out, err = call("sMNIST_task.py", "--test", "--limit-batches", limit or 99)
-    assert code == 0, err
+    out = succeed(SMNIST, "--test", "--limit-batches", limit or 99)
     expected = [score(model, data.test, count, change)["loss"] for change in (None, (1, 0.5))]
     printed = [float(loss) for loss in re.findall(r"loss ([\d.]+), accuracy", out)]
     assert printed[:2] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_rate_of_smnist_follows_the_validation_loss(call, only_run):
+def test_the_rate_of_smnist_follows_the_validation_loss(succeed, only_run):
     """Twenty images are learnt by heart: the training loss falls, the validation loss rises.
 
     The rate is divided by ten after eleven epochs without a loss lower by 0.01 %.
     """
     flags = [*DIGITS, "--batch", 20, "--limit-batches", 1, "--lr", 0.02, "--epochs", 30]
-    assert call("sMNIST_task.py", *flags)[0] == 0
+    succeed(SMNIST, *flags)
     rows, expected = table(only_run()), {}
     for column in ("validation_loss", "validation_transformed_loss", "train_loss"):
         lr, best, bad, expected[column] = 0.02, math.inf, 0, []
@@ -214,10 +211,9 @@ def text_scores(model, text):
 
 
 @pytest.mark.parametrize("name", TEXT_RUNS)
-def test_ptb_equals_a_loop_by_hand(call, only_run, short_text, name):
+def test_ptb_equals_a_loop_by_hand(succeed, only_run, short_text, name):
     flags, clip, optimizer, options = TEXT_RUNS[name]
-    code, _, err = call("PTB_task.py", *PYDOC, *flags.split(), "--epochs", 3, "--save-freq", 1)
-    assert code == 0, err
+    succeed(PTB, *PYDOC, *flags.split(), "--epochs", 3, "--save-freq", 1)
     run, data = only_run(), load_text("pydoc", ".")
     model = build_model(saved(run)["config"]["model"], stream(400, "initialisation"))
     optimizer = optimizer(groups(model), lr=0.02, **options)
@@ -242,7 +238,7 @@ def test_ptb_equals_a_loop_by_hand(call, only_run, short_text, name):
 
 
 @pytest.fixture
-def validation_losses(monkeypatch):
+def validation_losses(short_text, monkeypatch):
     """Replaces the first losses that PTB_task.py evaluates by those put into this list."""
     losses, evaluate = [], PTB_task.evaluate_text
 
@@ -255,11 +251,11 @@ def validation_losses(monkeypatch):
     return losses
 
 
-def test_the_rate_of_ptb_is_halved_without_progress(call, only_run, short_text, validation_losses):
+def test_the_rate_of_ptb_is_halved_without_progress(succeed, only_run, validation_losses):
     """Also a tiny rate, after a tiny or no change, and after a halving in the epoch before."""
     losses = [3, 2.99999, 3.1, 3.2, 2.99999, 2.9, 3, 1]
     validation_losses += losses
-    assert call("PTB_task.py", *PYDOC, "--lr", 1e-8, "--epochs", 8)[0] == 0
+    succeed(PTB, *PYDOC, "--lr", 1e-8, "--epochs", 8)
     rows = table(only_run())
     assert [row["validation_loss"] for row in rows] == losses
     halved = [row["lr"] / 1e-8 for row in rows]
@@ -267,22 +263,20 @@ def test_the_rate_of_ptb_is_halved_without_progress(call, only_run, short_text, 
     assert saved(only_run())["optimizer"]["param_groups"][0]["lr"] == rows[-1]["lr"]
 
 
-def test_the_best_model_is_tested_after_resuming(call, only_run, short_text, validation_losses):
+def test_the_best_model_is_tested_after_resuming(succeed, only_run, validation_losses):
     """The second epoch is the best; the fourth, after a resume, is better than the third only."""
     validation_losses += [2, 1, 3]
-    flags = [*PYDOC, "--save-freq", 1, "--save", "best.pt", "--epochs", 3]
-    assert call("PTB_task.py", *flags)[0] == 0
+    succeed(PTB, *PYDOC, "--save-freq", 1, "--save", "best.pt", "--epochs", 3)
     run, text = only_run(), load_text("pydoc", ".").test
     expected = text_scores(load_model(run / "e_2.pth.tar")[0], text)
     validation_losses += [1.5]
-    assert call("PTB_task.py", "--resume", run, "--epochs", 4)[0] == 0
+    succeed(PTB, "--resume", run, "--epochs", 4)
     assert saved(run, "best.pt")["epoch"] == 2 and saved(run)["best"] == 1
+    assert [row["lr"] for row in table(run)] == [0.02, 0.02, 0.02, 0.01]
     for epoch, row in zip((3, 4), table(run, "test_results.csv"), strict=True):
         assert_holds(row, epoch=epoch, **expected)
     for flags in ([], ["--checkpoint", run / "best.pt"], ["--nonlin", "gamma"]):
-        code, out, err = call("PTB_task.py", "--test", *flags)
-        assert code == 0, err
-        loss = float(re.search(r"loss ([\d.]+)", out)[1])
+        loss = float(re.search(r"loss ([\d.]+)", succeed(PTB, "--test", *flags))[1])
         assert loss == pytest.approx(expected["loss"], abs=1e-4)
 
 
@@ -305,13 +299,13 @@ def test_a_signal_while_files_are_written(call, only_run, monkeypatch, interrupt
     def add_and_interrupt(run, name, row):
         add_row(run, name, row)
         while left and name == "metrics.csv":
-            os.kill(os.getpid(), left.pop())
+            signal.raise_signal(left.pop())
 
     monkeypatch.setattr(Run, "add_row", add_and_interrupt)
     assert call(script, *flags, "--save-dir", "torn")[0] == 130
     run, waited = only_run("torn"), signals == 1
     assert len(metrics(run)) == 1 and saved(run)["epoch"] == waited
-    last_file = "model.pt" if script == "PTB_task.py" else "test_results.csv"
+    last_file = "model.pt" if script == PTB else "test_results.csv"
     assert (run / "e_1.pth.tar").exists() == (run / last_file).exists() == waited
     assert call(script, "--resume", run)[0] == 0
     assert metrics(run) == metrics(only_run("whole"))
@@ -323,7 +317,7 @@ def test_an_unfinished_epoch_is_not_a_result(call, only_run, monkeypatch, interr
 
     def step_and_interrupt(*arguments, **options):
         step(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Adam, "step", step_and_interrupt)
     assert call(script, *TOY[script], "--epochs", 1)[0] == 130

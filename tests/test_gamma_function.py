@@ -6,7 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import mpmath
@@ -17,18 +17,16 @@ from torch.func import functional_call, jacrev, vmap
 
 from NetworkCreation import gamma_function
 from NetworkCreation.gamma_function import Gamma, gamma, gamma_prime
-from tests.conftest import WARNINGS_FAIL
+from tests.conftest import REPOSITORY, WARNINGS_FAIL
+from tests.layers import randn, seeded
 
 SCRIPT = Path(gamma_function.__file__)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def points(dtype):
-    """x, n and s, flat: special values, and random ones over the whole range of the dtype.
-
-    n is not 0, and n x is finite.
-    """
-    generator = torch.Generator().manual_seed(1)
+    """Flat x, n ≠ 0 and s with finite n x: special ones, and random ones of any size."""
+    generator = seeded(1)
     lowest, highest = (-44.8, 38.5) if dtype == torch.float32 else (-323, 308.2)
 
     def spread(low, high, count=250):
@@ -87,11 +85,11 @@ def points_and_references(dtype):
     smallest = torch.finfo(dtype).smallest_normal
     triples = zip(*(tensor.tolist() for tensor in tensors), strict=True)
     with mpmath.workdps(50):
-        return tensors, [reference(*triple, smallest) for triple in triples]
+        return tensors, [(triple, reference(*triple, smallest)) for triple in triples]
 
 
 def gradients(inputs):
-    inputs = with_gradients(*inputs)
+    inputs = [tensor.clone().requires_grad_() for tensor in inputs]
     return torch.autograd.grad(gamma(*inputs).sum(), inputs)
 
 
@@ -104,19 +102,16 @@ def test_agrees_with_mpmath(quantity, flush, dtype):
     limits = torch.finfo(dtype)
     if not torch.set_flush_denormal(flush):
         pytest.skip("this processor does not flush denormal numbers")
-    try:
-        if quantity in ("value", "prime"):
-            results = {"value": gamma, "prime": gamma_prime}[quantity](*tensors)
-        else:
-            results = gradients(tensors)["xns".index(quantity)]
-    finally:
-        torch.set_flush_denormal(False)
+    if quantity in ("value", "prime"):
+        results = {"value": gamma, "prime": gamma_prime}[quantity](*tensors)
+    else:
+        results = gradients(tensors)["xns".index(quantity)]
+    torch.set_flush_denormal(False)
     assert results.dtype == dtype
     tolerance = 1e-6 * limits.eps / torch.finfo(torch.float32).eps
     wrong = []
     quantity = "x" if quantity == "prime" else quantity
-    triples = zip(*(tensor.tolist() for tensor in tensors), strict=True)
-    for point, result, row in zip(triples, results.tolist(), references, strict=True):
+    for (point, row), result in zip(references, results.tolist(), strict=True):
         true, bound, lost = row[quantity]
         if flush:
             lost *= 2
@@ -136,22 +131,16 @@ def test_agrees_with_mpmath(quantity, flush, dtype):
 
 def sample(signs=(1.0, -1.0, 1.0)):
     """x (5, 3) with a row of zeros, n (3,) of these signs, and s (3,); float64."""
-    generator = torch.Generator().manual_seed(0)
-    x = 2 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    like = {"generator": seeded(0), "dtype": torch.float64}
+    x, n, s = 2 * torch.randn(5, 3, **like), 0.3 + 3 * torch.rand(3, **like), torch.randn(3, **like)
     x[2] = 0
-    n = 0.3 + 3 * torch.rand(3, generator=generator, dtype=torch.float64)
-    s = torch.randn(3, generator=generator, dtype=torch.float64)
     return x, n * torch.tensor(signs).double(), s
-
-
-def with_gradients(*tensors):
-    return tuple(tensor.clone().requires_grad_() for tensor in tensors)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_gradcheck(sign):
     x, n, s = sample([sign] * 3)
-    inputs = with_gradients(x[1:3], n, s)
+    inputs = tuple(tensor.requires_grad_() for tensor in (x[1:3], n, s))
     assert torch.autograd.gradcheck(gamma, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(gamma, inputs, check_fwd_over_rev=True)
     assert torch.autograd.gradcheck(gamma_prime, inputs, check_forward_ad=True)
@@ -177,9 +166,8 @@ def test_vmap(batched):
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (5, 1), (5, 3), (), (2, 5, 3), (0, 5, 3)])
 def test_broadcasting(shape):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(3, 5, generator=generator).t()  # not contiguous
-    n, s = 1 + torch.rand(2, *shape, generator=generator)
+    x = randn(3, 5, dtype=torch.float32).t()  # not contiguous
+    n, s = 1 + torch.rand(2, *shape, generator=seeded(3))
     full = [p.contiguous() for p in torch.broadcast_tensors(x, n, s)]
     assert torch.equal(gamma(x, n, s), gamma(*full))
     for gradient, expected in zip(gradients((x, n, s)), gradients(full), strict=True):
@@ -200,15 +188,12 @@ def test_numbers_in_place_of_tensors(dtype):
 
 @pytest.mark.parametrize("n", [0, -0.0, math.inf, math.nan, 1e-50, -1e300])
 def test_a_gain_that_is_0_or_not_finite_in_its_dtype_is_rejected(n):
-    refused = pytest.raises(ValueError, match=re.escape(f"gain n is {n}"))
-    for call in (gamma, gamma_prime):
-        with refused:
-            call(torch.ones(3), n, 0.5)
-    for learnable in (True, False):
-        with refused:
-            Gamma(n=n, learnable=learnable)
+    x = torch.ones(3)
+    for call in (partial(gamma, x), partial(gamma_prime, x), Gamma):
+        with pytest.raises(ValueError, match=re.escape(f"gain n is {n}")):
+            call(n=n, s=0.5)
     if n and abs(n) < math.inf:
-        assert gamma(torch.ones(2, dtype=torch.float64), n, 1.0).isfinite().all()
+        assert gamma(x.double(), n, 1.0).isfinite().all()
 
 
 @pytest.mark.parametrize("num_parameters", [1, 4])
@@ -219,13 +204,13 @@ def test_module(num_parameters, learnable):
     expected = {"n": [-2.0] * num_parameters, "s": [0.25] * num_parameters}
     assert {name: values.tolist() for name, values in state.items()} == expected
     assert {name for name, _ in module.named_parameters()} == ({"n", "s"} if learnable else set())
-    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    x = randn(3, 2, 4, dtype=torch.float32)
     assert torch.equal(module(x), gamma(x, -2.0, 0.25)) and module(x).requires_grad == learnable
     other = Gamma(num_parameters, learnable=not learnable)
     other.load_state_dict(state)
     assert torch.equal(other(x), module(x))
     if num_parameters == 4:  # features are on the last axis
-        n, s = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+        n, s = randn(2, 4, seed=1, dtype=torch.float32)
         outputs = functional_call(module, {"n": n, "s": s}, (x,))
         columns = [gamma(x[..., i], n[i].item(), s[i].item()) for i in range(4)]
         torch.testing.assert_close(outputs, torch.stack(columns, dim=-1))
@@ -254,6 +239,4 @@ before = time()
 torch.full((64,), -0.0).log1p_()
 print(before / time())
 """
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=SCRIPT.parents[1], capture_output=True, check=True)
-    assert float(done.stdout) < 4
+    assert float(subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY)) < 4

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
-from Postprocessing import analyse, runs
+from Postprocessing import analyse, results, runs
 from Postprocessing.networks import NotApplicable, Unsuitable, kept_model, layer_input
+from tests.conftest import SMNIST
 from tests.toy_runs import train
 from Training.run_directory import Run, RunError
-
-SMNIST = "sMNIST_task.py"
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +78,14 @@ def test_a_foreign_file_is_named_and_its_run_skipped(two_runs, name, pattern, te
     assert str(two_runs[0]) in message
 
 
-def test_the_command_prints_selected_runs(two_runs, capsys, error_of):
-    assert runs.main([]) == 0
-    header, first, second = capsys.readouterr().out.splitlines()
+def test_the_command_prints_selected_runs(two_runs, succeed, error_of):
+    header, first, second = succeed(runs.main).splitlines()
     columns = ["task", "network", "n", "s", "lr", "epochs", "state", "validation", "test", "hours"]
     assert [name for name in columns if name in header.split()] == header.split()[:-1]
     assert first.split()[:2] == ["sDigits", "LSTM"] and "2/2 dry run" in first
     assert second.endswith(str(two_runs[0]))
-    assert runs.main(["--where", "network == 'LSTM' and lr > 1e-3", "--csv"]) == 0
-    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    out = succeed(runs.main, "--where", "network == 'LSTM' and lr > 1e-3", "--csv")
+    rows = pd.read_csv(io.StringIO(out))
     assert list(rows["path"]) == [str(two_runs[1])] and set(runs.COLUMNS) <= set(rows)
     for where in ("netwrk == 'LSTM'", "lr >", "lr > 'a'"):
         message = error_of(runs.main, "--where", where)
@@ -96,13 +93,8 @@ def test_the_command_prints_selected_runs(two_runs, capsys, error_of):
     assert "no runs below nowhere" in error_of(runs.main, "nowhere")
 
 
-def test_the_layer_input_comes_from_the_test_set(two_runs):
+def test_other_data_than_those_of_a_run_are_rejected(two_runs):
     run = Run(two_runs[0])
-    x = layer_input(run, kept_model(run), 5)
-    assert x.shape == (64, 5, 1) and not x.requires_grad
-    order = np.random.RandomState(400).permutation(1797)
-    first = load_digits().images[order[-250]].flatten() / 16
-    np.testing.assert_allclose(x[:, 0, 0], first)
     run.config["data"]["sha256"] = {}
     with pytest.raises(RunError, match="was trained on other data"):
         layer_input(run, kept_model(run), 5)
@@ -113,19 +105,17 @@ def counted(monkeypatch):
     """An analysis called lyapunov, of the heterogeneous run only; returns its calls."""
     calls = []
 
-    class Analysis:
-        @staticmethod
-        def compute(run, data, device, *, size=1, bad=1, sizes=(1.0,)):
-            calls.append(run.path)
-            if run.config["model"]["net_type"] != "RNN":
-                raise NotApplicable("needs an RNN")
-            if size == 3:
-                raise Unsuitable("3 is too large")
-            if size == 4:
-                torch.linalg.svd(torch.full((2, 2), torch.nan))
-            return {"values": np.array([size, np.nan if bad == 2 else 0.0])}
+    def analysis(run, data, device, *, size=1, bad=1, sizes=(1.0,)):
+        calls.append(run.path)
+        if run.config["model"]["net_type"] != "RNN":
+            raise NotApplicable("needs an RNN")
+        if size == 3:
+            raise Unsuitable("3 is too large")
+        if size == 4:
+            torch.linalg.svd(torch.full((2, 2), torch.nan))
+        return {"values": np.array([size, np.nan if bad == 2 else 0.0])}
 
-    monkeypatch.setitem(analyse.ANALYSES, "lyapunov", Analysis)
+    monkeypatch.setattr(analyse.ANALYSES["lyapunov"], "compute", analysis)
     return calls
 
 
@@ -214,3 +204,11 @@ def test_one_command_computes_what_a_figure_lacks(two_runs, counted):
 )
 def test_a_mistyped_command_is_a_one_line_error(two_runs, counted, words, reason, error_of):
     assert reason in error_of(analyse.main, *words)
+
+
+def test_rows_are_those_of_finished_runs(two_runs, succeed, error_of):
+    lines = succeed(results.main, "--rows", "SavedModels").splitlines()
+    assert len(lines) == 3 and lines[0].startswith("task,network,setting,n,s,seed,nhid")
+    (two_runs[0] / "test_results.csv").unlink()
+    assert "not all runs are finished" in error_of(results.main, "--rows", "SavedModels")
+    assert len(succeed(results.main, "--rows", "SavedModels", "--where", "finished")) > 100

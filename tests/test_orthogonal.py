@@ -8,7 +8,7 @@ import torch
 from NetworkCreation.exprnn import ORTHOGONAL_MAPS
 from NetworkCreation.initialization import ROTATIONS, kaiming
 from NetworkCreation.layer import modrelu
-from tests.layers import build, new, randn, random_state, seeded
+from tests.layers import build, new, randn, seeded
 
 T, B, I, H = 9, 3, 2, 6  # noqa: E741
 each_map = pytest.mark.parametrize("ostep_method", ORTHOGONAL_MAPS)
@@ -29,7 +29,6 @@ def test_exprnn_starts_with_the_matrix_drawn_by_rinit(rinit, ostep_method, units
     layer = new("expRNN", units=units, seed=3, rinit=rinit, ostep_method=ostep_method)
     torch.testing.assert_close(layer.V.weight, expected, rtol=0, atol=1e-14)
     assert torch.equal(layer.P, layer.V.weight)
-    assert torch.linalg.det(layer.P).item() == pytest.approx(1)
 
 
 @each_map
@@ -53,16 +52,12 @@ def test_nnrnn_starts_orthogonal_and_matches_its_schur_form():
     with torch.no_grad():
         layer.schur.T.copy_(randn(H, H))
     alpha, theta, P = layer.schur.alpha, layer.schur.theta, layer.P
-    expected = torch.zeros(H, H, dtype=torch.float64)
-    for j in range(H // 2):
-        rows, right = slice(2 * j, 2 * j + 2), slice(2 * j + 2, H)
-        c, s = alpha[j] * theta[j].cos(), alpha[j] * theta[j].sin()
-        expected[rows, rows] = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
-        expected[rows, right] = layer.schur.T[rows, right]
+    c, s = alpha * theta.cos(), alpha * theta.sin()
+    rotations = torch.stack([c, -s, s, c], dim=1).view(-1, 2, 2)
+    above = torch.ones(H // 2, H // 2).triu(1).kron(torch.ones(2, 2))
+    expected = torch.block_diag(*rotations) + above * layer.schur.T
     torch.testing.assert_close(P.t() @ layer.V.weight @ P, expected)
     assert departure(P) < 1e-12 and departure(layer.V.weight) > 0.1
-    sizes = torch.linalg.eigvals(layer.V.weight).abs().sort().values
-    torch.testing.assert_close(sizes, alpha.abs().repeat_interleave(2).sort().values)
     assert layer.penalty().item() == pytest.approx(sum((a - 1) ** 2 for a in alpha.tolist()))
 
 
@@ -86,29 +81,10 @@ def test_eurnn_is_a_product_of_rotations(units, capacity):
 
 @each_map
 def test_a_large_matrix_is_orthogonal_in_float32(ostep_method):
-    options = {"rinit": "random", "ostep_method": ostep_method, "dtype": torch.float32}
-    layer = new("expRNN", units=400, **options)
+    layer = new("expRNN", units=400, rinit="random", ostep_method=ostep_method, dtype=torch.float32)
     with torch.no_grad():  # as far as 1,000 updates at a rate of 2e-5 can move each entry
         layer.V.parametrizations.weight.original.add_(randn(400, 400).float(), alpha=0.02)
     assert departure(layer.P) < 2e-6
-
-
-def test_a_step_of_eurnn_matches_the_equation():
-    layer = build("EURNN", units=H)
-    torch.nn.init.constant_(layer.b[:3].detach(), -1.0)
-    x, (re, im) = randn(B, I), random_state(layer)
-    bias = torch.complex(torch.full((H,), 0.5).double(), torch.zeros(H).double())
-    U = torch.complex(layer.Ure.weight, layer.Uim.weight)
-    z = (x + 0j) @ U.T + bias + torch.complex(re, im) @ layer.recurrent_matrix().T
-    size = (z.abs() + layer.b).clamp(min=0)
-    assert (size == 0).any() and (size > 0).any()
-    expected = torch.polar(size, z.angle())
-    after = layer.step(x, (re, im), torch.tensor(0.5).double())
-    torch.testing.assert_close(torch.complex(*after), expected)
-    outputs, state, traced = layer.trace(x.unsqueeze(0), (re, im), torch.full((1,), 0.5).double())
-    torch.testing.assert_close(torch.complex(*state), expected)
-    assert torch.equal(outputs[0], state[0]) and set(traced) == {"a", "a_im", "h", "h_im"}
-    torch.testing.assert_close(torch.complex(traced["a"], traced["a_im"])[0], z)
 
 
 def test_zero_input_keeps_eurnn_at_zero_with_finite_gradients():

@@ -13,14 +13,11 @@ from NetworkCreation.layer import NONLINEARITIES, Activation, RecurrentLayer, un
 from NetworkCreation.Networks import NETWORKS
 from Postprocessing import analyse, report, runs
 from tests import copy_memory_task
-from tests.conftest import REPOSITORY, TOY, rows
+from tests.conftest import PTB, REPOSITORY, SMNIST, TOY, rows, write_corpus
 from tests.toy_runs import OF_PAGE
 from Training import datasets, once, sweep
 from Training.datasets import load_pixels
 from Training.run_directory import Run
-
-SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
-SCRIPT = str(REPOSITORY / SMNIST)
 
 
 class MGU(RecurrentLayer):
@@ -56,20 +53,19 @@ def analyse_and_draw():
     return [report.gather(run) for _, run in runs.load("SavedModels").iterrows()]
 
 
-def test_a_network_and_an_activation_need_one_line(call, in_this_process, monkeypatch):
+def test_a_network_and_an_activation_need_one_line(succeed, error_of, in_this_process, monkeypatch):
     monkeypatch.setitem(NETWORKS, "MGU", MGU)
     flags = [*TOY[SMNIST], "--net-type", "MGU", "--rinit", "cayley", "--epochs", 2]
-    assert sweep.main([SCRIPT, "--seed", "1", "2", "--", *map(str, flags)]) == 0
+    succeed(sweep.main, REPOSITORY / SMNIST, "--seed", 1, 2, "--", *flags)
     table = runs.load("SavedModels")
     assert in_this_process == [0, 0] and list(table["network"]) == ["MGU", "MGU"]
     assert list(table["rinit"]) == ["cayley", "cayley"] and table["nonlin"].isna().all()
     path = table["path"][0]
-    assert call(SMNIST, "--resume", path, "--epochs", 3)[0] == 0
+    succeed(SMNIST, "--resume", path, "--epochs", 3)
     assert len(rows(Run(path), "metrics.csv")) == 3
-    code, out, err = call(SMNIST, "--test", "--net-type", "mgu", "--limit-batches", 3)
-    assert code == 0 and out.count("accuracy") == 3, err
-    code, _, err = call(SMNIST, "--net-type", "MGU", "--iinit", "xavier")
-    assert code == 2 and "--iinit: applies to" in err
+    out = succeed(SMNIST, "--test", "--net-type", "mgu", "--limit-batches", 3)
+    assert out.count("accuracy") == 3
+    assert "--iinit: applies to" in error_of(SMNIST, "--net-type", "MGU", "--iinit", "xavier")
     assert ", MGU)" in " ".join(sMNIST_task.make_parser().format_help().split())
     for panels in analyse_and_draw():
         assert {"accuracy", "lyapunov", "norm", "sin", "step"} <= panels.keys()
@@ -78,7 +74,7 @@ def test_a_network_and_an_activation_need_one_line(call, in_this_process, monkey
     assert outputs.shape == (5, 2, 8) and torch.equal(traced["h"], outputs)
     monkeypatch.setitem(NONLINEARITIES, "softsign", Activation(nn.functional.softsign))
     for flags in (["--net-type", "MGU"], ["--nonlin", "softsign"]):
-        assert call(PTB, *TOY[PTB], *flags, "--epochs", 1)[0] == 0
+        succeed(PTB, *TOY[PTB], *flags, "--epochs", 1)
 
 
 def save_sequences(path, samples=60, **arrays):
@@ -90,30 +86,31 @@ def save_sequences(path, samples=60, **arrays):
     return path
 
 
-def test_sequences_in_a_file_are_trained_on(call, tmp_path):
+def test_sequences_in_a_file_are_trained_on(succeed, error_of, tmp_path):
     first = save_sequences(tmp_path / "ramps.npz", 400)
     second = save_sequences(tmp_path / "other.npz", x=np.ones((60, 12, 2)))
     flags = ["--dataset", "npz", "--nhid", 8, "--lr", 0.01, "--epochs", 2, "-p", "--batch", 20]
     for path in (first, second):
-        assert call(SMNIST, *flags, "--data", path)[0] == 0
+        succeed(SMNIST, *flags, "--data", path)
     table = runs.load("SavedModels")
     assert list(table["task"]) == ["psRamps", "psOther"] and table["chance"].eq(1 / 3).all()
     run, words = Run(table["path"][0]), [*flags, "--data", first]
     args, _ = sMNIST_task.parse(list(map(str, words)))
     assert run.config["model"]["classes"] == 3 and run.config["model"]["inputs"] == 2
     assert once.identity_of(args) == run.identity
+    tested = [SMNIST, "--test", "--dataset", "npz", "--data"]
     for path in (first, second):
-        code, out, err = call(SMNIST, "--test", "--dataset", "npz", "--data", path)
-        assert code == 0 and f"ps{path.stem.title()}" in out, err
-    small = ["lyapunov.steps=16", "jacobian.times=2", "mutual_information.times=1"]
+        assert f"ps{path.stem.title()}" in succeed(*tested, path)
+    # more chains than there are test sequences
+    small = ["lyapunov.steps=12", "lyapunov.chains=99", "jacobian.times=2"]
+    small += ["mutual_information.times=1"]
     assert analyse.main(["dynamics", "robustness", str(run.path), "--set", *small]) == 0
     save_sequences(first, x=np.ones((60, 12)))
     datasets._loaded_checksums.cache_clear()
     assert once.identity_of(args) != run.identity
-    code, _, err = call(SMNIST, "--test", "--checkpoint", newest_checkpoint(run.path))
-    assert code == 1 and "has 2 inputs and 3 classes, but" in err and "1 and 3" in err
-    code, _, err = call(SMNIST, "--test", "--dataset", "npz", "--data", first)
-    assert code == 1 and "no run with dataset npz, data" in err  # the file has changed
+    error = error_of(SMNIST, "--test", "--checkpoint", newest_checkpoint(run.path), code=1)
+    assert "has 2 inputs and 3 classes, but" in error and "1 and 3" in error
+    assert "no run with dataset npz, data" in error_of(*tested, first, code=1)  # it has changed
 
 
 def test_the_parts_of_a_file(tmp_path):
@@ -160,25 +157,22 @@ def test_a_file_that_does_not_fit_is_named(tmp_path, arrays, reason):
         load_pixels("npz", path, 1, False)
 
 
-def test_what_is_no_file_of_arrays_is_named(tmp_path, call):
+def test_what_is_no_file_of_arrays_is_named(tmp_path, error_of):
     (tmp_path / "text.npz").write_text("no arrays")
     np.savez(tmp_path / "only.npz", x=np.ones((3, 2)))
     for data, reason in (("text.npz", "not a file"), ("only.npz", "no array y"), (".", "FILE.npz")):
-        code, _, err = call(SMNIST, "--dataset", "npz", "--data", data)
-        assert code == 1 and reason in err and err.count("\n") == 1
+        assert reason in error_of(SMNIST, "--dataset", "npz", "--data", data, code=1)
 
 
-def test_a_text_of_ones_own_is_trained_on_and_written(call, tmp_path):
-    (tmp_path / "songs").mkdir()
-    for name in ("train", "valid", "test"):
-        (tmp_path / "songs" / f"{name}.txt").write_text("l a _ l a\nl u _ l u\n" * 100)
+def test_a_text_of_ones_own_is_trained_on_and_written(succeed, error_of, tmp_path):
+    write_corpus(tmp_path / "songs", b"l a _ l a\nl u _ l u\n" * 100)
     flags = [*TOY[PTB], "--dataset", "ptb", "--any-corpus", "--data", "songs", "--epochs", 1]
-    assert call(PTB, *flags)[0] == 0 and runs.load("SavedModels")["task"].tolist() == ["songs"]
+    succeed(PTB, *flags)
+    assert runs.load("SavedModels")["task"].tolist() == ["songs"]
     tested = ["--test", "--limit-batches", 3, "--sample", 80]
-    written = [call(PTB, *tested)[1].split("\n", 2)[2] for _ in range(2)]
+    written = [succeed(PTB, *tested).split("\n", 2)[2] for _ in range(2)]
     assert written[0] == written[1] and len(written[0]) == 81 and set(written[0]) == set("alu \n")
-    code, _, err = call(PTB, "--sample", 3)
-    assert code == 2 and "--sample: requires --test" in err
+    assert "--sample: requires --test" in error_of(PTB, "--sample", 3)
 
 
 def test_a_task_is_one_script(in_this_process, tmp_path, monkeypatch):

@@ -11,13 +11,14 @@ import string
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import matplotlib.pyplot as plt
 import pytest
 
 import PTB_task
 import sMNIST_task
-from tests.conftest import REPOSITORY, TOY
+from tests.conftest import REPOSITORY, SMNIST, TOY, call_main, write_corpus
 from tests.test_own import save_sequences
 from tests.toy_runs import SMALL, few_symbols
 from Training import datasets, sweep
@@ -49,13 +50,8 @@ SHORT = {
 }
 SET_UP = ("venv", ".", "pip")  # make the environment
 UNPARSED = (*SET_UP, "git", "jupyter", "sbatch", "flock", "timeit")
-OTHERS = [
-    "Training/CLUSTER",
-    "Training/EXTENDING",
-    "Postprocessing/RESULTS",
-    "data/README",
-    "tests/benchmarks/README",
-]
+OTHERS = ["Training/CLUSTER", "Training/EXTENDING", "Postprocessing/RESULTS", "data/README"]
+OTHERS += ["tests/benchmarks/README"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 
 
@@ -103,17 +99,15 @@ def commands(path):
 
 
 def run(program, arguments):
-    """Runs a command and returns its exit code; a script or module of Python in this process."""
+    """Runs a command; returns or exits with its code; a script or module runs in this process."""
     if program in ("jupyter", "tensorboard"):
         done = subprocess.run([program, *arguments], stdout=subprocess.PIPE, text=True)
         print(done.stdout)
         return done.returncode
     start = runpy.run_path if program.endswith(".py") else runpy.run_module
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])
         start(program, run_name="__main__")
-        sys.exit(0)
-    return exit.value.code or 0
 
 
 def shortened(arguments, flags):
@@ -130,9 +124,7 @@ def checkout(tmp_path, monkeypatch, in_this_process):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     save_sequences(tmp_path / "FILE.npz")
     (tmp_path / "hosts.txt").touch()
-    (tmp_path / "DIR").mkdir()
-    for name in datasets.PENNCHAR_SHA256:
-        (tmp_path / "DIR" / name).write_text("l a _ l u\n" * 100)
+    write_corpus(tmp_path / "DIR", b"l a _ l u\n" * 100)
     digits, any_text = datasets.PIXEL_SETS["digits"], datasets.TEXT_SETS["ptb"]
     pydoc = few_symbols(datasets.TEXT_SETS["pydoc"])
 
@@ -149,7 +141,7 @@ def checkout(tmp_path, monkeypatch, in_this_process):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_commands_of_the_readme_run(checkout, capsys):
+def test_the_commands_of_the_readme_run(checkout):
     failures = []
     for program, arguments in commands("README.md"):
         kind = next((flag for flag in ("--resume", "--test") if flag in arguments), program)
@@ -163,10 +155,9 @@ def test_the_commands_of_the_readme_run(checkout, capsys):
             own = [r for r in saved if r.config["script"] == program] or saved
             arguments = [str(own[0].path) if word == "RUN" else word for word in arguments]
         with plt.rc_context():
-            code = run(program, shortened(arguments, flags))
-        printed = "".join(capsys.readouterr())
-        if code != 0 or not re.search(pattern, printed):
-            failures.append(f"{line}: exit code {code}, no {pattern!r} in\n{printed}")
+            code, out, err = call_main(partial(run, program), *shortened(arguments, flags))
+        if code or not re.search(pattern, out + err):
+            failures.append(f"{line}: exit code {code}, no {pattern!r} in\n{out}{err}")
     assert not failures, "\n\n".join(failures)
 
 
@@ -176,7 +167,7 @@ def parse_only(parser, *arguments):
 
 
 def parse(program, arguments):
-    """Parses the arguments of a command without running it; returns or exits with its code."""
+    """Parses the arguments of a command without running it; exits if they are wrong."""
     if program in SCRIPTS:
         SCRIPTS[program].parse(arguments)
     elif program == "Training.sweep":
@@ -189,25 +180,21 @@ def parse(program, arguments):
         with pytest.MonkeyPatch.context() as patch:
             for kind in (argparse.ArgumentParser, Parser):
                 patch.setattr(kind, "parse_args", parse_only)
-            return run(program, arguments)
-    return 0
+            run(program, arguments)
 
 
 @pytest.mark.parametrize("path", OTHERS)
-def test_the_commands_elsewhere_are_parsed(path, checkout, capsys):
+def test_the_commands_elsewhere_are_parsed(path, checkout):
     for program, arguments in commands(f"{path}.md"):
-        try:
-            code = parse(program, arguments)
-        except SystemExit as exit:
-            code = exit.code
-        assert not code, f"{shlex.join([program, *arguments])}: {code}, {capsys.readouterr().err}"
+        code, _, err = call_main(partial(parse, program), *arguments)
+        assert not code, f"{shlex.join([program, *arguments])}: {code}, {err}"
 
 
 # Python
 
 
 def test_python_runs_as_printed(call):
-    assert call("sMNIST_task.py", *TOY["sMNIST_task.py"], "--epochs", 1)[0] == 0
+    assert call(SMNIST, *TOY[SMNIST], "--epochs", 1)[0] == 0
     trace, adding = {}, {}
     blocks = [block for block, _ in code("Training/EXTENDING.md") if is_python(block)]
     for block, names in zip(blocks, (trace, adding), strict=True):

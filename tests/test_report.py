@@ -1,8 +1,8 @@
 """The page of a run and the overview, on toy runs."""
 
-import functools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from Postprocessing import analyse, plots, report, runs
+from tests.conftest import PTB, SMNIST
 from tests.toy_runs import OF_PAGE, train
-from Training import datasets
 from Training.run_directory import RunError
 
-SMNIST, PTB = "sMNIST_task.py", "PTB_task.py"
 TRAINED = {
     "heterogeneous": (SMNIST, "-p --nonlin gamma2 --n 5 --s 0.5 --save-freq 1"),
     "ANRU": (SMNIST, "-p --net-type ANRU"),
@@ -27,12 +26,10 @@ TRAINED = {
 def table(tmp_path_factory):
     """The table of the `TRAINED` runs, of two epochs each, indexed by network; analysed."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(datasets.TEXT_SETS, "pydoc", functools.cache(datasets.TEXT_SETS["pydoc"]))
-        for name, (script, flags) in TRAINED.items():
-            train(root / name, script, "--epochs", "2", *flags.split())
-        assert analyse.main(["report", str(root), "--set", *OF_PAGE]) == 0
-        yield runs.load(root).set_index("network", drop=False).rename_axis(None)
+    for name, (script, flags) in TRAINED.items():
+        train(root / name, script, "--epochs", "2", *flags.split())
+    assert analyse.main(["report", str(root), "--set", *OF_PAGE]) == 0
+    return runs.load(root).set_index("network", drop=False).rename_axis(None)
 
 
 @pytest.fixture(autouse=True)
@@ -117,11 +114,12 @@ def test_a_page_shows_the_numbers_of_the_run(table):
     start, end = panels["recurrent matrix"].collections
     model = torch.load(path / "e_2.pth.tar", weights_only=True)["state_dict"]
     expected = np.linalg.eigvals(model["rnn.V.weight"].numpy())
-    real = end.get_offsets()[:, 0]
-    np.testing.assert_allclose(np.sort(real), np.sort(expected.real), atol=1e-5)
+    np.testing.assert_allclose(np.sort(end.get_offsets()[:, 0]), np.sort(expected.real), atol=1e-5)
     np.testing.assert_allclose(np.hypot(*start.get_offsets().T), 1, atol=1e-5)  # orthogonal
     constant = metrics.assign(n_mean=5.0, s_mean=0.5)
     assert report.gains(run.copy(), constant, None) == {}  # a constant has no panel
+    without_0 = SimpleNamespace(panels={"n_t": ({1.0: [5, 6]}, (0, 1))}, colour="k")
+    assert len(report.draw_steps(plt.figure().add_subplot(), [without_0], "n_t").lines) == 1
 
 
 @pytest.fixture
@@ -136,13 +134,12 @@ def copied(table, tmp_path):
     return copy
 
 
-def test_the_command_saves_the_page_and_names_what_is_missing(copied, tmp_path, capsys, error_of):
+def test_the_command_saves_the_page_and_names_what_is_missing(copied, tmp_path, call, error_of):
     path = copied("analysis")
     flags = ["--output", str(tmp_path / "a.page.png")]
-    assert report.main([str(path), *flags]) == 0
-    out, err = capsys.readouterr()
+    code, out, err = call(report.main, path, *flags)
     command = f"cd {analyse.REPOSITORY} && python3 -m Postprocessing.analyse report {path}"
-    assert err.endswith(f"{command}\n")
+    assert code == 0 and err.endswith(f"{command}\n")
     paths = [tmp_path / f"a.page.{kind}" for kind in ("png", "pdf")]
     assert out.split() == [str(path) for path in paths]
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].is_file()

@@ -1,13 +1,12 @@
 """Run directories: names, whole files, tables, locks, and which of several runs counts."""
 
+import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from filelock import FileLock
 
-from NetworkCreation.checkpoints import LAST, newest_checkpoint
-from NetworkCreation.errors import CheckpointError
 from tests.conftest import create_run, rows, script_arguments
 from Training.config import RunError, read_text, run_name
 from Training.run_directory import LOCK, Run, find_runs, take_lock, write_whole
@@ -41,11 +40,7 @@ def test_every_run_has_its_own_directory_and_a_config(tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pth.tar"
     write_whole(path, b"first")
-
-    def fail(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(RunError, match="No space"):
         write_whole(path, b"second")
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
@@ -65,17 +60,6 @@ def test_rows_after_a_checkpoint_are_dropped_and_lost_rows_are_written_again(tmp
     assert float(second["loss"]) == 0.2 and second["n_mean"] == "" and third["epoch"] == "3"
     run.write_table("metrics.csv", "")
     assert not (run.path / "metrics.csv").exists()
-
-
-def test_the_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
-    run = create_run(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        newest_checkpoint(run.path)
-    run.save(LAST, {})
-    assert newest_checkpoint(run.path).name == LAST
-    for epoch in (9, 10, "best"):
-        run.save(f"e_{epoch}.pth.tar", {})
-    assert newest_checkpoint(run.path).name == "e_10.pth.tar"
 
 
 def finish(run):
@@ -100,17 +84,22 @@ def test_complete_runs_come_first_then_the_newest(tmp_path, capsys):
     assert "foreign: not a run" in err and "torn: not a run" in err
 
 
+def test_a_folder_that_is_deleted_meanwhile_is_no_error(tmp_path, monkeypatch):
+    run, scandir = create_run(tmp_path), os.scandir
+    (tmp_path / "removed").mkdir()
+    monkeypatch.setattr("os.scandir", lambda path: scandir(str(path).replace("removed", "absent")))
+    assert [found.path for found in find_runs(tmp_path)] == [run.path]
+
+
 def test_a_run_is_complete_while_its_files_are_there(tmp_path):
     run = create_run(tmp_path, epochs=2)
     run.add_row("metrics.csv", {"epoch": 2, "loss": 1.0})
     assert not run.complete
-    finish(run)
-    assert Run(run.path).complete
-    (run.path / "e_2.pth.tar").unlink()
-    assert not Run(run.path).complete
-    finish(run)
-    (run.path / "metrics.csv").unlink()
-    assert not Run(run.path).complete
+    for name in ("e_2.pth.tar", "metrics.csv"):
+        finish(run)
+        assert Run(run.path).complete
+        (run.path / name).unlink()
+        assert not Run(run.path).complete
 
 
 def test_the_identity_is_what_is_trained_on_which_data(tmp_path):
@@ -134,14 +123,12 @@ def test_a_lock_names_its_holder(tmp_path):
     other.close()
 
 
-@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError()])
-def test_a_file_system_without_locks_is_mentioned(tmp_path, monkeypatch, capsys, error):
-    def acquire(self, **options):
-        raise error
-
-    monkeypatch.setattr(FileLock, "acquire", acquire)
-    assert take_lock(tmp_path / LOCK) is not None
-    assert "this file system has no locks" in capsys.readouterr().err
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_mentioned(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(number, "no locks")))
+    for _ in range(2):  # the first process may have been killed
+        assert take_lock(tmp_path / LOCK) is not None
+        assert "this file system has no locks" in capsys.readouterr().err
 
 
 def test_files_of_absurd_kind_or_size_are_refused(tmp_path):

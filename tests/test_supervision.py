@@ -18,7 +18,7 @@ from Postprocessing.step_response import ends
 from Postprocessing.supervisor import NOISE, exponential, fit, gain_and_saturation, holds, power
 from tests.conftest import rows
 from tests.layers import build, randn, seeded
-from tests.toy_runs import FEW, SMALL, train
+from tests.toy_runs import SMALL, train
 from Training.run_directory import Run
 from Training.transforms import step_drive
 
@@ -143,17 +143,14 @@ def test_the_analyses_save_their_arrays(toy_runs):
     assert abs(states[0, 201] - states[-1, 201]).max() > 0.01
 
 
-def test_other_networks_are_rejected(toy_runs, monkeypatch):
-    relu, anru = (
-        Run(next((toy_runs / "runs/psDigits/400").glob(name))) for name in ("*_ReLU/*", "ANRU_*/*")
-    )
+def test_other_networks_are_rejected(opened, monkeypatch):
     for name in ("unit_responses", "supervisor", "step_response", "regularization"):
         with pytest.raises(NotApplicable, match="needs an ANRU, got RNN"):
-            analyse.compute(relu, name, {})
+            analyse.compute(opened["gamma2"], name, {})
     module = analyse.ANALYSES["unit_responses"]
     monkeypatch.setattr(module, "trained_anru", lambda run, device: (None, build("ANRU", inputs=2)))
     with pytest.raises(Unsuitable, match="needs a network of one input, got 2"):
-        analyse.compute(anru, "unit_responses", {}, recompute=True)
+        analyse.compute(opened["ANRU"], "unit_responses", {}, recompute=True)
 
 
 PIXELS = ["sMNIST_task.py", "--epochs", "2", "--save-freq", "1"]
@@ -297,7 +294,15 @@ def test_the_analysis_saves_its_arrays(toy_runs):
     np.testing.assert_array_equal(adaptive[:16, 0], adaptive[:16, 1])
     assert (adaptive[16:, 0] != adaptive[16:, 1]).all()
     with pytest.raises(Unsuitable, match="400 streams need 800 test sequences, got"):
-        analyse.compute(Run(anru), "regularization", FEW | {"streams": 400})
+        analyse.compute(Run(anru), "regularization", {"steps": 50, "streams": 400})
+
+
+def test_too_few_or_too_short_sequences_are_named(toy_runs, monkeypatch):
+    run = Run(next((toy_runs / "runs/psDigits/400").glob("ANRU_*/*")))
+    for module, reason in ((supervisor, "needs 200 steps"), (regularization, "8 steps are too")):
+        monkeypatch.setattr(module, "layer_input", lambda *_: torch.ones(8, 3, 1))
+        with pytest.raises(Unsuitable, match=reason):
+            module.compute(run, None, "cpu")
 
 
 def test_a_diverging_network_is_left_out_not_asked_for(toy_runs, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from pathlib import Path
 
 import joblib
@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from NetworkCreation.checkpoints import LAST
-from tests.conftest import REPOSITORY, TOY, rows
+from tests.conftest import PTB, REPOSITORY, SMNIST, TOY, call_main, rows, write_corpus
 from tests.forks import Fork, dask, wait_for
 from tests.test_scripts import metrics
-from Training import datasets, once, sweep, workers
+from Training import once, sweep, workers
 from Training.run_directory import LOCK, RunBusy, find_runs, take_lock
 
-SCRIPT, PTB = str(REPOSITORY / "sMNIST_task.py"), str(REPOSITORY / "PTB_task.py")
+SCRIPT = str(REPOSITORY / SMNIST)
 DIGITS = ["--dataset", "digits", "--nonlin", "gamma", "--nhid", "4", "--limit-batches", "2"]
 ONE, TWO, THREE = ([*DIGITS, "--epochs", number] for number in "123")
 
@@ -33,8 +33,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(*words, script=SCRIPT):
-    return sweep.main([script, *words])
+def call(*words):
+    """What a sweep that must succeed prints."""
+    code, out, err = call_main(sweep.main, SCRIPT, *words)
+    assert code == 0, err
+    return out
 
 
 def saved(root="SavedModels"):
@@ -55,34 +58,30 @@ def log(run):
     return (run.path / "log.txt").read_text()
 
 
-def test_every_combination_is_trained_once(folder, in_this_process, capsys):
+def test_every_combination_is_trained_once(folder, in_this_process):
     def initial():
         arguments = [run.config["arguments"] for run in find_runs("SavedModels")]
         return sorted((a["n"], a["s"]) for a in arguments)
 
-    assert call("--gain", "1", "-2.5", "--saturation", "0", "--", *ONE) == 0
-    assert initial() == [(-2.5, 0), (1, 0)]
-    assert capsys.readouterr().out == "2 runs: 2 finished\n"
+    out = call("--gain", "1", "-2.5", "--saturation", "0", "--", *ONE)
+    assert out == "2 runs: 2 finished\n" and initial() == [(-2.5, 0), (1, 0)]
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
-    assert call("--gain=1.0", "-2.5", "--saturation", "0", "0.5", "--", *ONE) == 0
+    out = call("--gain=1.0", "-2.5", "--saturation", "0", "0.5", "--", *ONE)
+    assert out == "4 runs: 4 finished\n"
     assert initial() == [(-2.5, 0), (-2.5, 0.5), (1, 0), (1, 0.5)]
-    assert capsys.readouterr().out == "4 runs: 4 finished\n"
     assert all(path.stat().st_mtime_ns == before for path, before in files.items())
 
 
-def test_other_data_make_another_run(folder, in_this_process, capsys, error_of):
-    for place, symbol in {"A": "a", "B": "b", "copy of A": "a"}.items():
-        (folder / place / "pennchar").mkdir(parents=True)
-        for name in datasets.PENNCHAR_SHA256:
-            (folder / place / "pennchar" / name).write_text(f"{symbol} _ c\n" * 200)
-    flags = [*TOY["PTB_task.py"][2:], "--any-corpus", "--epochs", "1"]
-    assert once.main([PTB, *flags, "--data", "A"]) == 0
-    assert call("--data", "A", "B", "--", *flags, script=PTB) == 0
+def test_other_data_make_another_run(folder, in_this_process, error_of):
+    for place, symbol in {"A": b"a", "B": b"b", "copy of A": b"a"}.items():
+        write_corpus(folder / place / "pennchar", (symbol + b" _ c\n") * 200)
+    script, flags = str(REPOSITORY / PTB), [*TOY[PTB][2:], "--any-corpus", "--epochs", "1"]
+    assert once.main([script, *flags, "--data", "A"]) == 0
+    assert sweep.main([script, "--data", "A", "B", "--", *flags]) == 0
     assert len(find_runs("SavedModels")) == 2
-    capsys.readouterr()
-    assert once.main([PTB, *flags, "--data", "copy of A"]) == 0
-    assert "already finished" in capsys.readouterr().out
-    error = error_of(sweep.main, PTB, "--data", "A", "copy of A", "--", *flags)
+    code, out, _ = call_main(once.main, script, *flags, "--data", "copy of A")
+    assert code == 0 and "already finished" in out
+    error = error_of(sweep.main, script, "--data", "A", "copy of A", "--", *flags)
     assert "--data A and --data 'copy of A' are the same run" in error
 
 
@@ -108,77 +107,62 @@ def test_a_mistake_is_a_one_line_error_before_any_run(folder, error_of, words, m
     assert not list(folder.iterdir())
 
 
-def test_a_file_that_is_no_script_and_a_folder_that_cannot_be_written(folder, capsys, error_of):
+def test_a_file_that_is_no_script_and_a_folder_that_cannot_be_written(folder, error_of):
     for script in ("README.md", "absent_task.py", "tests/conftest.py"):
         error = error_of(sweep.main, REPOSITORY / script, "--gain", "1")
         assert f"{script} is not a task script" in error
-    assert call("--seed", "1", "--", "--test") == 1
-    assert "--test and --resume do not train a new run" in capsys.readouterr().err
+    error = error_of(sweep.main, SCRIPT, "--seed", "1", "--", "--test", code=1)
+    assert "--test and --resume do not train a new run" in error
     (folder / "file").touch()
-    assert once.main([SCRIPT, *ONE, "--save-dir", "file/in the way"]) == 1
-    assert capsys.readouterr().err == "once.py: error: file/in the way/.sweep: Not a directory\n"
+    error = error_of(once.main, SCRIPT, *ONE, "--save-dir", "file/in the way", code=1)
+    assert error == "once.py: error: file/in the way/.sweep: Not a directory\n"
 
 
-def test_commands_are_those_of_unfinished_runs(folder, in_this_process, capsys):
-    assert call("--seed", "1", "--", *ONE) == 0
-    capsys.readouterr()
-    assert call("--commands", "--seed", "1", "2", "--", *ONE, "--note", "it's new") == 0
-    (line,) = capsys.readouterr().out.splitlines()
+def test_commands_are_those_of_unfinished_runs(folder, in_this_process):
+    call("--seed", "1", "--", *ONE)
+    out = call("--commands", "--seed", "1", "2", "--", *ONE, "--note", "it's new")
+    (line,) = out.splitlines()
     assert line.startswith(f"python3 -m Training.once {SCRIPT} --seed 2 --dataset digits")
     words = shlex.split(line)
     assert words[-1] == "it's new" and once.main(words[3:]) == 0
-    capsys.readouterr()
-    assert call("--commands", "--seed", "1", "2", "--", *ONE) == 0
-    assert capsys.readouterr().out == "" and len(saved()) == 2
+    assert call("--commands", "--seed", "1", "2", "--", *ONE) == "" and len(saved()) == 2
 
 
-def test_an_incomplete_run_is_resumed_and_its_warning_is_passed_on(folder, in_this_process, capsys):
+def test_an_incomplete_run_is_resumed_and_its_warning_is_passed_on(folder, in_this_process):
     words = ["--seed", "1", "--", *TWO, "--save-dir=-x"]
-    assert call(*words) == 0
+    call(*words)
     run = saved("-x")[1]
     rows = metrics(run.path)
     back_to_start(run)
     run.config["code"] = "other"
     run.write_config()
     changed = {"data": str(folder / "elsewhere"), "note": "moved", "cuda": False}
-    assert call(*words, "--data", "elsewhere", "--note", "moved", "--no-cuda") == 0
+    words += ["--data", "elsewhere", "--note", "moved", "--no-cuda"]
+    code, _, err = call_main(sweep.main, SCRIPT, *words)
     run = saved("-x")[1]
     assert run.complete and run.config["arguments"].items() >= changed.items()
     assert "resumed after 0 epochs" in log(run) and metrics(run.path) == rows
-    command, warning = capsys.readouterr().err.splitlines()
-    assert command.startswith(f"{SCRIPT} --seed 1 ")
+    command, warning = err.splitlines()
+    assert code == 0 and command.startswith(f"{SCRIPT} --seed 1 ")
     assert warning.startswith("    warning: this run was begun with other code")
 
 
-def test_a_lost_checkpoint_and_lost_results_are_made_again(folder, in_this_process):
-    assert call("--seed", "1", "--", *ONE) == 0
-    run = saved()[1]
-    epochs, tests = metrics(run.path), rows(run, "test_results.csv")
-    (run.path / "e_1.pth.tar").unlink()
-    assert call("--seed", "1", "--", *ONE) == 0
-    assert saved()[1].complete and metrics(run.path) == epochs
-    (run.path / "test_results.csv").unlink()
-    assert call("--seed", "1", "--", *ONE) == 0
-    assert saved()[1].complete and rows(run, "test_results.csv") == tests
-
-
-def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process, capsys):
-    assert call("--lr", "1e30", "1e-3", "--", *DIGITS[:-1], "9", "--epochs", "1") == 1
-    out = capsys.readouterr().out
-    assert "2 runs: 1 finished, 1 failed\n" in out
+def test_a_failed_run_is_listed_and_does_not_stop_the_others(folder, in_this_process):
+    words = ["--lr", "1e30", "1e-3", "--", *DIGITS[:-1], "9", "--epochs", "1"]
+    code, out, _ = call_main(sweep.main, SCRIPT, *words)
+    assert code == 1 and "2 runs: 1 finished, 1 failed\n" in out
     assert f"failed: {SCRIPT} --lr 1e30" in out and "exit code 1: stopped:" in out
     assert [r.config["arguments"]["lr"] for r in find_runs("SavedModels") if r.complete] == [1e-3]
 
 
-def test_a_run_locked_by_another_process_is_left_to_it(folder, in_this_process, capsys):
-    assert call("--seed", "1", "--", *TWO) == 0
+def test_a_run_locked_by_another_process_is_left_to_it(folder, in_this_process):
+    call("--seed", "1", "--", *TWO)
     run = saved()[1]
     back_to_start(run)
     for path in (*Path("SavedModels/.sweep").iterdir(), run.path / LOCK):
         lock = take_lock(path)
-        capsys.readouterr()
-        assert call("--seed", "1", "2", "--", *TWO) == 0
-        assert capsys.readouterr().out == "2 runs: 1 finished, 1 being trained elsewhere\n"
+        out = call("--seed", "1", "2", "--", *TWO)
+        assert out == "2 runs: 1 finished, 1 being trained elsewhere\n"
         assert once.main([SCRIPT, "--seed", "1", *TWO]) == os.EX_TEMPFAIL
         assert saved()[2].complete and not saved()[1].complete
         lock.release()
@@ -202,10 +186,11 @@ def test_each_run_has_its_own_gpu(folder, monkeypatch):
 
     monkeypatch.setattr(workers, "run_in_subprocess", run_in_subprocess)
     seeds, together = ["--seed", *"1234", "--", *ONE], threading.Barrier(2)
-    assert call(*seeds) == 0
+    call(*seeds)
     assert sorted(started[:2]) == sorted(started[2:]) == [("5", 3), ("GPU-7", 3)]
     together = threading.Barrier(4)
-    assert call("--jobs=4", *seeds) == call(*seeds, "--no-cuda") == 0
+    call("--jobs=4", *seeds)
+    call(*seeds, "--no-cuda")
     assert sorted(started[4:8]) == [*[("5", 1)] * 2, *[("GPU-7", 1)] * 2]  # two runs per GPU
     assert started[8:] == [("none", 1)] * 4
 
@@ -247,7 +232,7 @@ def test_a_stopped_sweep_is_resumed(folder, in_this_process):
         run = saved()[1]
         wait_for(lambda run=run: is_free(run))
         assert log(run).count("SIGTERM: saved") == epochs_of(1) == epoch and len(saved()) == 1
-    assert call(*words) == 0
+    call(*words)
     assert len(saved()) == 2 and all(run.complete for run in saved().values())
 
 
@@ -272,23 +257,19 @@ def test_a_run_whose_workers_died_is_submitted_again_while_it_progresses(folder)
     assert len(submitted) == 4
 
 
-def test_a_lost_scheduler_or_a_missing_folder_or_package_is_named(folder, monkeypatch, capsys):
-    @contextlib.contextmanager
-    def lost(address, folders):
-        future = Future()
-        future.set_exception(CancelledError())
-        yield lambda words: future
+def test_a_lost_scheduler_or_a_missing_folder_or_package_is_named(folder, monkeypatch, error_of):
+    def error(*more):
+        words = ["--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE, *more]
+        return error_of(sweep.main, SCRIPT, *words, code=1)
 
-    words = ["--scheduler", "tcp://127.0.0.1:1", "--seed", "1", "--", *ONE]
     monkeypatch.setitem(sys.modules, "distributed", None)
-    assert call(*words) == 1
-    assert "pip install distributed" in (err := capsys.readouterr().err) and err.count("\n") == 1
-    monkeypatch.setattr(workers, "cluster", lost)
-    assert call(*words) == 1
-    assert "error: lost the connection" in capsys.readouterr().err
+    assert "pip install distributed" in error()
+    (future := Future()).cancel()
+    monkeypatch.setattr(workers, "cluster", lambda *_: contextlib.nullcontext(lambda _: future))
+    assert "error: lost the connection" in error()
     (folder / "file").touch()
-    assert call(*words, "--save-dir", "file/runs") == 1
-    assert "error: " in (err := capsys.readouterr().err) and "--scheduler" not in err
+    assert "error: " in (message := error("--save-dir", "file/runs"))
+    assert "--scheduler" not in message
 
 
 @pytest.fixture
@@ -334,11 +315,8 @@ def test_a_sweep_on_a_cluster_survives_ctrl_c_and_the_death_of_a_worker(cluster,
     with distributed.Client(address) as client:
         client.wait_for_workers(2, timeout=240)
     words = [SCRIPT, "--scheduler", address, "--seed", *"1234", "--", *THREE, "--no-cuda"]
-    with (
-        pytest.raises(FileNotFoundError, match="has no /dev/null/absent"),
-        workers.cluster(address, ["/dev/null/absent"]),
-    ):
-        pass
+    with pytest.raises(FileNotFoundError, match="has no /dev/null/absent"):
+        workers.cluster(address, ["/dev/null/absent"]).__enter__()
     hold(folder, range(1, 5))
     process = Fork(sweep.main, words, folder=folder)
     wait_for(lambda: [epochs_of(seed) for seed in range(1, 5)].count(1) == 2, process, *started)

@@ -1,11 +1,13 @@
 """The trainer: updates, epochs, saved state, signals, output, TensorBoard and overflow."""
 
+import itertools
 import math
-import os
 import re
 import signal
 import sys
 import time
+from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
+from NetworkCreation.checkpoints import LAST
 from NetworkCreation.errors import UserError
 from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS
@@ -46,7 +49,7 @@ def update(trainer):
 
 
 def last(run):
-    return torch.load(run.path / "last.pth.tar", weights_only=True)
+    return torch.load(run.path / LAST, weights_only=True)
 
 
 def test_the_penalty_is_minimised_but_not_reported(tmp_path):
@@ -82,26 +85,24 @@ def test_nonfinite_values_stop_before_the_update_and_after_it(tmp_path):
         linear_trainer(tmp_path).finish_epoch({"validation": {"loss": float("nan")}})
 
 
-def train(trainer, scores=SCORES, during=None, gains=None):
+def train(trainer, scores=SCORES, during=lambda *_: None, gains=None):
     """Trains to the end, and returns the run; during(trainer, epoch, batch): of every batch."""
     with trainer:
         for epoch in trainer.epochs():
             for batch in trainer.batches(BATCHES):
-                if during is not None:
-                    during(trainer, epoch, batch)
+                during(trainer, epoch, batch)
                 update(trainer)
             trainer.finish_epoch(scores, gains, {"as_is": {"loss": 1.0, "accuracy": 0.5}})
     return trainer.run
 
 
-def interrupted(trainer, batch, before=None, number=signal.SIGTERM, **options):
+def interrupted(trainer, batch, before=lambda *_: None, number=signal.SIGTERM, **options):
     """Trains until a signal arrives in a batch, (epoch, batch), after before(…); the run."""
 
     def stop(trainer, epoch, number_of_batch):
-        if before is not None:
-            before(trainer, epoch, number_of_batch)
+        before(trainer, epoch, number_of_batch)
         if (epoch, number_of_batch) == batch:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted) as caught:
         train(trainer, during=stop, **options)
@@ -114,10 +115,11 @@ def test_checkpoints_are_kept_at_the_chosen_epochs_and_saved_again_if_deleted(tm
     options = {"epochs": 7, "save_freq": 3, "save_epochs": [1, 2]}
     run = train(linear_trainer(tmp_path, **options))
     assert list(run.kept) == [0, 1, 2, 3, 6, 7] and run.complete
-    before = last(run)["state_dict"]
-    run.kept[7].unlink()
+    before, tests = last(run)["state_dict"], rows(run, "test_results.csv")
+    run.kept[7].rename(run.path / "e_best.pth.tar")  # which is not one of them
+    (run.path / "test_results.csv").unlink()
     run = train(linear_trainer(tmp_path, resume=run.path, **options))
-    assert run.complete
+    assert run.complete and rows(run, "test_results.csv") == tests
     saved = torch.load(run.kept[7], weights_only=True)
     torch.testing.assert_close(saved["state_dict"], before, rtol=0, atol=0)
 
@@ -150,19 +152,22 @@ def test_progress_is_printed_in_lines_without_a_terminal(capsys, monkeypatch):
     seconds = 0.0
     monkeypatch.setattr("tqdm.std.time", lambda: seconds)
     with console.Progress(total=10, desc="epoch 1/2") as bar:
-        for _ in range(10):
+        for _ in console.Progress(range(10), desc="epoch 1/2: inner bar"):
             seconds += 25
             bar.update()
     lines = capsys.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 4 and all(line.startswith("epoch 1/2:") for line in lines)
+    assert 4 <= len(lines) <= 8 and all(line.startswith("epoch 1/2:") for line in lines)
 
 
-def test_a_run_ends_with_the_commands_that_show_it(tmp_path, capsys):
+def test_a_run_ends_with_the_commands_that_show_it(tmp_path, capsys, monkeypatch):
     run = train(linear_trainer(tmp_path / "with space"))
     out = capsys.readouterr().out
     assert f"Postprocessing.report '{run.path}'" in out
     assert f"tensorboard --logdir '{tmp_path / 'with space' / 'task'}'" in out
     assert "test as_is: loss 1.0000, accuracy 50.00%" in out
+    monkeypatch.chdir(run.path)
+    train(linear_trainer(tmp_path, resume=Path(".")))
+    assert f"tensorboard --logdir '{tmp_path / 'with space' / 'task'}'" in capsys.readouterr().out
 
 
 def test_a_missing_tensorboardx_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys):
@@ -182,8 +187,7 @@ def test_tensorboard_shows_a_run_as_one_with_curves_histograms_and_hyperparamete
     ((name, tags),) = events.Runs().items()
     assert name == f"task/400/RNN_lr0.0001_p0.0_hs4_n5_s0/{run.path.name}"
     assert {"loss/train", "loss/validation", "loss/test_as_is", "gain/n_mean"} <= {*tags["scalars"]}
-    steps = [event.step for event in events.Scalars(name, "loss/train")]
-    assert steps == [1, 2, 3]
+    assert [event.step for event in events.Scalars(name, "loss/train")] == [1, 2, 3]
     assert [event.step for event in events.Histograms(name, "gain/n")] == [1, 2, 3]
     assert events.SummaryMetadata(name, "_hparams_/session_start_info").plugin_data.content
 
@@ -208,26 +212,10 @@ def test_the_events_of_a_saved_epoch_are_on_disk(tmp_path, monkeypatch):
     trainer.events.close()
 
 
-def test_the_state_is_restored_from_its_checkpoint(tmp_path):
-    trainer = linear_trainer(tmp_path)
-
-    def draw(trainer, epoch, batch):
-        if batch == 2:
-            trainer.order(4, True)
-            trainer.draws.manual_seed(77)
-
-    interrupted(trainer, (1, 2), before=draw)
-    other = linear_trainer(tmp_path, lr=0.7, resume=trainer.run.path)
-    assert (other.batch, other.lr, other.sums) == (3, 0.1, trainer.sums)
-    assert torch.equal(other.carry["order"], trainer.carry["order"])
-    for each in (trainer, other):
-        update(each)
-    assert torch.equal(trainer.model.weight, other.model.weight)
-    draws = [torch.rand(3, generator=each.draws) for each in (trainer, other)]
-    assert torch.equal(*draws)
-
-
-def test_other_code_data_or_machine_on_resuming(tmp_path, capsys):
+def test_other_code_data_or_machine_on_resuming(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("Training.config.REPOSITORY", tmp_path)
+    (tmp_path / "Training").mkdir()
+    (tmp_path / "Training" / ".#open.py").symlink_to("of.an.editor")
     run = train(linear_trainer(tmp_path))
     run.config |= {"code": "0" * 16, "commit": "old", "device": "GPU"}
     run.write_config()
@@ -244,23 +232,19 @@ def test_other_code_data_or_machine_on_resuming(tmp_path, capsys):
 
 
 def test_snapshot_minutes_limits_saving_within_an_epoch(tmp_path, monkeypatch):
-    seconds, saved, save = 0.0, [], Run.save
+    seconds, save = 0.0, create_autospec(Run.save, side_effect=Run.save)
     monkeypatch.setattr(time, "monotonic", lambda: seconds)
-
-    def record(run, name, checkpoint):
-        if name == "last.pth.tar":
-            saved.append(checkpoint["batch"])
-        save(run, name, checkpoint)
+    monkeypatch.setattr(Run, "save", save)
 
     def wait(trainer, epoch, batch):
         nonlocal seconds
         seconds += 15
 
-    monkeypatch.setattr(Run, "save", record)
     for minutes, expected in ((0, [0, 1, 2, 3, 0, 0]), (0.5, [0, 2, 0, 0]), (10, [0, 0, 0])):
-        saved.clear()
+        save.reset_mock()
         train(linear_trainer(tmp_path, epochs=1, snapshot_minutes=minutes), during=wait)
-        assert saved == expected, minutes
+        saved = [call.args[1:] for call in save.call_args_list]
+        assert [state["batch"] for name, state in saved if name == LAST] == expected, minutes
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -273,39 +257,30 @@ def test_a_signal_waits_for_the_end_of_the_batch(tmp_path, capsys, number):
     assert f"--resume={run.path}" in capsys.readouterr().out
 
 
-def test_a_signal_interrupts_the_evaluation_at_once(tmp_path):
-    trainer, scored, batches = linear_trainer(tmp_path), [], []
-    with pytest.raises(Interrupted), trainer:
-        for _ in trainer.epochs():
-            for _ in trainer.batches(BATCHES):
-                update(trainer)
-            os.kill(os.getpid(), signal.SIGTERM)
-            scored.append(SCORES)
-    assert not scored and last(trainer.run)["batch"] == len(BATCHES)
-    trainer = linear_trainer(tmp_path, resume=trainer.run.path)
-    run = train(trainer, during=lambda _, epoch, batch: batches.append((epoch, batch)))
-    assert batches == [(2, batch) for batch in BATCHES]
-    assert [row["epoch"] for row in rows(run, "metrics.csv")] == ["1", "2"]
-
-
 @pytest.mark.parametrize("scoring", [False, True])
-def test_a_second_sigterm_does_not_stop_the_first_from_saving(tmp_path, monkeypatch, scoring):
+def test_a_sigterm_interrupts_scoring_and_a_second_one_is_ignored(tmp_path, monkeypatch, scoring):
     trainer, before, save = linear_trainer(tmp_path), signal.getsignal(signal.SIGTERM), Run.save
+    done, scored, batches = len(BATCHES) if scoring else 1, [], []
 
     def save_during_another(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         save(*arguments)
 
-    with pytest.raises(Interrupted), trainer:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted), trainer:
         for _ in trainer.epochs():
-            monkeypatch.setattr(Run, "save", save_during_another)
+            patch.setattr(Run, "save", save_during_another)
             for _ in trainer.batches(BATCHES):
                 if not scoring:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
                 update(trainer)
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert last(trainer.run)["batch"] == (len(BATCHES) if scoring else 1)
+            signal.raise_signal(signal.SIGTERM)
+            scored.append(SCORES)
+    assert not scored and last(trainer.run)["batch"] == done
     assert signal.getsignal(signal.SIGTERM) is before
+    trainer = linear_trainer(tmp_path, resume=trainer.run.path)
+    run = train(trainer, during=lambda _, *place: batches.append(place))
+    assert batches == [*itertools.product([1, 2], BATCHES)][done:]
+    assert [row["epoch"] for row in rows(run, "metrics.csv")] == ["1", "2"]
 
 
 def classifier(root, net_type, lr=1e-3, dtype=torch.float32, optimizer=Adam, units=4, **layer):

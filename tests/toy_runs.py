@@ -20,10 +20,9 @@ TASKS = {
 SETTINGS = ["--nonlin=gamma --no-learn_params", "--nonlin=gamma", "--nonlin=gamma2"]
 CELLS = ["--n=1 --s=0", "--n=5 --s=0.5"]  # a grid of 2 n × 2 s without two of its cells
 NETWORKS = {"psDigits": ["--net-type=ANRU", "--nonlin=ReLU"], "pydoc": ["--net-type=ANRU"]}
-# Small settings of the analyses of a run's page, of regularization, and of the others.
+# Small settings of the analyses of a run's page, and of all.
 OF_PAGE = ["lyapunov.chains=2", "lyapunov.steps=64", "jacobian.times=8"]
 OF_PAGE += ["robustness.amplitudes=[0,1,10]", "robustness.samples=5"]
-FEW = {"steps": 50, "streams": 3, "draws": 1, "sizes": [0, 5]}
 SMALL = ["robustness.amplitudes=[0,1]", "robustness.samples=50", "lyapunov.steps=16"]
 SMALL += ["jacobian.sequences=1", "jacobian.times=2", "mutual_information.samples=50"]
 SMALL += ["mutual_information.times=1", "supervisor.sequences=2", "step_response.sequences=2"]

@@ -37,10 +37,8 @@ def paper_model():
     angles = np.random.RandomState(SEED).uniform(-math.pi, 0, UNITS // 2)
     nn.init.kaiming_normal_(U.weight)
     lin = nn.Linear(UNITS, 10)
-    A = torch.zeros(UNITS, UNITS)
-    first = torch.arange(0, UNITS, 2)
-    A[first, first + 1] = torch.from_numpy(angles).float()
-    V.weight.data = torch.linalg.matrix_exp(A - A.t())
+    A = torch.block_diag(*(torch.tensor([[0, a], [-a, 0]]) for a in angles.tolist()))
+    V.weight.data = torch.linalg.matrix_exp(A)
     rnn = RNN(1, UNITS, "gamma", n=n, s=0.0)
     model = PixelClassifier(rnn)
     rnn.U, rnn.V, model.lin = U, V, lin
