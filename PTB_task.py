@@ -17,6 +17,7 @@ import Training.machine  # isort: skip  # noqa: F401 — settings that torch rea
 
 import os
 import sys
+from operator import methodcaller
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -97,7 +98,7 @@ def main(argv=None):
 
     with Trainer(args, data.name, model, spec, optimizer, scheduler, data.checksums) as trainer:
         for _ in trainer.epochs():
-            hidden = map_state(lambda h: h.to(device), trainer.carry.get("hidden"))
+            hidden = map_state(methodcaller("to", device), trainer.carry.get("hidden"))
             for start, end in trainer.batches(windows(len(train), args.bptt)):
                 logits, hidden = model(train[start:end], hidden)  # (T, B, V)
                 targets = train[start + 1 : end + 1].flatten()
