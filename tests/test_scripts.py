@@ -219,10 +219,13 @@ def test_the_papers_checkpoint_is_tested_with_flags(succeed, error_of, tmp_path)
     assert "e_99.pth.tar" in err and "9 units" in err
 
 
-def test_the_data_of_a_run_are_found_again(succeed, tmp_path):
+def test_the_data_of_a_run_are_found_again(succeed, only_run, tmp_path):
     write_corpus(tmp_path / "own" / "pennchar", b"a b _ c\nd e f\n" * 200)
+    write_corpus(tmp_path / "other" / "pennchar", b"a b _ c\nd e f f f\n" * 200)
     flags = [*TOY[PTB], "--dataset", "ptb", "--any-corpus", "--epochs", 1]
     succeed(PTB, *flags, "--data", "own")
+    tested = [PTB, "--test", "--checkpoint", only_run() / "model.pt"]
+    assert succeed(*tested) != succeed(*tested, "--data", "other")
     succeed(PTB, "--test", "--limit-batches", 3)
     (tmp_path / "own").rename(tmp_path / "moved")
     succeed(PTB, "--test", "--limit-batches", 3, "--data", "moved")
