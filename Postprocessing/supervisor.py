@@ -93,13 +93,6 @@ def supervisor_states(layer, xi=STEP, generator=None):
     return torch.stack(states, dim=1).cpu().numpy()
 
 
-def plane(states):
-    """Two principal components of g (X, T, M): a fitted PCA, and the projections (X, T, 2)."""
-    pca = PCA(n_components=2)
-    path = pca.fit_transform(states.reshape(-1, states.shape[-1]))
-    return pca, path.reshape(*states.shape[:2], 2)
-
-
 def holds(parameters, errors):
     """Whether a fit (a, b, c) holds: a and b are larger than two of their standard errors."""
     return (np.abs(parameters[:2]) > 2 * errors[:2]).all()
@@ -116,7 +109,7 @@ def compute(run, data, device, *, sequences=32):
     seed = run.config["arguments"]["seed"]
     n, s = gain_and_saturation(layer, x, generator=torch.Generator().manual_seed(seed))
     states = supervisor_states(layer, generator=torch.Generator().manual_seed(seed))
-    pca, path = plane(states)
-    explained = pca.explained_variance_ratio_
+    pca = PCA(2)
+    path = pca.fit_transform(states.reshape(-1, states.shape[-1])).reshape(*states.shape[:2], 2)
     noise = {"xi": np.array(NOISE), "n": n, "s": s}
-    return noise | {"xi_plane": STEP, "path": path, "explained": explained}
+    return noise | {"xi_plane": STEP, "path": path, "explained": pca.explained_variance_ratio_}
