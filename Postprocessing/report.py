@@ -203,7 +203,8 @@ PANELS = {  # panel: title, label of the y axis, function that draws it
     "spectrum": ("recurrent matrix", "imaginary part", draw_spectrum),
 }
 NOTES = {
-    "n": "n, s: mean ± s.d. over units (ANRU: and steps, images), units at the end; dotted: 0, 1.",
+    "n": "n, s: mean ± s.d. over units (in ANRU also over time and images), and units at the end; "
+    "dotted: s = 0, s = 1.",
     "lyapunov": "λ₁: mean and range over sequences and directions. Jacobian: median and quartiles.",
     "n_t": "Steps of size 1, 5, 20 (light to dark), none (dashed).",
     "spectrum": "Eigenvalues: initial (grey) and final.",

@@ -110,8 +110,8 @@ def psmnist_differences():
     """Differences between the RNNs on psMNIST: validation accuracy by epoch, test accuracy."""
     table = read("psMNIST_128")
     table["epoch"] = "epoch " + table["epoch"].astype(str)
-    tests = table.dropna(subset="test").assign(epoch="test")
-    table = pd.concat([table, tests.assign(validation=tests["test"])])
+    final = table.dropna(subset="test")
+    table = pd.concat([table, final.assign(epoch="test", validation=final["test"])])
     scores = table.pivot(index="seed", columns=["network", "epoch"], values="validation")
     pairs = (*comparison.PAIRS, ("heterogeneous", "ReLU"), ("static", "ReLU"))
     paired = pd.concat({f"{a} − {b}": scores[a] - scores[b] for a, b in pairs}, axis=1)
@@ -163,9 +163,8 @@ def interval(mean, half, sign="-"):
 
 def differences(tests):
     """The intervals of differences as text, with a * where the corrected p is below 0.05."""
-    texts = map(interval, tests["mean"], tests["half"], "+" * len(tests))
-    stars = tests["p_holm"].lt(0.05).map({True: " *", False: ""})
-    return pd.Series(texts, tests.index, dtype=str) + stars
+    rows = zip(tests["mean"], tests["half"], tests["p_holm"], strict=True)
+    return [interval(mean, half, "+") + " *" * (p < 0.05) for mean, half, p in rows]
 
 
 def numbered(table, name):

@@ -89,7 +89,7 @@ def make_parser(script, description, datasets, **defaults):
     flag("--clip", type=positive, metavar="C", help="clip the gradient to this norm (default: off)")
     flag("--batch", "--batch_size", dest="batch_size", type=positive_int, help="batch size")
     flag("--epochs", type=positive_int, default=100, help="number of epochs")
-    flag("--limit-batches", type=positive_int, metavar="N", help="use N batches of each data part")
+    flag("--limit-batches", type=positive_int, metavar="N", help="use N batches of each split")
     flag("--seed", type=seed_int, default=400, help="seed of all random numbers")
 
     flag = parser.add_argument_group("data, device and files").add_argument
@@ -116,7 +116,7 @@ def make_parser(script, description, datasets, **defaults):
     flag("--config", type=Path, metavar="FILE", help="read flags from a JSON file, {name: "
          "value}, or repeat a run from its config.json; typed flags take precedence")  # fmt: skip
     flag("--test", action="store_true", help="evaluate the test set with --checkpoint, or with "
-         "the newest run of the given arguments, complete if possible; do not train")  # fmt: skip
+         "the newest run with the given arguments, complete ones first; do not train")  # fmt: skip
     flag("--checkpoint", type=Path, metavar="PATH", help="the checkpoint that --test evaluates")
 
     parser.set_defaults(**defaults)
@@ -201,10 +201,10 @@ def _arguments_in_file(parser, path):
         raise UserError(f"{path}: not a JSON object of arguments ({error})") from error
     if saved is None:
         if modes := sorted(content.keys() & MODE):
-            raise UserError(f"{path}: {', '.join(modes)} must be typed")
+            raise UserError(f"{path}: {', '.join(modes)} cannot be set in a file")
         return content
-    if content.get("script") != parser.prog:
-        raise UserError(f"{path}: of a run of {content.get('script')}")
+    if (script := content.get("script", parser.prog)) != parser.prog:
+        raise UserError(f"{path}: of a run of {script}")
     # An n that was drawn is drawn again, by the seed.
     aside = {*HOW, "n", "random"} if saved.get("random") else HOW
     return {name: value for name, value in saved.items() if name not in aside}

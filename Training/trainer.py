@@ -280,8 +280,9 @@ class Trainer:
     # Interruptions
 
     def __enter__(self):
-        numbers = signal.SIGINT, signal.SIGTERM
-        self._handlers = {number: signal.signal(number, self._handle) for number in numbers}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.getsignal(number)
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -298,8 +299,7 @@ class Trainer:
                 self.events.hyperparameters({k: v for k, v in arguments if k not in HOW})
                 self._save()
                 self.run.finish()
-                parents = self.run.path.absolute().parents
-                folder = parents[min(2, len(parents) - 1)]
+                folder = self.run.path.absolute().parents[:3][-1]  # of the task
                 self.run.print(
                     f"done: {self.run.path}\n"
                     f"a page of pictures: python3 -m Postprocessing.report {path}\n"
@@ -315,7 +315,7 @@ class Trainer:
         self._signum = signum
         # A second Ctrl-C has its default effect. A second SIGTERM is ignored: at the end of a job,
         # a batch system may send one to the run and one to its parent, which passes it on.
-        signal.signal(signal.SIGINT, self._handlers.get(signal.SIGINT, signal.SIG_DFL))
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
         if self._scoring:
             self._scoring = False
             self._heed_signal()

@@ -260,7 +260,7 @@ WRONG = [
     ({"permute": "yes"}, "argument -p/--permute/--no-permute: ignored explicit argument 'yes'"),
     ({"n": 3, "random": True}, "argument --random: contradicts --n 3"),
     ({"script": "PTB_task.py", "arguments": {"bptt": 9}}, "c.json: of a run of PTB_task.py"),
-    ({"resume": "run", "lr": 1}, "c.json: resume must be typed"),
+    ({"resume": "run", "lr": 1}, "c.json: resume cannot be set in a file"),
     ([1], "not a JSON object"),
 ]
 
