@@ -175,6 +175,7 @@ def draw_steps(ax, entries, name):
             ax.plot(lines[0.0], "--", color="0.4", linewidth=0.7)
     if name == "h_t" and ax.dataLim.ymax > 100:  # h has no bound
         ax.set_yscale("symlog", linthresh=1)
+        ax.yaxis.get_major_locator().set_params(numticks=7)
     ax.set_xlabel("step $t$")
     return mark_unit_range(ax) if name == "s_t" else ax
 
