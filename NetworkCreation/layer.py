@@ -34,10 +34,10 @@ class Activation:
     function(a, *parameters): φ, differentiable. Alone it is enough; the others are for speed:
     value(a, *parameters, out): writes φ(a) to `out`, if given, and returns it.
     slope(z, *parameters): φ′(a), a new tensor.
-    terms(z, *parameters): the slope, and a tuple of terms of the derivatives by the parameters.
+    terms(z, *parameters): φ′(a), a new tensor, and a tuple of terms of ∂φ/∂parameters.
     combine(*parameters, sums): these derivatives from sums of the terms (default: the sums).
     parameters: names of attributes of the layer, tensors of one shape.
-    from_a: z is a; if False, it is φ(a), which saves memory and needs a `slope` or `terms`.
+    from_a: z is a; False: φ(a), which saves memory and needs `terms` (without parameters: `slope`).
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class Activation:
         inputs = [tensor.expand_as(a).detach().requires_grad_() for tensor in (a, *parameters)]
         h = self.function(*inputs)
         slope, *terms = torch.autograd.grad(h.sum(), inputs, materialize_grads=True)
-        return slope.contiguous(), tuple(terms)
+        # A new tensor: of φ(a + b), autograd returns one for both derivatives.
+        return slope.clone(memory_format=torch.contiguous_format), tuple(terms)
 
 
 def modrelu(a, bias, out=None):
@@ -208,7 +209,7 @@ class RecurrentLayer(nn.Module):
             raise ValueError(f"the input must be {expected}, got {given}")
         steps, batch = x.shape[:2]
         if isinstance(x, Embedded):
-            self._in_own_dtype("input", x.table)
+            x = Embedded(x.symbols, self._in_own_dtype("input", x.table))
         else:
             x = self._in_own_dtype("input", x)
         state = parts(self.initial_state(batch) if state is None else state)

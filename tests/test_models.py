@@ -74,6 +74,8 @@ def test_layers_accept_embedded_symbols(net_type):
     expected, _ = model.rnn.loop(x.dense())
     for run in (model.rnn, model.rnn.loop, model.rnn.trace, torch.no_grad()(model.rnn)):
         assert_close([run(x)[0]], [expected])
+    half = Embedded(x.symbols, x.table.half())
+    assert_close([model.rnn(half)[0]], [model.rnn(half.dense())[0]])
     with pytest.raises(ValueError, match=r"T, B, 4.*8, 5, 3"):
         model.rnn(Embedded(x.symbols, torch.zeros(3, 3)))
 

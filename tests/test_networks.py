@@ -286,9 +286,10 @@ def test_gated_layers_have_no_single_recurrent_matrix(key):
 
 @pytest.mark.parametrize("name", ["RNN", "expRNN"])
 def test_an_activation_needs_only_its_function(name, monkeypatch):
-    """Swish with a learned slope, and a linear function."""
+    """Swish with a learned slope, tanh with a learned bias, and a linear function."""
     swish = Activation(lambda a, beta: a * torch.sigmoid(beta * a), parameters=("beta",))
-    for activation in (swish, Activation(lambda a: a)):
+    biased = Activation(lambda a, beta: torch.tanh(a + beta), parameters=("beta",))
+    for activation in (swish, biased, Activation(lambda a: a)):
         monkeypatch.setitem(NONLINEARITIES, "new", activation)
         layer = new(name, nonlin="new")
         layer.beta = torch.nn.Parameter(randn(H))
