@@ -58,8 +58,8 @@ def parse(argv=None):
     args, given = flags.parse(parser, argv)
     if args.any_corpus and args.dataset != "ptb":
         parser.error("argument --any-corpus: applies to --dataset ptb")
-    if os.path.basename(args.save) != args.save:
-        parser.error(f"argument --save: must be a name without a folder, got {args.save}")
+    if os.path.basename(args.save) != args.save or not args.save.endswith(".pt"):
+        parser.error(f"argument --save: must be NAME.pt without a folder, got {args.save}")
     if args.sample is not None and not args.test:
         parser.error("argument --sample: requires --test")
     return args, given

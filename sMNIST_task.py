@@ -135,7 +135,7 @@ def test(args, given, device):
                         f"has {data.inputs} and {data.classes}")  # fmt: skip
     transform = TEST_TRANSFORMS[args.transform](data.steps)
     drive = step_drive(data.steps, 1.0, *step_window(data.steps)).to(device)
-    changes = {"as_is": {}, args.transform: {"transform": transform}, "step": {"drive": drive}}
+    changes = {"as_is": {}, args.transform: {"transform": transform}, "drive": {"drive": drive}}
     for condition, change in changes.items():
         print(test_line(condition, evaluate(model, data.test, args, **change)))
     return 0

@@ -8,7 +8,6 @@ own is a function and its entry in `PIXEL_SETS` or `TEXT_SETS`, whose keys --dat
 import functools
 import hashlib
 import io
-import os
 import socket
 import tarfile
 import urllib.request
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from NetworkCreation.errors import UserError
+from Training.run_directory import write_whole
 from Training.sequences import load_npz
 
 MNIST_SHA256 = {
@@ -197,13 +197,11 @@ def _download_pennchar(path):
                     data = archive.extractfile(member).read()
             if hashlib.sha256(data).hexdigest() != PENNCHAR_SHA256[path.name]:
                 raise OSError("wrong checksum")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-            partial.write_bytes(data)
-            partial.replace(path)
-            return
         except (OSError, KeyError, tarfile.TarError) as error:
             reasons.append(f"{url} ({error})")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return write_whole(path, data)
     raise UserError(
         f"pennchar is missing ({path}) and not obtained from {', '.join(reasons)}; --dataset pydoc "
         "needs no files"

@@ -96,7 +96,7 @@ class Trainer:
     def batches(self, items):
         """Yields the remaining `items` of this epoch, one per batch."""
         items = items[: self.args.limit_batches]
-        log_every = self.args.log_interval or (10 if self.args.verbose else math.inf)
+        log_every = min(self.args.log_interval or math.inf, 10 if self.args.verbose else math.inf)
         self.model.train()
         self._scoring = False
         title = f"epoch {self.epoch + 1}/{self.args.epochs}"

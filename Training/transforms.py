@@ -10,18 +10,18 @@ import math
 import torch
 
 
-def sine(steps, frequency=1.0, amplitude=0.5, phase=0.0):
-    """The transform 1 + A sin(2π f t/T + φ), with f in cycles per sequence and φ in radians."""
-    angle = 2 * math.pi * frequency * torch.arange(steps) / steps + phase
+def sine(steps, frequency=1.0, amplitude=0.5):
+    """The transform 1 + A sin(2π f t/T), with f in cycles per sequence."""
+    angle = 2 * math.pi * frequency * torch.arange(steps) / steps
     return (1 + amplitude * torch.sin(angle))[:, None, None]
 
 
 def random_sine(steps, amplitude, generator):
-    """A sine transform with frequency ~ U(0, 2) and phase 0."""
+    """A sine transform with frequency ~ U(0, 2)."""
     return sine(steps, 2 * torch.rand((), generator=generator).item(), amplitude)
 
 
-def step_drive(steps, size=1.0, position=200, length=200):
+def step_drive(steps, size, position, length):
     """A step (T,): size for position ≤ t < position + length, and 0 elsewhere."""
     t = torch.arange(steps)
     return size * ((position <= t) & (t < position + length)).float()

@@ -184,9 +184,9 @@ def test_columns_run_side_by_side_and_windows_predict_every_symbol_once():
         assert predicted == list(range(1, rows))
 
 
-def test_the_sine_has_a_frequency_amplitude_and_phase_and_the_step_is_half_open():
-    factors = sine(6, frequency=1.5, amplitude=0.3, phase=0.4)
-    expected = [1 + 0.3 * math.sin(2 * math.pi * 1.5 * t / 6 + 0.4) for t in range(6)]
+def test_the_sine_has_a_frequency_and_amplitude_and_the_step_is_half_open():
+    factors = sine(6, frequency=1.5, amplitude=0.3)
+    expected = [1 + 0.3 * math.sin(2 * math.pi * 1.5 * t / 6) for t in range(6)]
     assert factors.shape == (6, 1, 1) and factors.flatten().tolist() == pytest.approx(expected)
     assert step_drive(6, 0.5, 1, 2).tolist() == [0, 0.5, 0.5, 0, 0, 0]
 
@@ -196,7 +196,7 @@ def test_test_transforms_match_the_paper_and_scale_with_the_length():
     transforms = {name: make(784) for name, make in TEST_TRANSFORMS.items()}
     assert {factors.shape for factors in transforms.values()} == {(784, 1, 1)}
     t = torch.arange(784)[:, None, None]
-    assert torch.equal(transforms["sin"], sine(784, 1.0, 0.5, 0.0))
+    assert torch.equal(transforms["sin"], sine(784, 1.0, 0.5))
     assert torch.equal(transforms["step"], 1.0 + ((t >= 200) & (t < 400)))
     assert torch.equal(transforms["lin"], t / 784) and (transforms["none"] == 1).all()
 

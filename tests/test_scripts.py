@@ -148,13 +148,13 @@ def test_a_nonfinite_loss_ends_the_run(call, only_run, script):
 
 @pytest.mark.parametrize("net_type", LAYERS)
 def test_smnist_is_tested_as_in_training_and_under_a_step_drive(succeed, only_run, net_type):
-    flags = ["--net-type", net_type, "--save-dir", os.getcwd()]
+    flags = ["--net-type", net_type, "--save-dir", os.getcwd(), "--transform", "step"]
     trained = succeed(SMNIST, *TOY[SMNIST], *flags, "--epochs", 2)
     out = succeed(SMNIST, "--test", "--limit-batches", 3, *flags)
     assert f"{only_run('.') / 'e_2.pth.tar'}, after 2 of 2 epochs, a dry run" in out
     tests = re.findall("^test .*", out, re.MULTILINE)
     assert tests[:2] == re.findall("^test .*", trained, re.MULTILINE)
-    assert tests[2].startswith("test step: loss")
+    assert tests[1].startswith("test step: loss") and tests[2].startswith("test drive: loss")
 
 
 def test_complete_runs_are_tested_and_dry_runs_only_if_asked(succeed, error_of, tmp_path):
@@ -302,7 +302,7 @@ BAD = {
         --sed=1: did you mean --seed?
         --net-type LSTM --rinit cayley --capacity 2: --capacity: applies to --net-type EURNN
     """,
-    PTB: "--tied; --betas 0.0 0.9 --no-adam; --any-corpus; --save best/model.pt",
+    PTB: "--tied; --betas 0.0 0.9 --no-adam; --any-corpus; --save a/b.pt; --save last.pth.tar",
 }
 BAD = [(script, row) for script in BAD for row in re.split("[;\n]", BAD[script].strip())]
 
@@ -410,7 +410,7 @@ def test_real_mnist_end_to_end(succeed, only_run):
     flags = ["--data", data_root("mnist"), "-p", "--nhid", 8, "--epochs", 1, "--limit-batches", 1]
     succeed(SMNIST, *flags, "--batch", 20)
     assert only_run().parents[2].name == "psMNIST"
-    assert "test step: loss" in succeed(SMNIST, "--test", "-p", "--limit-batches", 1)
+    assert "test drive: loss" in succeed(SMNIST, "--test", "-p", "--limit-batches", 1)
 
 
 @pytest.mark.parametrize("net_type", ["RNN", "nnRNN"])
