@@ -171,7 +171,7 @@ def load_all(wanted, notebook):
         settings = pd.Series({p: str(arrays["settings"]) for p, arrays in loaded[name].items()})
         if (counts := settings.value_counts()).size > 1:
             problems.append(f"{name}: computed with different settings:\n{counts.to_string()}")
-            lacking.update(settings.index[settings != counts.index[0]])
+            lacking.update(settings.index[settings != json.dumps(defaults(name))])
     if problems:
         text = command([notebook], sorted(lacking))
         raise FigureError("\n".join([*problems, "compute them with:", text]))
@@ -191,10 +191,13 @@ def command(names, paths):
 def missing(table, notebook):
     """The command for the analyses of a notebook that trained runs lack; None if there are all."""
     for _, run in table.iterrows():
-        names = [n for n in NOTEBOOKS[notebook] if n != "step_response" or run["network"] == "ANRU"]
-        applies = run["epochs_done"] and pd.notna(run.get("dataset"))
-        if applies and not all(file_of(run["path"], name).exists() for name in names):
-            return command([notebook], table["path"])
+        path, names = run["path"], NOTEBOOKS[notebook]
+        names = [name for name in names if name != "step_response" or run["network"] == "ANRU"]
+        applies = run["epochs_done"] and any(Run(path).kept) and pd.notna(run.get("dataset"))
+        with contextlib.suppress(RunError):  # stale
+            if not applies or all(load(path, name) is not None for name in names):
+                continue
+        return command([notebook], table["path"])
     return None
 
 

@@ -46,7 +46,7 @@ def gather(run):
     metrics, tests = (runs.read_csv(path / name) for name in TABLES)
     if metrics.empty:
         raise RunError(f"{path}: has no epoch yet")
-    tests = tests[tests["condition"].isin(["as_is", "best"])] if len(tests) else tests
+    tests = tests[tests["condition"] == "as_is"] if len(tests) else tests
     panels, epochs, score = {}, metrics["epoch"], run["score"]
     for name in {score} if score == "bits_per_character" else {"loss", score}:  # bits are a loss
         if f"validation_{name}" in metrics:
@@ -88,7 +88,7 @@ def gains(run, metrics, response):
         epochs, mean, spread = metrics[["epoch", f"{name}_mean", f"{name}_std"]].to_numpy().T
         if pd.notna(run[name]):
             epochs, mean, spread = np.insert([epochs, mean, spread], 0, (0, run[name], 0), axis=1)
-        units = response[f"{name}_kept"][-1] if response else saved.get(f"rnn.{name}")
+        units = response[f"{name}_end"] if response else saved.get(f"rnn.{name}")
         if np.ptp(mean) > 0:
             panels[name] = epochs, mean, spread, units
     return panels
@@ -274,6 +274,7 @@ def labels(table):
     """The network of each run, its seed, and the arguments in which runs of a network differ."""
     within = {name for _, group in table.groupby("network") for name in runs.varied(group)}
     names = [name for name in runs.varied(table) if name == "seed" or name in within] or ["seed"]
+    names += ["started"] * int(table.duplicated(["network", *names]).any())
     return [
         ", ".join([run["network"], *(f"{k} {run[k]}" for k in names if pd.notna(run[k]))])
         for _, run in table.iterrows()

@@ -58,6 +58,7 @@ def load(root="SavedModels"):
             named = reason if str(path) in str(reason) else f"{path}: {reason}"
             print(f"skipped: {named}", file=sys.stderr)
     table = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, "n", "s", "seed"])
+    table["random"] = table.get("random")  # a flag of sMNIST_task.py alone
     for name in ("n", "s"):
         table[name] = pd.to_numeric(table.get(name))
     return table.sort_values("started", kind="stable", ignore_index=True)
@@ -65,10 +66,8 @@ def load(root="SavedModels"):
 
 def curves(table):
     """The learning curves of runs: metrics.csv with the columns `KEYS`, a row per run and epoch."""
-    parts = [
-        read_csv(Path(run["path"]) / "metrics.csv").assign(**run[KEYS])
-        for _, run in table.iterrows()
-    ]
+    rows = table.set_index("path", drop=False)[KEYS].iterrows()
+    parts = [read_csv(Path(path) / "metrics.csv").assign(**row) for path, row in rows]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -92,7 +91,7 @@ def _row(path):
     network = network_name(arguments)
     score, chance = score_and_chance(model)
     validation = metrics[f"validation_{score}"] if len(metrics) else pd.Series(dtype=float)
-    test = tests.loc[tests["condition"].isin(["as_is", "best"]), score] if len(tests) else ()
+    test = tests.loc[tests["condition"] == "as_is", score] if len(tests) else ()
     plain = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in arguments.items()}
     return plain | {
         "task": config["task"],

@@ -66,7 +66,8 @@ def matching(table, arguments):
     for name, value in arguments.items():
         if name not in table:
             raise FigureError(f"no run has an argument {name}")
-        table = table[table[name].isin(value if isinstance(value, (list, tuple)) else [value])]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        table = table[table[name].isin(values) | (table[name].isna() & (None in values))]
     return table
 
 
@@ -153,7 +154,7 @@ def at_shared_start(chosen):
     if gamma.empty:
         return chosen
     counts = gamma.groupby(["n", "s"])["network"].nunique()
-    shared = counts.index[counts == gamma["network"].nunique()]
+    shared = counts.index[counts == chosen.loc[chosen["setting"].notna(), "network"].nunique()]
     if shared.empty:
         raise FigureError("static and heterogeneous share no initial n and s")
     n, s = min(shared, key=lambda start: np.hypot(*np.subtract(start, PREFERRED)))
@@ -168,7 +169,7 @@ def check_agreement(chosen, varied, network=None):
         if len(counts) > 1:
             texts = (f"{value} ({in_runs(number)})" for value, number in counts.items())
             lines.append(f"  {name}: {', '.join(texts)}")
-            choice[name] = counts.index.tolist()[0]
+            choice[name] = None if pd.isna(counts.index[0]) else counts.index.tolist()[0]
     if lines:
         choice = {network: choice} if network else choice
         which = f" of {network}" if network else ""

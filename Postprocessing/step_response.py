@@ -8,8 +8,7 @@ Saved, for X sizes ξ (0: no step), T steps, U recorded units:
     units (U,)               indices of the recorded units, evenly spaced
     n, s, h (X, T)           means over sequences and units
     n_units, s_units, h_units (X, T, U)    of the recorded units along the first sequence
-    epochs (E,), n_kept, s_kept (E, H)     without a step, at each kept checkpoint: means over
-                                           steps and sequences, of each unit
+    n_end, s_end (H,)        without a step: means over steps and sequences, of each unit
 
 Source: Geadah et al., PLOS Computational Biology 2024, figures 4a and 5b. Its script starts paths
 in the (n, s) plane one step after the onset, ends them at the mean over 300 ≤ t < 380, and draws
@@ -19,7 +18,7 @@ contours where γ′ + 0.013 = 1; here at the onset, at the mean of the last qua
 import numpy as np
 import torch
 
-from Postprocessing.networks import kept_model, layer_input, trained_anru
+from Postprocessing.networks import layer_input, trained_anru
 from Postprocessing.unit_responses import XI
 from Training.transforms import step_drive, step_window
 
@@ -49,12 +48,9 @@ def compute(run, data, device, *, sizes=XI, sequences=16, units=16):
         "xi": np.array(sizes),
         "window": np.array([position, position + length]),
         "units": recorded,
-        "epochs": np.array(list(run.kept)),
     }
     for name in ("n", "s", "h"):
         arrays[name] = np.stack([trace[name].mean(axis=(1, 2)) for trace in traces])
         arrays[f"{name}_units"] = np.stack([trace[name][:, 0, recorded] for trace in traces])
-    kept = [along(kept_model(run, epoch).rnn.to(device), x.float()) for epoch in run.kept]
-    for name in ("n", "s"):
-        arrays[f"{name}_kept"] = np.stack([trace[name].mean(axis=(0, 1)) for trace in kept])
-    return arrays
+    still = along(layer, x)
+    return arrays | {f"{name}_end": still[name].mean(axis=(0, 1)) for name in ("n", "s")}

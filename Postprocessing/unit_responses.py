@@ -27,13 +27,13 @@ the step; its α near −1 means little.
 
 import copy
 import functools
-from dataclasses import dataclass
+from collections import namedtuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from Postprocessing.networks import Unsuitable, trained_anru
+from Postprocessing.networks import NotApplicable, trained_anru
 
 XI = (0.0, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0)
 TRIALS = 5
@@ -42,19 +42,8 @@ UNIT_ORDERS = np.linspace(-1, 1, 100)
 INPUT = 0.8  # mean of x, and base of the units' steps
 REFERENCE = 25  # D^α h is taken from its value at this step
 CONNECTIVITY = ("connected", "isolated")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """L, the driven steps, σ of ε, the raised steps of the paper's target, and the fitted steps."""
-
-    steps: int
-    driven: slice
-    noise: float
-    raised: slice
-    window: slice
-
-
+# L, the driven steps, σ of ε, the raised steps of the paper's target, and the fitted steps.
+Protocol = namedtuple("Protocol", ("steps", "driven", "noise", "raised", "window"))
 PROTOCOLS = {
     "short": Protocol(150, slice(51, 101), 0.1, slice(51, 100), slice(40, 110)),  # |t − 75| < 25
     "long": Protocol(300, slice(102, 202), 5.0, slice(101, 200), slice(80, 220)),  # |t − 150| < 50
@@ -162,7 +151,7 @@ def compute(run, data, device):
     """The arrays listed in the module docstring."""
     _, layer = trained_anru(run, device)
     if layer.input_size != 1:
-        raise Unsuitable(f"needs a network of one input, got {layer.input_size}")
+        raise NotApplicable(f"needs a network of one input, got {layer.input_size}")
     arrays = {"xi": np.array(XI)}
     for name, protocol in PROTOCOLS.items():
         for connectivity in CONNECTIVITY:

@@ -148,15 +148,19 @@ def test_the_command_saves_the_page_and_names_what_is_missing(copied, tmp_path, 
     assert f"{path}: has no epoch yet" in error_of(report.main, path, *flags)
 
 
-def test_runs_that_cannot_be_drawn_are_a_one_line_error(table, copied, tmp_path, error_of):
+def test_runs_that_cannot_be_drawn_are_a_one_line_error(table, copied, tmp_path, call, error_of):
     root = Path(table["path"].iloc[0]).parents[4]
     for words, reason in (
         ([root], "a page has runs of one task, got psDigits, pydoc"),
         ([tmp_path / "empty"], "no runs at or below"),
         ([root, "--where", "lr > 1"], "argument --where: lr > 1: no run matches"),
-        ([copied("e_1.*")], "lyapunov.npz: stale, computed from other"),
     ):
         assert reason in error_of(report.main, *words)
+    code, _, err = call(report.main, stale := copied("e_1.*"))
+    _, command, last = err.splitlines()  # the command computes all that is stale
+    assert code == 2 and "lyapunov.npz: stale, computed from other" in last
+    assert command.endswith(f"analyse report {stale}")
+    assert len({*report.labels(table), *report.labels(table[[True] * 2 + [False] * 2])}) == 4
     many = len(plots.PALETTE)
     with pytest.raises(RunError, match=f"at most {many} runs fit on a page, got {many + 1}"):
         report.colours_of(["LSTM"] * (many + 1))

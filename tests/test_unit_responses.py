@@ -1,6 +1,5 @@
 """Responses of ANRU's units to a step: the protocol, the fractional order, the adaptive index."""
 
-import dataclasses
 import math
 from functools import partial
 
@@ -124,7 +123,7 @@ def test_the_adaptive_index_compares_the_two_windows():
 @pytest.mark.parametrize("isolated", [False, True])
 def test_the_responses_match_the_equations(isolated):
     layer = build("ANRU", inputs=1)
-    protocol = dataclasses.replace(PROTOCOLS["short"], steps=60, noise=0.3)
+    protocol = PROTOCOLS["short"]._replace(steps=60, noise=0.3)
     units, W = unit_layer(layer, isolated), layer.Whh.weight
     changed = {"Uxh.weight": layer.Uxh.weight[:, 0].diag()}
     changed |= {"Whh.weight": W.diag().diag()} if isolated else {}

@@ -9,25 +9,17 @@ import math
 import resource
 import sys
 import time
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-
-class Shape(NamedTuple):
-    T: int
-    B: int
-    I: int  # noqa: E741, the letter of the input size
-    H: int
-    classes: int
-    characters: bool  # of PTB, embedded and predicted at every step; else pixels
-    n: float  # of γ at the start
-
+# characters: those of PTB, embedded and predicted at every step; else pixels. n: at the start.
+Shape = namedtuple("Shape", ("T", "B", "I", "H", "classes", "characters", "n"))
 
 SHAPES = {
     "psMNIST": Shape(784, 100, 1, 400, classes=10, characters=False, n=5.0),

@@ -13,8 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -27,14 +27,8 @@ COMMANDS = [  # of Usage in README; the last one is a run of the sweep
     "PTB_task.py --net-type RNN --nonlin gamma --n 2.5",
     "sMNIST_task.py -p --nonlin gamma --n 5 --s 0.5",
 ]
-
-
-class Batches(NamedTuple):
-    training: int  # in an epoch
-    evaluation: int  # in an epoch
-    passes: int  # evaluations after the one epoch that is timed
-
-
+# Of training and of evaluation in an epoch, and evaluations after the one epoch that is timed.
+Batches = namedtuple("Batches", ("training", "evaluation", "passes"))
 # psMNIST: 2 × 100 of validation; in the last and every 25th epoch 2 × 100 of the test set.
 BATCHES = {"sMNIST_task.py": Batches(500, 208, 4), "PTB_task.py": Batches(262, 263, 1)}
 
