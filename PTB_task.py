@@ -134,12 +134,12 @@ def test(args, given, device):
         raise UserError(f"{path} was trained on other symbols than those in {trained.data}")
     model = model_of(checkpoint, path, config)[0].to(device)
     text = columns(data.test, EVALUATION_COLUMNS, device, "test text")
-    trained.limit_batches = args.limit_batches
     print(test_line("as_is", evaluate(model, text, trained)))
     if args.sample is not None:
         generator, first = stream(trained.seed, "test"), data.vocabulary.index("<eos>")
         symbols = [data.vocabulary[i] for i in model.sample(first, args.sample, generator)]
-        print("".join({"_": " ", "<eos>": "\n"}.get(symbol, symbol) for symbol in symbols))
+        space = " " * any(len(symbol) > 1 for symbol in set(data.vocabulary) - {"<eos>"})  # words
+        print(space.join({"_": " ", "<eos>": "\n"}.get(symbol, symbol) for symbol in symbols))
     return 0
 
 

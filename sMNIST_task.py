@@ -137,7 +137,7 @@ def test(args, given, device):
     drive = step_drive(data.steps, 1.0, *step_window(data.steps)).to(device)
     changes = {"as_is": {}, args.transform: {"transform": transform}, "drive": {"drive": drive}}
     for condition, change in changes.items():
-        print(test_line(condition, evaluate(model, data.test, args, **change)))
+        print(test_line(condition, evaluate(model, data.test, trained, **change)))
     return 0
 
 

@@ -85,14 +85,15 @@ def run_name(args):
     ratio = getattr(args, "transform_ratio", 0.0)
     name = f"{args.net_type}_lr{args.lr}_p{ratio}_hs{args.nhid}"
     name += "" if args.nonlin is None else f"_{args.nonlin}"
-    name += "" if args.n is None else f"_n{args.n:.5g}_s{args.s:.5g}"
+    name += "".join(f"_{k}{v:.5g}" for k in "ns" if (v := getattr(args, k)) is not None)
     return f"{name}_static" if args.learn_params is False else name
 
 
 def identity(config):
     """What distinguishes a run, as a string: its script, data, and the arguments that matter."""
     arguments = {k: v for k, v in config["arguments"].items() if k not in (*HOW, *MODE)}
-    return json.dumps([config["script"], arguments, config["data"]], sort_keys=True)
+    data = config["data"] if "dataset" in arguments else {}  # of a script that makes its data
+    return json.dumps([config["script"], arguments, data], sort_keys=True)
 
 
 def read_text(path):

@@ -78,6 +78,8 @@ def load_pixels(name, root, seed, permute, device=None):
     that draws the pixel permutation (if permute), then the sample permutation. Returns PixelData on
     the device. Raises UserError if a file cannot be read or downloaded, or has the wrong checksum.
     """
+    if name != "npz" and Path(root).suffix == ".npz":
+        raise UserError(f"argument --data: {root} needs --dataset npz, got {name}")
     images, labels, scale, sizes, last, checksums = PIXEL_SETS[name](Path(root))
     random = np.random.RandomState(seed)
     if permute:
@@ -88,6 +90,7 @@ def load_pixels(name, root, seed, permute, device=None):
     if scale is None:
         scale = images[parts[0]].abs().max().item() or 1
     task = {"mnist": "MNIST", "npz": Path(root).stem}.get(name, name)
+    task += ".npz" * (name == "npz" and task.lower() in PIXEL_SETS)
     return PixelData(
         *(PixelSet(images[i].to(device), labels[i].to(device), scale) for i in parts),
         steps=images.shape[1],
@@ -168,8 +171,10 @@ def load_text(name, root, any_corpus=False):
 
 def _load_pennchar(root, any_corpus):
     """The Penn Treebank; any text in its place, or in the data folder itself and named by it."""
-    own = any_corpus and (root / "train.txt").is_file()
-    folder = root if own else root / "pennchar"
+    own = (root / "train.txt").is_file()
+    folder = root if own and any_corpus else root / "pennchar"
+    if own and not any_corpus and not folder.is_dir():
+        raise UserError(f"argument --data: {root} has a text of its own, use --any-corpus")
     parts, checksums = [], {}
     for name, digest in PENNCHAR_SHA256.items():
         if any_corpus and not (folder / name).is_file():
@@ -182,7 +187,8 @@ def _load_pennchar(root, any_corpus):
         parts.append(_symbols(folder / name, data))
     if checksums == PENNCHAR_SHA256:
         return parts, "PTB", checksums
-    return parts, (own and root.resolve().name) or "corpus", checksums
+    task = (folder == root and root.resolve().name) or "corpus"
+    return parts, f"{task}-corpus" if task in ("PTB", "pydoc") else task, checksums
 
 
 def _download_pennchar(path):
@@ -275,11 +281,13 @@ def checksums_of(args):
         return MNIST_SHA256
     if dataset == "ptb" and not any_corpus:
         return PENNCHAR_SHA256
-    return {} if dataset is None else _loaded_checksums(dataset, args.data, any_corpus)
+    return {} if dataset is None else _loaded_checksums(dataset, Path(args.data), any_corpus)
 
 
 @functools.cache
 def _loaded_checksums(dataset, root, any_corpus):
     if dataset in PIXEL_SETS:
         return PIXEL_SETS[dataset](root)[-1]
+    if dataset not in TEXT_SETS:
+        raise UserError(f"--dataset {dataset}: not in PIXEL_SETS or TEXT_SETS")
     return TEXT_SETS[dataset](root, any_corpus)[-1]

@@ -69,7 +69,7 @@ def epoch_line(scores, gains, statistics):
     """The main numbers of an epoch in one line; losses and scores of training/validation."""
     parts = []
     for name, train in scores["train"].items():
-        validation = scores["validation"][name]
+        validation = scores["validation"].get(name, math.nan)
         if "accuracy" in name:
             parts.append(f"{name} {100 * train:5.1f}/{100 * validation:5.1f} %")
         else:

@@ -173,7 +173,7 @@ def _condition(name, net_type):
     """The flag that decides whether another one applies, and the values with which it does."""
     if name in ("alpha", "betas"):
         return "adam", [name == "betas"]
-    if name in ("n", "s", "learn_params", "random") and name in takes(net_type):
+    if name in ("n", "s", "learn_params", "random") and {name, "nonlin"} <= takes(net_type):
         return "nonlin", ["gamma", "gamma2"]
     return "net_type", [network for network in NETWORKS if name in takes(network)]
 
@@ -197,7 +197,8 @@ def _arguments_in_file(parser, path):
     try:
         content = json.loads(read_text(path))
         saved = content.get("arguments")
-    except (ValueError, RecursionError, AttributeError) as error:
+        saved = None if saved is None else dict(saved)
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: not a JSON object of arguments ({error})") from error
     if saved is None:
         if modes := sorted(content.keys() & MODE):
@@ -205,8 +206,9 @@ def _arguments_in_file(parser, path):
         return content
     if (script := content.get("script", parser.prog)) != parser.prog:
         raise UserError(f"{path}: of a run of {script}")
-    # An n that was drawn is drawn again, by the seed.
-    aside = {*HOW, "n", "random"} if saved.get("random") else HOW
+    # An n that was drawn is drawn again, by the seed; data may have been moved.
+    aside = {*HOW, "n", "random"} if saved.get("random") else {*HOW}
+    aside -= {"data"} if Path(saved.get("data") or "").exists() else set()
     return {name: value for name, value in saved.items() if name not in aside}
 
 
@@ -264,6 +266,9 @@ def tested_checkpoint(parser, args, given):
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("config")
     if config is None:
+        held = any(name.endswith(".n") for name in checkpoint["state_dict"])
+        if args.n is not None and "n" not in given and not held:
+            raise UserError(f"{path}: has no n and s, which --n and --s give")
         return path, checkpoint, args
     try:
         reason = _mismatch(parser, config, asked)
@@ -278,8 +283,11 @@ def tested_checkpoint(parser, args, given):
     if reason is not None:
         raise UserError(f"{path}: {reason}")
     print(f"checkpoint: {path}, after {epochs}")
+    trained.limit_batches = args.limit_batches
     if "data" in given or not Path(getattr(trained, "data", "")).exists():
         trained.data = args.data
+    if "data" not in given and "dataset" in trained and checksums_of(trained) != config.get("data"):
+        print(f"warning: {trained.data}: not the data that this run was trained on")
     return path, checkpoint, trained
 
 

@@ -118,7 +118,8 @@ class Run:
     def add_row(self, name, row):
         """Appends a row, {column: value}, to a table."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
+        columns = (self.tables[name].partition("\n")[0] or ",".join(row)).split(",")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         if not self.tables[name]:
             writer.writeheader()
         writer.writerow(row)

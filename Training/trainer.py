@@ -71,7 +71,7 @@ class Trainer:
             self._restore()
         self.events = Events(self.run.path)
         lines = [f"run: {self.run.path}", f"device: {config['device']}"]
-        if args.n is not None:
+        if None not in (args.n, args.s):
             learned = "learned" if args.learn_params else "fixed"
             lines.append(f"n = {args.n:.5g}, s = {args.s:.5g} at the start, {learned}")
         if args.resume is not None:

@@ -90,6 +90,7 @@ def main(argv=None):
                 "train": {name: trainer.mean(name) for name in ("loss", "error")},
                 "validation": evaluate(model, args.delay, stream(args.seed, "evaluation", epoch)),
             }
+            x, _ = draw(args.delay, 8, stream(args.seed, "evaluation", epoch))
             gains = model.rnn.gains(model.encoder(x.to(device)))
             tests = {"as_is": evaluate(model, args.delay, stream(args.seed, "test"))}
             trainer.finish_epoch(scores, gains, tests if trainer.keeps(epoch) else None)

@@ -1,7 +1,5 @@
 """Fault injection: damages runs and files, and checks that nothing is lost.
 
-    python3 -m tests.faults --rounds 10                       ten rounds of each kind
-    python3 -m tests.faults --rounds 1000 --only files
     python3 -m tests.faults --rounds 20 --only kill --keep DIR
 
 kill: a run is stopped at random times, by SIGKILL, SIGTERM or SIGINT, and resumed until it is done;

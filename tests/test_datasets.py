@@ -20,7 +20,7 @@ from NetworkCreation.errors import UserError
 from tests.conftest import data_root, write_corpus
 from Training import datasets
 from Training.datasets import checksums_of, columns, load_pixels, load_text, windows
-from Training.transforms import TEST_TRANSFORMS, random_sine, sine, step_drive, step_window
+from Training.transforms import TEST_TRANSFORMS, sine, step_drive, step_window
 
 
 def test_digits_are_permuted_and_split_by_seed():
@@ -199,10 +199,3 @@ def test_test_transforms_match_the_paper_and_scale_with_the_length():
     assert torch.equal(transforms["sin"], sine(784, 1.0, 0.5))
     assert torch.equal(transforms["step"], 1.0 + ((t >= 200) & (t < 400)))
     assert torch.equal(transforms["lin"], t / 784) and (transforms["none"] == 1).all()
-
-
-def test_the_random_sine_draws_its_frequency_from_0_to_2():
-    drawn, again = (torch.Generator().manual_seed(1) for _ in range(2))
-    for _ in range(20):
-        frequency = 2 * torch.rand((), generator=again).item()
-        assert torch.equal(random_sine(64, 0.2, drawn), sine(64, frequency, 0.2))

@@ -1,5 +1,8 @@
 """What a user adds: a network, an activation, data, a text and a task."""
 
+import signal
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -26,10 +29,10 @@ class MGU(RecurrentLayer):
         f_t = σ(Wf [x_t, h_{t−1}])
         h_t = (1 − f_t) ∘ h_{t−1} + f_t ∘ tanh(W x_t + V (f_t ∘ h_{t−1}) + drive_t)
 
-    State: h (B, H) and the number of steps so far (B, 1). Source: Zhou et al., arXiv 1603.09420.
+    State: h (B, H) and the steps so far (B, 1). n and s are unused. Source: arXiv 1603.09420.
     """
 
-    def __init__(self, input_size, hidden_size, rinit="henaff", generator=None, **like):
+    def __init__(self, input_size, hidden_size, n=1, s=0, rinit="henaff", generator=None, **like):
         super().__init__(input_size, hidden_size)
         like["generator"] = generator
         self.Wf = linear_map(input_size + hidden_size, hidden_size, torch_default, **like)
@@ -73,8 +76,9 @@ def test_a_network_and_an_activation_need_one_line(succeed, error_of, in_this_pr
     outputs, _, traced = load_model(path)[0].rnn.trace(torch.rand(5, 2, 1))
     assert outputs.shape == (5, 2, 8) and torch.equal(traced["h"], outputs)
     monkeypatch.setitem(NONLINEARITIES, "softsign", Activation(nn.functional.softsign))
-    for flags in (["--net-type", "MGU"], ["--nonlin", "softsign"]):
+    for flags in (["--net-type", "MGU", "--s", 0.5], ["--nonlin", "softsign"]):
         succeed(PTB, *TOY[PTB], *flags, "--epochs", 1)
+    assert list(Path("SavedModels").glob("pydoc/400/MGU_*_n2.5_s0.5"))
 
 
 def save_sequences(path, samples=60, **arrays):
@@ -111,15 +115,17 @@ def test_sequences_in_a_file_are_trained_on(succeed, error_of, tmp_path):
     error = error_of(SMNIST, "--test", "--checkpoint", newest_checkpoint(run.path), code=1)
     assert "has 2 inputs and 3 classes, but" in error and "1 and 3" in error
     assert "no run with dataset npz, data" in error_of(*tested, first, code=1)  # it has changed
+    wrong = error_of(SMNIST, "--dataset", "digits", "--data", first, code=1)
+    assert f"{first} needs --dataset npz" in wrong
 
 
 def test_the_parts_of_a_file(tmp_path):
     pixels = np.arange(60 * 4, dtype=np.uint8).reshape(60, 4)
-    path = save_sequences(tmp_path / "a.npz", x=pixels)
+    path = save_sequences(tmp_path / "MNIST.npz", x=pixels)
     data = load_pixels("npz", path, 3, False)
     order = np.random.RandomState(3).permutation(60)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [48, 6, 6]
-    assert np.array_equal(data.test.images, pixels[order[54:]]) and data.name == "sA"
+    assert np.array_equal(data.test.images, pixels[order[54:]]) and data.name == "sMNIST.npz"
     x, _ = data.train.batch(slice(0, 48))
     assert x.shape == (4, 48, 1) and x.max() == 1 and data.train.scale == pixels[order[:48]].max()
     assert set(data.train.labels.tolist()) == {0, 1, 2}
@@ -173,6 +179,7 @@ def test_a_text_of_ones_own_is_trained_on_and_written(succeed, error_of, tmp_pat
     written = [succeed(PTB, *tested).split("\n", 2)[2] for _ in range(2)]
     assert written[0] == written[1] and len(written[0]) == 81 and set(written[0]) == set("alu \n")
     assert "--sample: requires --test" in error_of(PTB, "--sample", 3)
+    assert "songs has a text of its own" in error_of(PTB, "--data", "songs", code=1)
 
 
 def test_a_task_is_one_script(in_this_process, tmp_path, monkeypatch):
@@ -188,5 +195,9 @@ def test_a_task_is_one_script(in_this_process, tmp_path, monkeypatch):
     for panels in analyse_and_draw():
         assert {"loss", "error", "n", "s"} <= panels.keys()
     assert copy_memory_task.main(["--test", "--seed", "1"]) == 0
+    with monkeypatch.context() as patch:  # interrupted after the batches of an epoch
+        patch.setattr(copy_memory_task, "evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert copy_memory_task.main([*flags, "--seed=3"]) == 143
+    assert once.main([copy_memory_task.__file__, *flags, "--seed=3"]) == 0
     x, target = copy_memory_task.draw(4, 2, torch.Generator())
     assert torch.equal(x[:10], target[-10:]) and len(x) == 24 and (x[10:] >= 8).all()

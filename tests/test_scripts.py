@@ -22,7 +22,7 @@ from NetworkCreation.models import build_model
 from NetworkCreation.Networks import NETWORKS as LAYERS
 from tests.conftest import PTB, REPOSITORY, SMNIST, TOY, data_root, rows, write_corpus
 from tests.forks import Fork
-from Training import console
+from Training import console, datasets
 from Training.run_directory import Run, find_runs
 from Training.trainer import Trainer
 
@@ -149,7 +149,7 @@ def test_a_nonfinite_loss_ends_the_run(call, only_run, script):
 @pytest.mark.parametrize("net_type", LAYERS)
 def test_smnist_is_tested_as_in_training_and_under_a_step_drive(succeed, only_run, net_type):
     flags = ["--net-type", net_type, "--save-dir", os.getcwd(), "--transform", "step"]
-    trained = succeed(SMNIST, *TOY[SMNIST], *flags, "--epochs", 2)
+    trained = succeed(SMNIST, *TOY[SMNIST], *flags, "--epochs", 2, "--batch", 20)
     out = succeed(SMNIST, "--test", "--limit-batches", 3, *flags)
     assert f"{only_run('.') / 'e_2.pth.tar'}, after 2 of 2 epochs, a dry run" in out
     tests = re.findall("^test .*", out, re.MULTILINE)
@@ -217,6 +217,9 @@ def test_the_papers_checkpoint_is_tested_with_flags(succeed, error_of, tmp_path)
     assert "test as_is" in succeed(SMNIST, *flags, "--nhid", 8, "--n", 1)
     err = error_of(SMNIST, *flags, "--nhid", 9, code=1)
     assert "e_99.pth.tar" in err and "9 units" in err
+    state = {name: value for name, value in model.state_dict().items() if name[-2:] != ".n"}
+    torch.save({"state_dict": state, "optimizer": {}, "epoch": 99}, path)
+    assert "has no n and s" in error_of(SMNIST, *flags, "--nhid", 8, code=1)
 
 
 def test_the_data_of_a_run_are_found_again(succeed, only_run, tmp_path):
@@ -228,7 +231,10 @@ def test_the_data_of_a_run_are_found_again(succeed, only_run, tmp_path):
     assert succeed(*tested) != succeed(*tested, "--data", "other")
     succeed(PTB, "--test", "--limit-batches", 3)
     (tmp_path / "own").rename(tmp_path / "moved")
-    succeed(PTB, "--test", "--limit-batches", 3, "--data", "moved")
+    assert "warning" not in succeed(PTB, "--test", "--limit-batches", 3, "--data", "moved")
+    (tmp_path / "other").rename(tmp_path / "own")
+    datasets._loaded_checksums.cache_clear()
+    assert "own: not the data that this run was trained on\n" in succeed(*tested)
 
 
 def test_typed_flags_override_a_config(tmp_path, succeed, only_run):
@@ -248,6 +254,8 @@ def test_typed_flags_override_a_config(tmp_path, succeed, only_run):
     args = merged(of_run, "--net-type", "LSTM")
     assert args.net_type == "LSTM" and args.n is args.nonlin is args.rinit is None
     assert merged(of_run, "--nonlin", "relu").n is None
+    of_run["arguments"]["data"] = str(tmp_path)
+    assert merged(of_run).data == tmp_path and merged(of_run, "--data", "x").data == Path("x")
     args = merged({"n": -1e-3, "save_epochs": [3, 4], "permute": True, "clip": None})
     assert (args.n, args.random, args.save_epochs, args.permute) == (-1e-3, False, [3, 4], True)
 
@@ -262,6 +270,7 @@ WRONG = [
     ({"script": "PTB_task.py", "arguments": {"bptt": 9}}, "c.json: of a run of PTB_task.py"),
     ({"resume": "run", "lr": 1}, "c.json: resume cannot be set in a file"),
     ([1], "not a JSON object"),
+    ({"arguments": [1]}, "not a JSON object"),
 ]
 
 

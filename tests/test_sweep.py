@@ -92,7 +92,6 @@ def test_other_data_make_another_run(folder, in_this_process, error_of):
         (["--gian", "1", "--", *ONE], "--gian: did you mean --gain?"),
         (["1", "--gain", "2"], "unrecognized argument 1"),
         (["--gain", "--", *ONE], "--gain: has no values"),
-        (["--gain", "1", "--gain", "2"], "--gain: given twice"),
         (["--n", "1", "2", "--gain=3"], "--gain: given twice"),
         (["--n", "1", "2", "--", "--n=9"], "--n: given twice"),
         (["--seed", "1", "--", "--lr", "1e-3", "--lr=1e-4"], "--lr: given twice"),

@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 
 # characters: those of PTB, embedded and predicted at every step; else pixels. n: at the start.
 Shape = namedtuple("Shape", ("T", "B", "I", "H", "classes", "characters", "n"))
-
 SHAPES = {
     "psMNIST": Shape(784, 100, 1, 400, classes=10, characters=False, n=5.0),
     "PTB": Shape(150, 128, 200, 600, classes=50, characters=True, n=2.5),

@@ -1,6 +1,5 @@
 """Estimates the hours that 100 epochs of a command take, from a few batches of the real data.
 
-    python3 -m tests.benchmarks.run_time --data DIR
     python3 -m tests.benchmarks.run_time --command "sMNIST_task.py -p --net-type GRU"
 
 Each command trains and evaluates on a few batches, and prints the time of both. The first half of

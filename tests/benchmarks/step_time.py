@@ -3,7 +3,6 @@
     git clone https://github.com/vgeadah/NonlinMod ../NonlinMod
     python3 -m tests.benchmarks.step_time --paper ../NonlinMod
     python3 -m tests.benchmarks.step_time --network RNN-gamma2 expRNN --contestant code loop
-    python3 -m tests.benchmarks.step_time --shape PTB --device cuda
 
 A step is forward, backward, gradient norm and Adam, in float32, of the whole model of psMNIST (a
 cross-entropy after the last step) or PTB (an embedding of 50 symbols, a cross-entropy at every
