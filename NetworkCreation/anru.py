@@ -46,7 +46,7 @@ class ANRU(RecurrentLayer):
         self.Wgs = linear_map(supervisor_size, 1, partial(xavier, gain=0.01), **like)
         for linear in (self.Uxh, self.Whh, self.Uag, self.Wgg, self.Wgs):
             nn.init.zeros_(linear.bias)
-        nn.init.constant_(self.Wgn.bias, 5 + 2 * torch.rand((), generator=generator).item())
+        self.Wgn.bias.data.fill_(5 + 2 * torch.rand((), generator=generator, device="cpu").item())
 
     def state_shapes(self, batch):
         return [(batch, self.hidden_size), (batch, self.hidden_size, self.supervisor_size)]
@@ -175,8 +175,8 @@ class _ANRU(torch.autograd.Function):
 
     @staticmethod
     @time_loop.differentiable_once
-    def backward(ctx, doutputs, dstate, dy_last):
-        x, h, U, W, E, N, outputs, a, ns, kept = ctx.saved_tensors
+    def backward(ctx, saved, doutputs, dstate, dy_last):
+        x, h, U, W, E, N, outputs, a, ns, kept = saved
         steps, batch, size, M = *outputs.shape, len(E)
         blocks, square = _blocks(steps), _square(E)
         back = torch.zeros_like(square)  # dL/dy_t = back [dL/dz_{t+1}; dL/dn_t; dL/ds_t]

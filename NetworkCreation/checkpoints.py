@@ -101,7 +101,7 @@ def model_of(checkpoint, path, config=None):
         raise CheckpointError(f"{path}: has no config; give one")
     try:
         spec = config["model"]
-        model = build_model(spec)
+        model = build_model(spec, device="cpu")
     except (OptionError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: describes no valid network ({error})") from error
     try:

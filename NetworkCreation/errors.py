@@ -8,8 +8,8 @@ class UserError(Exception):
 class OptionError(UserError, ValueError):
     """An argument has a value that is not allowed; `name` is the name of the argument."""
 
-    def __init__(self, name, message):
-        super().__init__(message)
+    def __init__(self, name, message=None):  # pickle gives the message alone, and restores `name`
+        super().__init__(message or name)
         self.name = name
 
 

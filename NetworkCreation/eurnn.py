@@ -177,12 +177,12 @@ class _Unitary(torch.autograd.Function):
             ctx.phi = phi
             ctx.save_for_backward(h, own, other, swaps, bias, z)
         ctx.set_materialize_grads(False)
-        return outputs, state
+        return outputs, state.clone()
 
     @staticmethod
     @time_loop.differentiable_once
-    def backward(ctx, doutputs, dstate):
-        h, own, other, swaps, bias, z = ctx.saved_tensors
+    def backward(ctx, saved, doutputs, dstate):
+        h, own, other, swaps, bias, z = saved
         forth, back = _factors(own, other, swaps), _factors(own, other, swaps, back=True)
         d_entry = torch.empty_like(z)
         d_own, d_other = torch.zeros_like(own), torch.zeros_like(other)

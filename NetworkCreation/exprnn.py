@@ -27,6 +27,8 @@ class NewtonStep(nn.Module):
     """
 
     def forward(self, P):
+        if P.dtype.itemsize < 4:  # torch.matrix_exp is wrong
+            raise ValueError(f"an orthogonal matrix needs float32 or float64, got {P.dtype}")
         return 1.5 * P - 0.5 * P @ (P.t() @ P)
 
 

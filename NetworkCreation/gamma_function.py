@@ -116,7 +116,7 @@ def _operands(x, n, s):
 
 def check_gain(n, dtype=None):
     """Raises ValueError if the gain n is 0 or not finite in this dtype (None: the default)."""
-    converted = torch.as_tensor(n, dtype=dtype or torch.get_default_dtype())
+    converted = torch.as_tensor(n, dtype=dtype or torch.get_default_dtype(), device="cpu")
     if not (converted.isfinite() and converted != 0):
         raise ValueError(f"the gain n is {n}: it must be finite and not 0")
 

@@ -18,8 +18,8 @@ def _in_place(draw):
 
     @functools.wraps(draw)
     def fill(weight, generator=None, **options):
-        drawn = draw(torch.empty(weight.shape, dtype=weight.dtype), generator, **options)
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):
+            drawn = draw(torch.empty(weight.shape, dtype=weight.dtype), generator, **options)
             return weight.copy_(drawn)
 
     return fill

@@ -32,9 +32,9 @@ class Activation:
     """φ(a; parameters), element by element, for a step of a layer and for its fused loop.
 
     function(a, *parameters): φ, differentiable. Alone it is enough; the others are for speed:
-    value(a, *parameters, out): writes φ(a) to `out`, if given, and returns it.
-    slope(z, *parameters): φ′(a), a new tensor.
-    terms(z, *parameters): φ′(a), a new tensor, and a tuple of terms of ∂φ/∂parameters.
+    value(a, *parameters, out): writes φ(a) to `out`, if given, and returns it; `out` may be a.
+    slope(z, *parameters): φ′(a).
+    terms(z, *parameters): φ′(a), and a tuple of terms of the derivatives by the parameters.
     combine(*parameters, sums): these derivatives from sums of the terms (default: the sums).
     parameters: names of attributes of the layer, tensors of one shape.
     from_a: z is a; False: φ(a), which saves memory and needs `terms` (without parameters: `slope`).
@@ -60,8 +60,7 @@ class Activation:
         inputs = [tensor.expand_as(a).detach().requires_grad_() for tensor in (a, *parameters)]
         h = self.function(*inputs)
         slope, *terms = torch.autograd.grad(h.sum(), inputs, materialize_grads=True)
-        # A new tensor: of φ(a + b), autograd returns one for both derivatives.
-        return slope.clone(memory_format=torch.contiguous_format), tuple(terms)
+        return slope, tuple(terms)
 
 
 def modrelu(a, bias, out=None):
@@ -148,7 +147,7 @@ class RecurrentLayer(nn.Module):
 
     def initial_state(self, batch):
         """The state before the first step: zeros, of the dtype and on the device of the layer."""
-        like = next(self.parameters())
+        like = [*self.parameters(), *self.buffers()][0]
         return _joined([like.new_zeros(shape) for shape in self.state_shapes(batch)])
 
     def forward(self, x, state=None, drive=None):
@@ -159,7 +158,8 @@ class RecurrentLayer(nn.Module):
         """
         x, state, drive = self._prepare(x, state, drive)
         with without_autocast(hidden(state).device):
-            run = self._run if x.shape[1] > 0 else self._steps  # the fused loops need a sample
+            hooked = any(m._forward_pre_hooks or m._forward_hooks for m in self.children())
+            run = self._steps if hooked or x.shape[1] == 0 else self._run  # which calls no hooks
             outputs, state, *_ = run(x, state, drive)
         return self._arrange(outputs), state
 
@@ -175,7 +175,7 @@ class RecurrentLayer(nn.Module):
         """
         x, state, drive = self._prepare(x, state, drive)
         with without_autocast(hidden(state).device):
-            outputs, state, traced = self._steps(x, state, drive, keep)
+            outputs, state, traced = self._steps(x, state, drive, keep and tuple(keep))
         return self._arrange(outputs), state, {k: self._arrange(v) for k, v in traced.items()}
 
     def _run(self, x, state, drive):
@@ -226,7 +226,7 @@ class RecurrentLayer(nn.Module):
 
     def _in_own_dtype(self, name, tensor):
         """The tensor in the layer's dtype; raises ValueError for others than half precision."""
-        own = next(self.parameters()).dtype
+        own = [*self.parameters(), *self.buffers()][0].dtype
         if tensor.dtype not in (own, torch.float16, torch.bfloat16):
             raise ValueError(f"the {name} is {tensor.dtype}, but the layer is {own}")
         return tensor.to(own)

@@ -51,8 +51,7 @@ class CharacterModel(nn.Module):
 
     def forward(self, symbols, state=None, drive=None):
         """symbols (T, B) of integers; returns logits (T, B, vocabulary) and the layer's state."""
-        vocabulary, embedding_size = self.encoder.weight.shape
-        few = vocabulary < embedding_size
+        few = self.encoder.num_embeddings < self.encoder.embedding_dim
         x = Embedded(symbols, self.encoder.weight) if few else self.encoder(symbols)
         outputs, state = self.rnn(x, state, drive)
         return self.decoder(outputs), state
@@ -64,8 +63,7 @@ class CharacterModel(nn.Module):
         for _ in range(count):
             symbol = torch.tensor([[symbol]], device=self.encoder.weight.device)
             logits, state = self(symbol, state)
-            shares = logits[0, 0].cpu().softmax(0)
-            symbol = torch.multinomial(shares, 1, generator=generator).item()
+            symbol = torch.multinomial(logits[0, 0].cpu().softmax(0), 1, generator=generator).item()
             symbols.append(symbol)
         return symbols
 

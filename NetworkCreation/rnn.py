@@ -20,19 +20,18 @@ class ElmanLayer(RecurrentLayer):
     A subclass creates the linear maps U and V, in this order, and then calls `_add_activation`.
     """
 
-    def _add_activation(self, nonlin, n, s, learn_params, generator, device, dtype):
+    def _add_activation(self, nonlin, n, s, learn_params, generator, **like):
         """Sets φ and adds its parameters: n and s, b, or none. Arguments and errors: see `RNN`."""
         choose("nonlin", nonlin, NONLINEARITIES)
         self.nonlin = nonlin
         if nonlin in ("gamma", "gamma2"):
             units = self.hidden_size if nonlin == "gamma2" else 1
             try:
-                register_gain_and_saturation(self, units, n, s, learn_params, device, dtype)
+                register_gain_and_saturation(self, units, n, s, learn_params, **like)
             except ValueError as error:
                 raise OptionError("n", str(error)) from None
         if nonlin == "modrelu":
-            like = {"generator": generator, "device": device, "dtype": dtype}
-            self.b = uniform_parameter(self.hidden_size, 0.01, **like)
+            self.b = uniform_parameter(self.hidden_size, 0.01, generator=generator, **like)
 
     @property
     def activation(self):
@@ -126,8 +125,8 @@ class _RNN(torch.autograd.Function):
 
     @staticmethod
     @time_loop.differentiable_once
-    def backward(ctx, doutputs, dstate):
-        x, h, U, V, outputs, a, *parameters = ctx.saved_tensors  # a is outputs unless φ needs it
+    def backward(ctx, saved, doutputs, dstate):
+        x, h, U, V, outputs, a, *parameters = saved  # a is outputs unless φ needs it
         phi, passes = ctx.phi, time_loop.passes(outputs)
         learned = any(ctx.needs_input_grad[7:])
         sums = []
@@ -136,11 +135,12 @@ class _RNN(torch.autograd.Function):
         for first, last in reversed(passes):
             z = a[first:last]
             slope, terms = phi.terms(z, *parameters) if learned else (phi.slope(z, *parameters), ())
-            dh = torch.empty_like(slope)
+            dh = torch.empty_like(z)
+            da = torch.empty_like(z) if terms else dh  # terms need dL/dh
             for t in reversed(range(first, last)):
                 dh_t = time_loop.hidden_gradient(t, da_t, V, doutputs, dstate, out=dh[t - first])
-                da_t = time_loop.flush(slope[t - first].mul_(dh_t))  # slope becomes dL/da
-            gradients.add(first, last, slope)
+                da_t = time_loop.flush(torch.mul(slope[t - first], dh_t, out=da[t - first]))
+            gradients.add(first, last, da)
             sums = sums or [h.new_zeros(passes[0][1], *h.shape) for _ in terms]
             for total, term in zip(sums, terms, strict=True):
                 total[: last - first].addcmul_(dh, term)

@@ -85,8 +85,8 @@ def differentiable_once(backward):
     def run(ctx, *gradients):
         if torch.is_grad_enabled():  # only with create_graph=True
             raise RuntimeError("layers are differentiable once; use layer.loop for more")
-        with without_autocast(ctx.saved_tensors[0].device):
-            return backward(ctx, *gradients)
+        with without_autocast((saved := ctx.saved_tensors)[0].device):  # checkpoint allows one look
+            return backward(ctx, saved, *gradients)
 
     return run
 

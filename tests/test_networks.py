@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import pickle
 import re
 from functools import partial
 
@@ -129,7 +130,7 @@ def test_matches_the_equations(key, drive, state, seed):
     last, expected = plain_run(key, layer, *arguments)
     torch.testing.assert_close(quantities, expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(parts(traced[1]), last, rtol=1e-9, atol=1e-10)
-    *run, part = layer.trace(*arguments, keep=["a"])
+    *run, part = layer.trace(*arguments, keep=iter(["a"]))
     assert part.keys() == {"a"} and torch.equal(part["a"], quantities["a"])
     assert_same_run(run, traced)
     with pytest.raises(ValueError, match="charge"):
@@ -257,6 +258,8 @@ def test_constructors_have_these_arguments_and_name_an_invalid_one(net_type, net
         with rejects(name, repr(value), *allowed) as caught:
             network(**options)
         assert isinstance(caught.value, OptionError) and isinstance(caught.value, UserError)
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (again.name, str(again)) == (caught.value.name, str(caught.value))
         assert caught.value.name == name
 
 
@@ -286,10 +289,16 @@ def test_gated_layers_have_no_single_recurrent_matrix(key):
 
 @pytest.mark.parametrize("name", ["RNN", "expRNN"])
 def test_an_activation_needs_only_its_function(name, monkeypatch):
-    """Swish with a learned slope, tanh with a learned bias, and a linear function."""
+    """Swish with a learned slope, tanh with a learned bias, an exponential, a linear function."""
     swish = Activation(lambda a, beta: a * torch.sigmoid(beta * a), parameters=("beta",))
-    biased = Activation(lambda a, beta: torch.tanh(a + beta), parameters=("beta",))
-    for activation in (swish, biased, Activation(lambda a: a)):
+
+    def terms(a, beta):  # one tensor for both derivatives
+        slope = 1 - torch.tanh(a + beta) ** 2
+        return slope, (slope,)
+
+    biased = Activation(lambda a, beta: torch.tanh(a + beta), terms=terms, parameters=("beta",))
+    itself = Activation(lambda a: a.exp() / 9, slope=lambda h: h, from_a=False)  # not a copy
+    for activation in (swish, biased, itself, Activation(lambda a: a)):
         monkeypatch.setitem(NONLINEARITIES, "new", activation)
         layer = new(name, nonlin="new")
         layer.beta = torch.nn.Parameter(randn(H))
