@@ -44,7 +44,7 @@ def make_parser():
     flag("--emsize", type=positive_int, default=200, help="size of the embedding")
     flag("--bptt", type=positive_int, default=150, help="steps per window")
     flag("--tied", **flags.SWITCH, help="share one matrix between embedding and read-out")
-    flag("--save", default="model.pt", metavar="NAME", help="file in the run's directory of the "
+    flag("--save", default="model.pt", metavar="NAME.pt", help="file in the run's directory of the "
          "model with the best validation loss")  # fmt: skip
     flag("--any-corpus", **flags.SWITCH, help="accept any text: train.txt, valid.txt, test.txt in "
          "--data or in its folder pennchar, symbols separated by white space")  # fmt: skip
