@@ -70,16 +70,13 @@ def t_tests(values):
     return table.assign(p_holm=holm(table["p"]))
 
 
-def holm(p, number=None):
-    """p values (N,) corrected for their number by Holm's method; NaN stays, and does not count.
-
-    number: of all comparisons, if p lacks some that are larger than those that it has.
-    """
+def holm(p):
+    """p values (N,) corrected for their number by Holm's method; NaN stays, and does not count."""
     p = np.asarray(p, dtype=float)
     corrected = np.full_like(p, np.nan)
     tested = np.flatnonzero(np.isfinite(p))
     order = tested[np.argsort(p[tested])]
-    factors = (number or len(order)) - np.arange(len(order))
+    factors = len(order) - np.arange(len(order))
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
     return corrected
 
@@ -113,6 +110,6 @@ def in_words(row):
     return f"{signed(row['mean'])} {interval} ± {row['half']:.3f}"
 
 
-def signed(value):
-    """A number with three decimals, its sign, and a true minus."""
-    return f"{np.round(value, 3) + 0.0:+.3f}".replace("-", "−")  # not −0
+def signed(value, sign="+"):
+    """A number with three decimals and a true minus; sign: "+", or "-" for that of a minus only."""
+    return f"{np.round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # not −0

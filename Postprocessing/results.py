@@ -4,13 +4,9 @@
 
 --update writes them into the two files, each between <!-- table NAME --> and <!-- end -->.
 
-The files in results hold rows of runs. Those of psDigits have their settings, scores and scalars of
-analyses, as from
+The files in results hold rows of runs, those of psDigits as from
 
     python3 -m Postprocessing.results --rows RUN... > Postprocessing/results/NAME.csv
-
-psDigits_grid_summary and _settings hold means and intervals, because the runs behind them are gone;
-psDigits_grid.csv, with the runs of the grid, replaces the summary.
 """
 
 import re
@@ -19,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from Postprocessing import analyse, comparison, runs
 from Postprocessing.regularization import KINDS
@@ -31,15 +26,14 @@ from Training.parser import Parser
 
 FOLDER = Path(__file__).resolve().parent
 TEXTS = FOLDER / "RESULTS.md", REPOSITORY / "README.md"
-COMPARISONS = 18  # of the grid: six quantities, each of three pairs of settings
-LEADING = "λ₁ (nats/step)"
+NEARNESS = "distance of λ₁ from 0 (nats/step)"
 WITHSTANDS = "test accuracy, mean over the six changes"
 RANGE = "range of λ₁ over ξ (nats/step)"
 CLAIMS = {  # of the paper and of the later study, by the quantities that measure them
     "test accuracy": "learned n and s perform better, one pair for each unit best",
     "validation accuracy at epoch 41": "learned n and s learn faster",
     "validation accuracy, mean over epochs": "learned n and s learn faster",
-    LEADING: "learned networks are nearer to the edge of chaos",
+    NEARNESS: "learned networks are nearer to the edge of chaos",
     WITHSTANDS: "ANRU withstands changes of the input better",
     RANGE: "with adaptation, λ₁ changes less with ξ (later study)",
 }
@@ -158,7 +152,7 @@ def digits():
 
 def interval(mean, half, sign="-"):
     """Mean ± half the 95 % t interval over seeds; sign: "+" for differences."""
-    return f"{mean:{sign}.3f} ± {half:.3f}".replace("-", "−")
+    return f"{comparison.signed(mean, sign)} ± {half:.3f}"
 
 
 def differences(tests):
@@ -172,25 +166,40 @@ def numbered(table, name):
     return table.filter(regex=rf"^{name} \d+$").rename(columns=lambda label: int(label.split()[-1]))
 
 
+def grid():
+    """The runs of the grid, their validation accuracy by epoch, and λ₁ after training."""
+    table = read("psDigits_grid").set_index(["setting", "n", "s", "seed"]).sort_index()
+    return table, numbered(table, "validation"), table.filter(like="lyapunov leading").iloc[:, -1]
+
+
 def grid_differences():
     """The comparisons of the grid, as from `comparison.compare`."""
-    if not (FOLDER / "results" / "psDigits_grid.csv").exists():
-        table = read("psDigits_grid_summary")
-        error = table["half"] / stats.t.ppf(0.975, table["seeds"] - 1)
-        p = 2 * stats.t.sf((table["mean"] / error).abs(), table["seeds"] - 1)
-        return table.assign(p=p, p_holm=comparison.holm(p, COMPARISONS))
-    table = read("psDigits_grid").set_index(["setting", "n", "s", "seed"])
-    curves = table.filter(regex=r"^validation \d+$")
+    table, curves, leading = grid()
     return comparison.compare(
         {
             "test accuracy": table["test"],
-            "validation accuracy at epoch 41": curves["validation 41"],
+            "validation accuracy at epoch 41": curves[41],
             "validation accuracy, mean over epochs": curves.mean(axis=1),
-            LEADING: table.filter(like="lyapunov leading").iloc[:, -1],
+            NEARNESS: leading.abs(),
             "norm of the Jacobian": table.filter(like="jacobian spectral").iloc[:, -1],
             "mutual information (nats)": table.filter(like="information information").mean(axis=1),
         }
     )
+
+
+def grid_settings():
+    """Statistics of each setting: those of the paper, and the median of λ₁."""
+    _, curves, leading = grid()
+    last = curves.iloc[:, -1]
+    best = [run for _, v in last.groupby("setting") for run in v.nlargest(-(-len(v) // 4)).index]
+    learned = curves[41][last > 0.12].groupby("setting")
+    rows = {
+        "upper quartile of validation accuracy at epoch 41": learned.quantile(0.75),
+        "median λ₁ after training (nats/step)": leading.groupby("setting").median(),
+        "mean λ₁ of the best quarter (nats/step)": leading[best].groupby("setting").mean(),
+    }
+    table = pd.DataFrame(rows).T[list(runs.SETTINGS)].rename_axis("quantity")
+    return markdown(table.map(lambda value: comparison.signed(value, "-")))
 
 
 def grid_summary():
@@ -198,7 +207,7 @@ def grid_summary():
     table = grid_differences()
     table["text"] = differences(table)
     text = wide(table, "quantity", "difference", "text", "".join)
-    return markdown(text.loc[["test accuracy", "validation accuracy, mean over epochs", LEADING]])
+    return markdown(text.loc[["test accuracy", "validation accuracy, mean over epochs", NEARNESS]])
 
 
 def claims():
@@ -209,9 +218,11 @@ def claims():
     for quantity, paired in ((WITHSTANDS, anru_minus_others([])), (RANGE, anru_ranges())):
         tests = comparison.t_tests(paired).rename_axis("difference").reset_index()
         parts.append(tests.assign(quantity=quantity, text=differences(tests), cells=""))
-    table = pd.concat(parts)
+    table = pd.concat(parts, ignore_index=True)
+    learned = table["difference"] == "heterogeneous − homogeneous"  # claimed of test accuracy alone
+    claimed = table["quantity"].mask(learned & (table["quantity"] != "test accuracy"))
     columns = {
-        "the paper": table["quantity"].map(CLAIMS).fillna("no claim"),
+        "the paper": claimed.map(CLAIMS).fillna("no claim"),
         "measured": table["quantity"] + ", " + table["difference"],
         "n": table["cells"] + table["seeds"].map("{} seeds".format),
         "mean [over cells] ± over seeds": table["text"],
@@ -225,12 +236,12 @@ def claims():
 def correction():
     """The sentence on the number of comparisons."""
     table = grid_differences()
-    passed, resolved = (int((table[name] < 0.05).sum()) for name in ("p", "p_holm"))
+    resolved = (table["quantity"] + ", " + table["difference"])[table["p_holm"] < 0.05]
     return (
-        f"The grid has {COMPARISONS} comparisons (six quantities, three pairs of settings). Of the "
-        f"{len(table)} in RESULTS.md, {passed} have p < 0.05 in a t test over seeds, and one in "
-        f"twenty is expected by chance; after Holm's correction for all {COMPARISONS}, "
-        f"{resolved or 'none'} (smallest corrected p: {table['p_holm'].min():.2f})."
+        f"Of the {len(table)} comparisons of the grid (six quantities, three pairs of settings), "
+        f"{(table['p'] < 0.05).sum()} have p < 0.05 in a t test over seeds, and one in twenty is "
+        f"expected by chance; after Holm's correction: {'; '.join(resolved) or 'none'} (smallest "
+        f"corrected p: {table['p_holm'].min():.2f})."
     )
 
 
@@ -279,9 +290,7 @@ TABLES = {
     "claims": claims,
     "correction": correction,
     "grid": grid_summary,
-    "settings": lambda: markdown(
-        wide(read("psDigits_grid_settings"), "quantity", "setting", "value", BITS)
-    ),
+    "settings": grid_settings,
     "digits": digits,
     "later study": later_study,
 }
@@ -314,10 +323,14 @@ def main(argv=None):
     flag("--rows", type=Path, nargs="+", metavar="RUN", help="print the rows of these runs, as CSV")
     flag("--where", metavar="EXPRESSION", help="select runs, as in Postprocessing.runs")
     args = parser.parse_args(argv)
+    if args.where and not args.rows:
+        parser.error("argument --where: requires --rows")
     if args.rows:
         table = analyse.table_of(args.rows, args.where, parser)
-        if not table["finished"].all():
-            parser.error("argument --rows: not all runs are finished; --where finished selects")
+        repeated = table.duplicated(["task", "network", "n", "s", "seed"])
+        if (wrong := ~table["finished"] | table["dry"] | repeated).any():
+            path = table["path"][wrong].iloc[0]
+            parser.error(f"argument --rows: {path} is unfinished, dry or repeated; see --where")
         print(rows(table).to_csv(index=False, float_format="%.5g"), end="")
     elif args.update:
         for path in TEXTS:

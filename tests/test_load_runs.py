@@ -207,7 +207,13 @@ def test_a_mistyped_command_is_a_one_line_error(two_runs, counted, words, reason
 
 
 def test_rows_are_those_of_finished_runs(two_runs, succeed, error_of):
-    lines = succeed(results.main, "--rows", "SavedModels").splitlines()
+    rows, end = ("--rows", "SavedModels"), " is unfinished, dry or repeated; see --where\n"
+    assert error_of(results.main, *rows).endswith(f"{two_runs[0]}{end}")  # dry
+    for path in (path / "config.json" for path in two_runs):
+        path.write_text(re.sub('(limit_batches": )[0-9]+', r"\1null", path.read_text()))
+    lines = succeed(results.main, *rows).splitlines()
     assert len(lines) == 3 and lines[0].startswith("task,network,setting,n,s,seed,nhid")
-    (two_runs[0] / "test_results.csv").unlink()
-    assert "not all runs are finished" in error_of(results.main, "--rows", "SavedModels")
+    shutil.copytree(two_runs[0], two_runs[0].parent / "copy")
+    (two_runs[1] / "test_results.csv").unlink()
+    for where, path in (("lr > 1e-3", two_runs[1]), ("lr < 1e-2", two_runs[0].parent / "copy")):
+        assert error_of(results.main, *rows, "--where", where).endswith(f"{path}{end}")

@@ -37,7 +37,7 @@ SHORT = {
     "Postprocessing.runs": ([], "psMNIST .* dry run"),
     "Postprocessing.report": ([], r"/report\.png"),
     "Postprocessing.analyse": (["--set", *SMALL], r": \d+ computed\n"),
-    "Postprocessing.results": ([], "The grid has 18 comparisons"),
+    "Postprocessing.results": ([], "Of the 18 comparisons"),
     "tests.benchmarks.paper_start": (["--limit-batches=1"], "validation: loss"),
     "tests.benchmarks.run_time": (
         ["--limit-batches=2", "--command=sMNIST_task.py --dataset digits --nhid 8"],
