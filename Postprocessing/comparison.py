@@ -111,5 +111,5 @@ def in_words(row):
 
 
 def signed(value, sign="+"):
-    """A number with three decimals and a true minus; sign: "+", or "-" for that of a minus only."""
+    """A number with three decimals and a true minus; sign: "-" omits a plus."""
     return f"{np.round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # not −0

@@ -9,6 +9,7 @@ The files in results hold rows of runs, those of psDigits as from
     python3 -m Postprocessing.results --rows RUN... > Postprocessing/results/NAME.csv
 """
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -172,6 +173,7 @@ def grid():
     return table, numbered(table, "validation"), table.filter(like="lyapunov leading").iloc[:, -1]
 
 
+@functools.cache  # four tables need it
 def grid_differences():
     """The comparisons of the grid, as from `comparison.compare`."""
     table, curves, leading = grid()
@@ -205,7 +207,7 @@ def grid_settings():
 def grid_summary():
     """The main differences between the settings, mean ± half the t interval over seeds."""
     table = grid_differences()
-    table["text"] = differences(table)
+    table = table.assign(text=differences(table))
     text = wide(table, "quantity", "difference", "text", "".join)
     return markdown(text.loc[["test accuracy", "validation accuracy, mean over epochs", NEARNESS]])
 
@@ -219,8 +221,8 @@ def claims():
         tests = comparison.t_tests(paired).rename_axis("difference").reset_index()
         parts.append(tests.assign(quantity=quantity, text=differences(tests), cells=""))
     table = pd.concat(parts, ignore_index=True)
-    learned = table["difference"] == "heterogeneous − homogeneous"  # claimed of test accuracy alone
-    claimed = table["quantity"].mask(learned & (table["quantity"] != "test accuracy"))
+    both_learn = table["difference"] == "heterogeneous − homogeneous"
+    claimed = table["quantity"].mask(both_learn & (table["quantity"] != "test accuracy"))
     columns = {
         "the paper": claimed.map(CLAIMS).fillna("no claim"),
         "measured": table["quantity"] + ", " + table["difference"],

@@ -174,7 +174,7 @@ def _load_pennchar(root, any_corpus):
     own = (root / "train.txt").is_file()
     folder = root if own and any_corpus else root / "pennchar"
     if own and not any_corpus and not folder.is_dir():
-        raise UserError(f"argument --data: {root} has a text of its own, use --any-corpus")
+        raise UserError(f"argument --data: {root} has a text of its own; use --any-corpus")
     parts, checksums = [], {}
     for name, digest in PENNCHAR_SHA256.items():
         if any_corpus and not (folder / name).is_file():

@@ -268,7 +268,7 @@ def tested_checkpoint(parser, args, given):
     if config is None:
         held = any(name.endswith(".n") for name in checkpoint["state_dict"])
         if args.n is not None and "n" not in given and not held:
-            raise UserError(f"{path}: has no n and s, which --n and --s give")
+            raise UserError(f"{path}: has no n and s; give --n and --s")
         return path, checkpoint, args
     try:
         reason = _mismatch(parser, config, asked)
